@@ -1,1 +1,4 @@
-__version__ = "0.1.0"
+"Describe the classes of an image dataset in words, and prove what the words are worth."
+from importlib.metadata import version
+
+__version__ = version("datadesc")

@@ -1,0 +1,55 @@
+# From a fresh clone: `make demo` describes the bundled dataset, `make test` runs every check.
+# Both install into .venv first, once; nothing outside this folder is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+FACTS := settings.ini setup.py pyproject.toml constraints.txt
+
+# Compiling every installed module ahead of time costs more than the few that are imported.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+
+# Kernels of this environment come before a kernel of the same name in the user's home.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: demo test check lab meadow-run clip readme
+
+demo: .venv/ready
+	rm -rf papermill_runs/demo
+	DATADESC_STORE=papermill_runs/demo/store $(BIN)/datadesc run meadow --out papermill_runs/demo
+
+# Two workers, so one thread each.
+test: export OMP_NUM_THREADS := 1
+test: .venv/ready-dev
+	$(BIN)/nbdev-test --n_workers 2 --timing
+	$(BIN)/pytest --numprocesses 2
+
+# Notebooks are clean, the package is what they export, and README.md is what the front page says.
+check: .venv/ready-dev
+	sh tools/check_clean.sh
+
+lab: .venv/ready
+	$(BIN)/jupyter lab nbs
+
+# Renews the committed run, on an empty store so that its times are true.
+meadow-run: .venv/ready
+	rm -rf papermill_runs/demo/store
+	DATADESC_STORE=papermill_runs/demo/store $(BIN)/datadesc run meadow --force
+
+# Trains the small CLIP of the package again; the notebook keeps its own outputs.
+clip: .venv/ready-dev
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb nbs/runs/train_clip.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/train_clip.ipynb
+
+readme: .venv/ready
+	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python $(FACTS)
+	$(INSTALL) .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(INSTALL) '.[dev]'
+	touch $@
