@@ -1,0 +1,124 @@
+"The store under what a chapter cannot show: kills, rivals, and folders that refuse"
+import json, os, signal, subprocess, sys
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+
+import datadesc.store
+from datadesc.store import Store, default_root, key_of, read_table, write_json, write_table
+
+
+@pytest.mark.parametrize("a, b", [
+    (1, 1.0), (1, True), ("1", 1), ([1, 2], [[1], 2]), ({1: 0}, {"1": 0}), (None, "null"),
+    (b"wings", "wings"), (np.zeros(3), np.zeros((3, 1))), (np.float32(0.1), 0.1),
+    (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float16)),
+    (pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})), (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1]}, index=[7])),
+    ({"array": 1}, {"tensor": 1})])
+def test_different_content_has_different_keys(a, b): assert key_of(value=a) != key_of(value=b)
+
+
+@pytest.mark.parametrize("a, b", [
+    ((1, 2), [1, 2]), ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ({3, 1}, {1, 3}), (np.int64(4), 4),
+    (torch.arange(6).reshape(2, 3).T, torch.arange(6).reshape(2, 3).T.contiguous()),
+    (np.array(["a", "b"], object), np.array(["a", "b"], object)), (torch.tensor(1.), torch.tensor(1.))])
+def test_equal_content_has_equal_keys(a, b): assert key_of(value=a) == key_of(value=b)
+
+
+def test_a_key_is_the_same_in_another_process():
+    parts = "options={'lr': .1, 'forms': {'clip', 'direct', 'printed'}}, table=pd.DataFrame({'a': [1., 2.], 'b': ['x', None]})"
+    code = f"import pandas as pd; from datadesc.store import key_of; print(key_of({parts}))"
+    keys = {subprocess.check_output([sys.executable, "-c", code], text=True, env=os.environ | {"PYTHONHASHSEED": seed}) for seed in "12"}
+    assert keys == {eval(f"key_of({parts})") + "\n"}
+
+
+def test_a_folder_is_its_files(tmp_path):
+    for name in ("a", "b"): write_json(tmp_path/name/"sub"/"x.json", {"wings": 2})
+    assert key_of(model=tmp_path/"a") == key_of(model=tmp_path/"b")
+    (tmp_path/"b"/"sub"/"x.json").rename(tmp_path/"b"/"sub"/"y.json")
+    assert key_of(model=tmp_path/"a") != key_of(model=tmp_path/"b")
+
+
+def test_a_module_is_its_source(tmp_path, monkeypatch):
+    source = tmp_path/"stage.py"
+    source.write_text("scale = 1")
+    monkeypatch.setattr(datadesc.store, "__file__", str(source))
+    before = key_of(code=datadesc.store)
+    source.write_text("scale = 2")
+    assert key_of(code=datadesc.store) != before
+
+
+def test_tensors_that_share_memory_are_kept(tmp_path):
+    emb = torch.randn(6, 2)
+    kept = Store(tmp_path).keep("emb", lambda: {"train": emb[:4], "val": emb[4:], "scale": torch.tensor(3.)}, n=6)
+    assert torch.equal(kept["val"], emb[4:]) and kept["scale"].item() == 3
+
+
+def test_tables_come_back_as_they_were(tmp_path):
+    table = pd.DataFrame({"text": ["wings", None], "correct": [b"\x01\x02", b""], "n": [1, 2], "passages": [["a"], []]})
+    read = read_table(write_table(tmp_path/"t.parquet", table))
+    assert read["passages"].tolist() == [["a"], []] and read["correct"].tolist() == table["correct"].tolist()
+    assert key_of(table=read_table(write_table(tmp_path/"u.parquet", read))) == key_of(table=read)
+
+
+def test_a_value_json_cannot_hold_is_named(tmp_path):
+    with pytest.raises(TypeError, match="result.json.*cannot be written.*object"): write_json(tmp_path/"result.json", {"x": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_computation_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError): Store(tmp_path).keep("value", lambda: 1/0, x=1)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_the_default_root_is_named_by_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATADESC_STORE", str(tmp_path))
+    assert default_root() == tmp_path and Store().root == tmp_path
+    monkeypatch.delenv("DATADESC_STORE")
+    assert default_root().name == "datadesc"
+
+
+KILLED = """
+import sys, time, torch
+from datadesc.store import whole
+with whole(sys.argv[1]) as part:
+    part.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+def test_a_killed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path/"result.json"
+    write_json(target, "old")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads(target.read_text()) == "old"
+
+
+RIVAL = """
+import sys, torch
+from datadesc.store import Store
+for i in range(20): assert Store(sys.argv[1]).keep("emb", lambda: torch.full((1000,), float(i)), i=i)[-1] == i
+"""
+
+def test_rivals_share_a_store(tmp_path):
+    rivals = [subprocess.Popen([sys.executable, "-c", RIVAL, str(tmp_path)]) for _ in range(2)]
+    assert [rival.wait() for rival in rivals] == [0, 0]
+    assert len(list((tmp_path/"emb").iterdir())) == 20
+
+
+@pytest.fixture
+def closed(tmp_path):
+    "A folder that refuses: one without write permission, seen by somebody who is not root"
+    tmp_path.chmod(0o500)
+    if os.geteuid(): yield tmp_path; return
+    os.setresuid(65534, 65534, 0)
+    try: yield Path("/etc")
+    finally: os.setresuid(0, 0, 0)
+
+def test_a_folder_that_refuses_is_one_clear_error(closed):
+    made = []
+    with pytest.raises(PermissionError, match="Cannot write in .*DATADESC_STORE"): Store(closed/"datadesc").keep("emb", lambda: made.append(1), x=1)
+    with pytest.raises(PermissionError, match="Choose another"): write_json(closed/"result.json", 1)
+    assert not made
