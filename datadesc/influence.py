@@ -6,7 +6,7 @@
 __all__ = ['stacked_errors', 'influence_matrix', 'self_influence', 'top', 'block_rows', 'Influence', 'influence',
            'text_influence', 'mean_influence']
 
-# %% ../nbs/40_influence.ipynb #885205ae
+# %% ../nbs/40_influence.ipynb #d048a3b3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .head import Checkpoint, check_features, errors, gradients
 
-# %% ../nbs/40_influence.ipynb #9715519f
+# %% ../nbs/40_influence.ipynb #7f031b51
 def _check_head(checkpoints):
     "Raise a ValueError unless the checkpoints are of one layer: same shape, same logit scale, bias or none."
     if not checkpoints: raise ValueError("checkpoints: the list is empty, expected what train_head returns")
@@ -28,15 +28,16 @@ def _check_head(checkpoints):
             raise ValueError(f"checkpoints: number {i} differs from number 0 in logit scale or bias; expected moments of one training")
     return first
 
-# %% ../nbs/40_influence.ipynb #9b059994
+# %% ../nbs/40_influence.ipynb #632b4771
 def _check_examples(checkpoints, x, y, name):
     "Raise a ValueError unless `x`, `y` are examples that the checkpoints can see."
     n_classes, width = _check_head(checkpoints).weight.shape
     if check_features(x, name).shape[1] != width: raise ValueError(f"{name}: width {x.shape[1]}, but the checkpoints were trained on features of width {width}")
+    if not len(x): raise ValueError(f"{name}: no rows, so there is no influence to speak of")
     if y.shape != (len(x),): raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(y.shape)}; expected one label a row")
-    if len(y) and (y.min() < 0 or y.max() >= n_classes): raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
+    if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
 
-# %% ../nbs/40_influence.ipynb #58e83c75
+# %% ../nbs/40_influence.ipynb #3561aea7
 def stacked_errors(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
     x: Tensor,  # (N, D) features
@@ -48,13 +49,13 @@ def stacked_errors(
     if normalised: found = [F.normalize(d, dim=1) for d in found]
     return torch.cat([d * c.lr ** .5 for d, c in zip(found, checkpoints)], dim=1)
 
-# %% ../nbs/40_influence.ipynb #a5bc7071
+# %% ../nbs/40_influence.ipynb #9c0b7ffc
 def _pairs(ckpt, errors_a, x_a, errors_b, x_b):
     "Influence (A, B) of every pair of two blocks from their stacked errors and features: the two products."
     likeness = torch.addmm(x_a.new_full((), float(ckpt.bias is not None)), x_a, x_b.T, alpha=ckpt.logit_scale ** 2)
     return (errors_a @ errors_b.T).mul_(likeness)
 
-# %% ../nbs/40_influence.ipynb #51894ddd
+# %% ../nbs/40_influence.ipynb #0f449717
 def influence_matrix(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -67,7 +68,7 @@ def influence_matrix(
     _check_examples(checkpoints, val, val_labels, "val")
     return _pairs(checkpoints[0], stacked_errors(checkpoints, train, train_labels), train, stacked_errors(checkpoints, val, val_labels), val)
 
-# %% ../nbs/40_influence.ipynb #899f0bbd
+# %% ../nbs/40_influence.ipynb #a90372f6
 def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
@@ -78,7 +79,7 @@ def self_influence(
     c, size = checkpoints[0], sum(k.lr * errors(k, x, y).square().sum(1) for k in checkpoints)
     return size * (c.logit_scale ** 2 * x.square().sum(1) + float(c.bias is not None))
 
-# %% ../nbs/40_influence.ipynb #6c2e8033
+# %% ../nbs/40_influence.ipynb #d5dd9486
 def top(
     scores: Tensor,  # (R, N)
     k: int,  # how many to keep of each row
@@ -94,7 +95,7 @@ def top(
     at = at.gather(1, order)
     return best, at if index is None else index.gather(1, at)
 
-# %% ../nbs/40_influence.ipynb #d68a8cf5
+# %% ../nbs/40_influence.ipynb #7d3bae81
 def block_rows(
     width: int,  # K*C, the width of the stacked errors
     memory_mb: float,  # budget for everything that is neither input nor output
@@ -106,7 +107,7 @@ def block_rows(
     val_rows = max(1, min(n_val, int(cells / 3 / width)))
     return val_rows, max(1, int(cells * 2 / 3 / (width * 2 + val_rows * 4)))
 
-# %% ../nbs/40_influence.ipynb #e90f7631
+# %% ../nbs/40_influence.ipynb #75038924
 def _blocks(train, train_labels, val, val_labels, checkpoints, memory_mb, normalised=False) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs."
     val_rows, train_rows = block_rows(sum(len(c.weight) for c in checkpoints), memory_mb, len(val), val.element_size())
@@ -117,10 +118,10 @@ def _blocks(train, train_labels, val, val_labels, checkpoints, memory_mb, normal
             t = slice(j, j + train_rows)
             yield v, t, _pairs(checkpoints[0], errors_v, val[v], stacked_errors(checkpoints, train[t], train_labels[t], normalised), train[t])
 
-# %% ../nbs/40_influence.ipynb #0b46d9bb
+# %% ../nbs/40_influence.ipynb #87fe7da2
 @dataclass(frozen=True)
 class Influence:
-    "What is kept of the influence of N train images on M validation images of C classes."
+    "What is kept of the influence of N train images on M validation images of C classes; a class without validation images has NaN in its rows."
     proponents: Tensor  # (M, k) train images with the highest influence, best first
     proponent_scores: Tensor  # (M, k)
     opponents: Tensor  # (M, k) train images with the lowest influence, worst first
@@ -132,18 +133,18 @@ class Influence:
 
     def __repr__(self): return f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, {len(self.by_class)} classes, top {self.proponents.shape[1]})"
 
-# %% ../nbs/40_influence.ipynb #6b323978
+# %% ../nbs/40_influence.ipynb #1439f553
 def _merge(best, at, block, start, k):
     "Running top `k`: the best so far joined by a block whose first column is train image `start`."
     scores, index = top(block, k)
     return top(torch.cat([best, scores], 1), k, torch.cat([at, index + start], 1))
 
-# %% ../nbs/40_influence.ipynb #a6062b04
+# %% ../nbs/40_influence.ipynb #34cfed62
 def _class_sums(block, labels, n_classes):
     "Rows of a block (M, N) summed by class: (C, N)."
     return block.new_zeros(n_classes, block.shape[1]).index_add_(0, labels, block)
 
-# %% ../nbs/40_influence.ipynb #c3ffb8e2
+# %% ../nbs/40_influence.ipynb #585f7b1a
 def influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -169,7 +170,7 @@ def influence(
     return Influence(pro_at, pro, con_at, -con, self_influence(train, train_labels, checkpoints),
                      total / counts[:, None], positive / counts[:, None], counts)
 
-# %% ../nbs/40_influence.ipynb #5c4e2de6
+# %% ../nbs/40_influence.ipynb #3a494a1d
 def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -189,7 +190,7 @@ def text_influence(
         total[:, t] += _class_sums(block, val_labels[v], n_classes)
     return total.T / val_labels.bincount(minlength=n_classes)
 
-# %% ../nbs/40_influence.ipynb #dc5ad0d5
+# %% ../nbs/40_influence.ipynb #fe793ed8
 def mean_influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)

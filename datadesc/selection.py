@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'check_unit', 'Evidence', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own',
            'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'proponent_images']
 
-# %% ../nbs/45_selection.ipynb #4f1c74db
+# %% ../nbs/45_selection.ipynb #54527920
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from torch import Tensor
 from .head import Checkpoint, center, check_features, common_part
 from .influence import Influence, influence, mean_influence, text_influence, top
 
-# %% ../nbs/45_selection.ipynb #a1a9a485
+# %% ../nbs/45_selection.ipynb #27f3deae
 def check_unit(
     x: Tensor,  # what was given
     name: str,  # how the caller names it, for the message
@@ -32,7 +32,7 @@ def check_unit(
         raise ValueError(f"{name}: row {int(bad[0])} has length {length[bad[0]]:.3g}, expected L2-normalised embeddings; use torch.nn.functional.normalize({name}, dim=1)")
     return x
 
-# %% ../nbs/45_selection.ipynb #0924f0a7
+# %% ../nbs/45_selection.ipynb #c318a7a0
 @dataclass(frozen=True)
 class Evidence:
     "What a form may look at when it scores the texts; rows of all embeddings have length one."
@@ -68,38 +68,38 @@ class Evidence:
         if kept < min(self.top_m, len(self.raw_train)): raise ValueError(f"top_m={self.top_m}, but image_influence keeps {kept} proponents per image; compute it with top_k={self.top_m}")
         return found
 
-# %% ../nbs/45_selection.ipynb #aa8c1834
+# %% ../nbs/45_selection.ipynb #429dd552
 class Parts(NamedTuple):
     "What a form's score is the sum of: per text (T,), or one number for all texts."
     influence: Tensor | float = 0.
     clip: Tensor | float = 0.
     chance: Tensor | float = 0.
 
-# %% ../nbs/45_selection.ipynb #981c248a
+# %% ../nbs/45_selection.ipynb #b066d635
 def _need_images(labels, text_class, n_classes, form, split):
     "Raise a ValueError if a class that has texts has no image in the split that the form reads."
     missing = sorted(set(text_class.tolist()) - set(labels.tolist()))
     if missing: raise ValueError(f"form={form!r} scores a text by the {split} images of its class, but class {', '.join(map(str, missing[:5]))} has none; add some, or use form='direct'")
 
-# %% ../nbs/45_selection.ipynb #7acfa356
+# %% ../nbs/45_selection.ipynb #2ce9a156
 def _class_means(x, labels, n_classes):
     "Mean row (C, D) of each class."
     return F.normalize(F.one_hot(labels, n_classes).to(x.dtype), p=1, dim=0).T @ x
 
-# %% ../nbs/45_selection.ipynb #80f8efb8
+# %% ../nbs/45_selection.ipynb #30d7e522
 def printed(e: Evidence) -> Parts:
     "Eq. 2 to the letter: mean influence of all pairs, and mean cosine to all train images, nothing centred."
     constant = mean_influence(e.train, e.train_class, e.val, e.val_class, e.checkpoints)
     return Parts(influence=constant, clip=e.raw_text @ common_part(e.raw_train))
 
-# %% ../nbs/45_selection.ipynb #c463f6de
+# %% ../nbs/45_selection.ipynb #7cdfc768
 def clip(e: Evidence) -> Parts:
     "Mean cosine to the train images of the text's own class."
     _need_images(e.train_class, e.text_class, e.n_classes, "clip", "train")
     means = _class_means(e.train, e.train_class, e.n_classes)
     return Parts(clip=(e.text * means[e.text_class]).sum(1))
 
-# %% ../nbs/45_selection.ipynb #ac33fbab
+# %% ../nbs/45_selection.ipynb #17c76d6d
 def _proponent_means(e):
     "Mean proponent image (C, D) of each class, their mean influence (C,), and which classes have any (C,)."
     scores, at = e.images.proponent_scores[:, :e.top_m], e.images.proponents[:, :e.top_m]
@@ -109,21 +109,21 @@ def _proponent_means(e):
     mean = total[:, :-1] / total[:, -1:].clamp(min=1)
     return mean[:, :-1], mean[:, -1], total[:, -1] > 0
 
-# %% ../nbs/45_selection.ipynb #c696dca9
+# %% ../nbs/45_selection.ipynb #74d5331c
 def _or_clip(e, found, parts):
     "The parts where the text's class has positive influence; where it has none, no influence part and the cosine of form `clip`."
     own = found[e.text_class]
     if own.all(): return parts
     return Parts(influence=torch.where(own, parts.influence, 0.), clip=torch.where(own, parts.clip, clip(e).clip))
 
-# %% ../nbs/45_selection.ipynb #6bd91e9a
+# %% ../nbs/45_selection.ipynb #7bec3e85
 def proponent(e: Evidence) -> Parts:
     "Mean cosine to the `top_m` train images that teach each validation image of the class most, and their mean influence."
     _need_images(e.val_class, e.text_class, e.n_classes, "proponent", "validation")
     mean, score, found = _proponent_means(e)
     return _or_clip(e, found, Parts(score[e.text_class], (e.text * mean[e.text_class]).sum(1)))
 
-# %% ../nbs/45_selection.ipynb #7099f127
+# %% ../nbs/45_selection.ipynb #539c2f0d
 def weighted(e: Evidence) -> Parts:
     "Cosine to all train images, each counted by its positive influence on the class's validation images."
     _need_images(e.val_class, e.text_class, e.n_classes, "weighted", "validation")
@@ -131,53 +131,53 @@ def weighted(e: Evidence) -> Parts:
     cosine = (e.text * (share @ e.train)[e.text_class]).sum(1)
     return _or_clip(e, share.sum(1) > 0, Parts(torch.zeros_like(cosine), cosine))
 
-# %% ../nbs/45_selection.ipynb #3a4da74e
+# %% ../nbs/45_selection.ipynb #6a972528
 def _text_by_class(e, normalised=False):
     "The text x class matrix (T, C) of this evidence."
     return text_influence(e.text, e.text_class, e.val, e.val_class, e.checkpoints, e.n_classes, normalised)
 
-# %% ../nbs/45_selection.ipynb #7182f936
+# %% ../nbs/45_selection.ipynb #a99f98c6
 def direct(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of all validation images."
     counts = e.val_class.bincount(minlength=e.n_classes).to(e.text.dtype)
     return Parts(influence=_text_by_class(e).nan_to_num() @ (counts / counts.sum()))
 
-# %% ../nbs/45_selection.ipynb #83bb268f
+# %% ../nbs/45_selection.ipynb #3453059b
 def _own_class(e, form, normalised=False):
     "Influence (T,) of each text on the mean loss of its own class."
     _need_images(e.val_class, e.text_class, e.n_classes, form, "validation")
     return _text_by_class(e, normalised).gather(1, e.text_class[:, None])[:, 0]
 
-# %% ../nbs/45_selection.ipynb #3903cd34
+# %% ../nbs/45_selection.ipynb #1a32bf2b
 def direct_own(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of its own class."
     return Parts(influence=_own_class(e, "direct_own"))
 
-# %% ../nbs/45_selection.ipynb #5e2c7112
+# %% ../nbs/45_selection.ipynb #446df7e5
 def direct_normalised(e: Evidence) -> Parts:
     "As `direct_own`, with every error of length one."
     return Parts(influence=_own_class(e, "direct_normalised", normalised=True))
 
-# %% ../nbs/45_selection.ipynb #9f6a2e21
+# %% ../nbs/45_selection.ipynb #b7e72534
 def random(e: Evidence) -> Parts:
     "A score that knows nothing: the floor."
     return Parts(chance=torch.rand(len(e.raw_text), generator=torch.Generator().manual_seed(e.seed)))
 
-# %% ../nbs/45_selection.ipynb #ba5e6cc1
+# %% ../nbs/45_selection.ipynb #90b0f31d
 FORMS: dict[str, Callable[[Evidence], Parts]] = dict(
     printed=printed, clip=clip, proponent=proponent, weighted=weighted,
     direct=direct, direct_own=direct_own, direct_normalised=direct_normalised,
     influence=direct,  # the ablation "influence only"
     random=random)
 
-# %% ../nbs/45_selection.ipynb #ea7049cf
+# %% ../nbs/45_selection.ipynb #45dba125
 def _ranked(table, top_k):
     "The table with `rank` (1 = best of its class, ties by text_id) and `proponent` (rank up to `top_k`)."
     order = table.sort_values(["class_id", "ift", "text_id"], ascending=[True, False, True])
     rank = (order.groupby("class_id").cumcount() + 1).reindex(table.index)
     return table.assign(rank=rank, proponent=rank <= top_k)
 
-# %% ../nbs/45_selection.ipynb #edf166e0
+# %% ../nbs/45_selection.ipynb #2ed6b7dd
 def ift(
     form: str,  # one of FORMS
     descriptions: pd.DataFrame,  # T rows with text_id and class_id, as `describe` makes them
@@ -196,6 +196,7 @@ def ift(
     "Score of every text in one form: text_id, class_id, form, ift and its two parts, rank in its class, and whether it is a proponent text."
     if form not in FORMS: raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}")
     if top_k < 1: raise ValueError(f"top_k={top_k}: expected at least one text per class")
+    if top_m < 1: raise ValueError(f"top_m={top_m}: expected at least one proponent image")
     if len(descriptions) != len(text_emb): raise ValueError(f"descriptions has {len(descriptions)} rows and text_emb {len(text_emb)}; expected one embedding per text")
     embs = [check_unit(x, name) for x, name in ((text_emb, "text_emb"), (train_emb, "train_emb"), (val_emb, "val_emb"))]
     text_class = torch.tensor(descriptions.class_id.to_numpy(), device=text_emb.device)
@@ -204,7 +205,7 @@ def ift(
     table = descriptions[["text_id", "class_id"]].assign(form=form, ift=sum(parts), influence_part=parts[0], clip_part=parts[1])
     return _ranked(table, top_k)
 
-# %% ../nbs/45_selection.ipynb #b3529cf8
+# %% ../nbs/45_selection.ipynb #8200c890
 def top_texts(
     scores: pd.DataFrame,  # what `ift` returned
     top_k: int,  # texts per class
@@ -212,7 +213,7 @@ def top_texts(
     "The `top_k` best rows of each class, best first."
     return scores[scores["rank"] <= top_k].sort_values(["class_id", "rank"])
 
-# %% ../nbs/45_selection.ipynb #1365bd20
+# %% ../nbs/45_selection.ipynb #cc31e27f
 def precision_by_class(
     scores: pd.DataFrame,  # what `ift` returned
     truth: pd.Series,  # what each row's text is worth, same index as `scores`
@@ -226,7 +227,7 @@ def precision_by_class(
         precision=right.apply(lambda c: c.right[c.chosen].mean()), chance=right.right.mean(),
         ceiling=right.apply(lambda c: min(k, c.right.sum()) / min(k, len(c)))))
 
-# %% ../nbs/45_selection.ipynb #39bd85d4
+# %% ../nbs/45_selection.ipynb #a66a3912
 def precision_at(
     scores: pd.DataFrame,  # what `ift` returned
     truth: pd.Series,  # what each row's text is worth, same index as `scores`
@@ -236,7 +237,7 @@ def precision_at(
     "Mean over classes of precision@k, with its chance and its ceiling."
     return precision_by_class(scores, truth, k, true).mean().to_dict()
 
-# %% ../nbs/45_selection.ipynb #fca8cce7
+# %% ../nbs/45_selection.ipynb #6e723148
 def proponent_images(
     text_emb: Tensor,  # (T, D) texts, treated (centred) as the form treats them
     text_class: Tensor,  # (T,)

@@ -1,0 +1,209 @@
+"Head and influence: agreement with autograd, blocks, ties, and every input a user can get wrong."
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc.head import (Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, gradients, learning_rate,
+                           logits, mean_loss, train_head)
+from datadesc.influence import (block_rows, influence, influence_matrix, mean_influence, self_influence, text_influence, top)
+
+C, D = 4, 6
+
+
+def cloud(n, seed, dtype=torch.float32):
+    "`n` points of `C` noisy classes in `D` dimensions, and their classes."
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % C
+    x = torch.eye(C, D, dtype=dtype)[y] + .5 * torch.randn(n, D, generator=g, dtype=dtype)
+    return F.normalize(x, dim=1), y
+
+
+def world(dtype=torch.float32, **options):
+    "Train and validation features with labels, and the checkpoints of a short training."
+    (x, y), (v, w) = cloud(37, 0, dtype), cloud(23, 1, dtype)
+    return x, y, v, w, train_head(x, y, C, HeadOptions(epochs=6, batch_size=8, n_checkpoints=3, **options))
+
+
+def autograd_influence(x, y, v, w, checkpoints):
+    "Influence (N, M) by the definition: gradients of each example's loss, from autograd."
+    total = torch.zeros(len(x), len(v), dtype=x.dtype)
+    for c in checkpoints:
+        params = [c.weight.clone().requires_grad_()] + ([] if c.bias is None else [c.bias.clone().requires_grad_()])
+        layer = replace(c, weight=params[0], bias=params[1] if len(params) > 1 else None)
+
+        def flat(a, b):
+            loss = F.cross_entropy(logits(layer, a[None]), b[None])
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
+        total += c.lr * torch.stack([flat(a, b) for a, b in zip(x, y)]) @ torch.stack([flat(a, b) for a, b in zip(v, w)]).T
+    return total
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [1., 10.])
+def test_closed_form_is_autograd(bias, scale):
+    x, y, v, w, ck = world(torch.float64, bias=bias, logit_scale=scale)
+    want = autograd_influence(x, y, v, w, ck)
+    assert (influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-9
+    found = influence(x, y, v, w, ck, top_k=5)
+    assert (found.proponent_scores - want.T.topk(5).values).abs().max() < 1e-9
+    assert (found.opponent_scores + (-want.T).topk(5).values).abs().max() < 1e-9
+    assert (self_influence(x, y, ck) - autograd_influence(x, y, x, y, ck).diag()).abs().max() < 1e-9
+    assert abs(mean_influence(x, y, v, w, ck) - want.mean()) < 1e-9
+    by_class = torch.stack([want[:, w == c].mean(1) for c in range(C)], 1)
+    assert (text_influence(x, y, v, w, ck, C) - by_class).abs().max() < 1e-9
+    assert (found.by_class.T - by_class).abs().max() < 1e-9
+
+
+def test_float32_agrees_within_rounding():
+    x, y, v, w, ck = world(logit_scale=10.)
+    double = [replace(c, weight=c.weight.double(), bias=c.bias.double()) for c in ck]
+    want = influence_matrix(x.double(), y, v.double(), w, double)
+    assert (influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("memory_mb", [256, .01, .0001])
+def test_blocks_change_nothing_beyond_rounding(memory_mb):
+    x, y, v, w, ck = world(torch.float64)
+    S = influence_matrix(x, y, v, w, ck).T
+    found = influence(x, y, v, w, ck, top_k=7, memory_mb=memory_mb)
+    best, at = top(S, 7)
+    worst, worst_at = top(-S, 7)
+    assert torch.equal(found.proponents, at) and torch.equal(found.opponents, worst_at)
+    torch.testing.assert_close(found.proponent_scores, best)
+    torch.testing.assert_close(found.opponent_scores, -worst)
+    torch.testing.assert_close(found.positive_by_class, torch.stack([S[w == c].clamp(min=0).mean(0) for c in range(C)]))
+    torch.testing.assert_close(text_influence(x, y, v, w, ck, C, memory_mb=memory_mb), text_influence(x, y, v, w, ck, C))
+
+
+def test_block_rows_stay_in_budget_and_never_vanish():
+    val_rows, train_rows = block_rows(width=2000, memory_mb=64, n_val=10_000)
+    assert 4 * (2000 * (val_rows + 2 * train_rows) + 4 * val_rows * train_rows) <= 64 * 2 ** 20
+    assert block_rows(width=2000, memory_mb=0, n_val=10) == (1, 1)
+
+
+def test_ties_go_by_index_within_and_across_blocks():
+    scores = torch.tensor([[1., 3., 3., 2., 3., 2., 2.]])
+    assert top(scores, 2)[1].tolist() == [[1, 2]]
+    assert top(scores, 5)[1].tolist() == [[1, 2, 4, 3, 5]]
+    x, y, v, w, ck = world()
+    same = torch.zeros(40, D)  # with a feature of zero only the bias speaks: every influence is the same number
+    found = influence(same, torch.zeros(40, dtype=torch.long), v, w, ck, top_k=6, memory_mb=.0001)
+    assert found.proponents.tolist() == found.opponents.tolist() == [list(range(6))] * len(v)
+
+
+def test_more_proponents_than_images_gives_all():
+    x, y, v, w, ck = world()
+    assert influence(x, y, v, w, ck, top_k=500).proponents.sort(dim=1).values.tolist() == [list(range(len(x)))] * len(v)
+
+
+def test_class_without_validation_image_is_nan_and_others_are_untouched():
+    x, y, v, w, ck = world()
+    some = w != 2
+    m, all_classes = text_influence(x, y, v[some], w[some], ck, C), text_influence(x, y, v, w, ck, C)
+    assert m[:, 2].isnan().all()
+    torch.testing.assert_close(m[:, [0, 1, 3]], all_classes[:, [0, 1, 3]])
+
+
+def bad_rows(x): return x.index_fill(0, torch.tensor([3]), torch.nan)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda x, y, v, w, ck: (bad_rows(x), y, v, w, ck), "train: 1 of 37 rows hold NaN or infinity, the first is row 3"),
+    (lambda x, y, v, w, ck: (x, y, bad_rows(v), w, ck), "val: 1 of 23 rows"),
+    (lambda x, y, v, w, ck: (x[:, :5], y, v, w, ck), "train: width 5, but the checkpoints were trained on features of width 6"),
+    (lambda x, y, v, w, ck: (x, y[:-1], v, w, ck), "train: 37 rows but labels of shape"),
+    (lambda x, y, v, w, ck: (x, y, v, w + 1, ck), "val: labels from 1 to 4, but the checkpoints know classes 0 to 3"),
+    (lambda x, y, v, w, ck: (x, y, v[:0], w[:0], ck), "val: no rows"),
+    (lambda x, y, v, w, ck: (x, y, v, w, []), "checkpoints: the list is empty"),
+    (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], weight=torch.zeros(5, D))]), "checkpoints: number 3 has a weight of shape"),
+    (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], bias=None)]), "checkpoints: number 3 differs from number 0"),
+    (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], logit_scale=3.)]), "checkpoints: number 3 differs from number 0"),
+])
+@pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence])
+def test_bad_input_is_named(function, change, message):
+    with pytest.raises(ValueError, match=message): function(*change(*world()))
+
+
+def test_text_influence_needs_the_heads_classes():
+    x, y, v, w, ck = world()
+    with pytest.raises(ValueError, match="n_classes=9, but the checkpoints know 4"): text_influence(x, y, v, w, ck, 9)
+
+
+# The head
+
+def test_training_is_torchs_own_sgd():
+    x, y = cloud(20, 0, torch.float64)
+    options = HeadOptions(epochs=4, batch_size=6, momentum=.9, weight_decay=.01, logit_scale=3., schedule="step", n_checkpoints=1, seed=5)
+    layer = torch.nn.Linear(D, C, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    sgd = torch.optim.SGD(layer.parameters(), .1, momentum=.9, weight_decay=.01)
+    shuffle = torch.Generator().manual_seed(5)
+    for _ in range(4):
+        for batch in torch.randperm(20, generator=shuffle).split(6):
+            sgd.zero_grad(), F.cross_entropy(layer(3. * x[batch]), y[batch]).backward(), sgd.step()
+    ckpt = train_head(x, y, C, options)[-1]
+    torch.testing.assert_close(ckpt.weight, layer.weight.data)
+    torch.testing.assert_close(ckpt.bias, layer.bias.data)
+
+
+def test_weight_zero_leaves_out_without_moving_the_batches():
+    x, y = cloud(24, 0)
+    options = HeadOptions(epochs=3, batch_size=24, weight_decay=0.)
+    keep = torch.arange(24) < 12
+    half = train_head(x, y, C, options, sample_weight=keep.float() * 2)[-1]
+    alone = train_head(x[keep], y[keep], C, options)[-1]  # one batch an epoch: the order inside it is no matter
+    torch.testing.assert_close(half.weight, alone.weight)
+
+
+def test_a_start_is_continued_and_left_alone():
+    x, y = cloud(24, 0)
+    first = train_head(x, y, C, HeadOptions(epochs=2))[-1]
+    before = first.weight.clone()
+    more = train_head(x, y, C, HeadOptions(epochs=2, seed=1), start=first)[-1]
+    assert mean_loss(more, x, y) < mean_loss(first, x, y)
+    assert torch.equal(first.weight, before)
+
+
+def test_checkpoints_are_spread_and_end_at_the_end():
+    assert checkpoint_epochs(HeadOptions()) == list(range(10, 201, 10))
+    assert checkpoint_epochs(HeadOptions(epochs=3)) == [1, 2, 3]
+    assert [c.epoch for c in train_head(*cloud(9, 0), C, HeadOptions(epochs=7, n_checkpoints=3))] == [2, 5, 7]
+
+
+def test_the_papers_schedule():
+    o = HeadOptions(schedule="step")
+    rates = [learning_rate(o, e - 1) for e in checkpoint_epochs(o)]
+    assert sum(rates[:3]) / sum(rates) == pytest.approx(.9, abs=1e-3)
+
+
+def test_center_takes_the_common_part_away():
+    x = cloud(50, 0)[0] + 3
+    torch.testing.assert_close(center(x, common_part(x)), center(x))
+    assert center(x).mean(0).norm() < .2 < common_part(x).norm()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x, y: HeadOptions(schedule="linear"), "schedule='linear': expected one of cosine, constant, step"),
+    (lambda x, y: HeadOptions(epochs=0), "epochs=0: expected a number above zero"),
+    (lambda x, y: train_head(bad_rows(x), y, C), "features: 1 of 20 rows hold NaN"),
+    (lambda x, y: train_head(x[:0], y[:0], C), "features: no rows"),
+    (lambda x, y: train_head(x, y[:-1], C), "labels: expected one per row"),
+    (lambda x, y: train_head(x, y, 3), "labels: expected 0 to 2 for 3 classes, got 0 to 3"),
+    (lambda x, y: train_head(x, y, C, sample_weight=torch.ones(3)), "sample_weight: expected one per row"),
+    (lambda x, y: train_head(x, y, C, start=Checkpoint(torch.zeros(2, D), None, .1, 1, 10.)), "start: its weight has shape"),
+    (lambda x, y: train_head(x, y, C, start=Checkpoint(torch.zeros(C, D), None, .1, 1, 1.)), "start: trained with logit_scale 1, the options say 10"),
+    (lambda x, y: center(x[0]), "embeddings: expected a float tensor of shape"),
+])
+def test_bad_head_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message): call(*cloud(20, 0))
+
+
+def test_weighted_gradients():
+    x, y = cloud(20, 0, torch.float64)
+    ckpt = Checkpoint(torch.randn(C, D, dtype=torch.float64), torch.zeros(C, dtype=torch.float64), .1, 1, 2.)
+    w = torch.rand(20, dtype=torch.float64)
+    weight = ckpt.weight.clone().requires_grad_()
+    (w * F.cross_entropy(logits(replace(ckpt, weight=weight), x), y, reduction="none")).mean().backward()
+    torch.testing.assert_close(gradients(ckpt, x, y, w)[0], weight.grad)
