@@ -6,7 +6,7 @@
 __all__ = ['WITHHELD', 'TALK', 'Request', 'Record', 'written', 'write_bundle', 'read_bundle', 'LLMError', 'openai_client', 'said',
            'address', 'explain', 'recorded', 'ask_open', 'LLM', 'unknown']
 
-# %% ../nbs/15_llm.ipynb #86c56e78
+# %% ../nbs/15_llm.ipynb #d740bb27
 import asyncio, gzip, json, os, sqlite3
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .store import default_root, key_of, whole, writable_folder
 
-# %% ../nbs/15_llm.ipynb #08d30bc1
+# %% ../nbs/15_llm.ipynb #8e8417a2
 @dataclass(frozen=True)
 class Request:
     "A question to a language model: all that determines its answer, and what it is about"
@@ -40,7 +40,7 @@ class Request:
     def __str__(self):
         return ", ".join(f"{name} {value!r}" for name, value in self.about.items()) or f"{self.messages[-1][1]:.60}"
 
-# %% ../nbs/15_llm.ipynb #170cffd7
+# %% ../nbs/15_llm.ipynb #67cc01d7
 class Record:
     "Answers found by the key of their question, in one SQLite file that only grows; made at the first answer"
     def __init__(self,
@@ -88,7 +88,7 @@ def written(
     "The question as JSON-able values"
     return {name: getattr(request, name) for name in request.__dataclass_fields__}
 
-# %% ../nbs/15_llm.ipynb #057b3f2d
+# %% ../nbs/15_llm.ipynb #1b6edfd0
 def write_bundle(
     record:Record, # the answers
     path, # a *.jsonl or *.jsonl.gz file
@@ -108,7 +108,7 @@ def read_bundle(
         except (ValueError, KeyError, EOFError, OSError) as error:
             raise ValueError(f"'{path}' is no bundle of answers ({error}): expected JSON lines with 'key' and 'answer', as write_bundle makes them.") from None
 
-# %% ../nbs/15_llm.ipynb #17c0d5b7
+# %% ../nbs/15_llm.ipynb #1c00276b
 class LLMError(RuntimeError): "A question that could not be answered, and what to do about it"
 
 @asynccontextmanager
@@ -128,7 +128,7 @@ async def openai_client(
             return said(reply, request, api)
         yield ask
 
-# %% ../nbs/15_llm.ipynb #758788f2
+# %% ../nbs/15_llm.ipynb #11f004d4
 WITHHELD = "[withheld by the server's content filter]"
 
 def said(
@@ -145,7 +145,7 @@ def said(
     raise LLMError(f"Model '{request.model}' gave an empty answer to ({request}), having used {choices[0].finish_reason!r} to stop: "
                    f"allow more than {request.max_tokens} tokens, or take another model.")
 
-# %% ../nbs/15_llm.ipynb #27e26069
+# %% ../nbs/15_llm.ipynb #ad947800
 def address(
     api, # an openai client
 ) -> str:
@@ -168,7 +168,7 @@ def explain(
         case openai.RateLimitError(): return f"{url} is busy or your quota is used up (429, {tries}): wait, or ask fewer questions at once."
     return f"{url} failed on ({request}): {error.message.replace(api.api_key, '***')}"
 
-# %% ../nbs/15_llm.ipynb #75b33931
+# %% ../nbs/15_llm.ipynb #38db0068
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -181,7 +181,7 @@ def recorded(
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #4e6bba1d
+# %% ../nbs/15_llm.ipynb #5b7136bb
 async def ask_open(
     requests, # questions without an answer, each once
     client, # function (async or not) from a `Request` to its answer
@@ -203,7 +203,7 @@ async def ask_open(
     if failures: raise failures[0]
     return answers
 
-# %% ../nbs/15_llm.ipynb #1407a3b2
+# %% ../nbs/15_llm.ipynb #4c63c48c
 TALK = 20 # a progress bar is shown from so many open questions
 
 class LLM:
@@ -233,7 +233,7 @@ class LLM:
         **about, # what the question is for
     ) -> Request:
         "The question as this model is asked it"
-        return Request(tuple(map(tuple, messages)), self.model, self.temperature, sample, self.max_tokens, about)
+        return Request(tuple(map(tuple, messages)), self.model, self.temperature, sample, self.max_tokens, about | {"sample": sample})
 
     def ask(self,
         requests, # questions; equal ones are asked once
