@@ -8,9 +8,10 @@ __all__ = ['KINDS', 'SYLLABLES', 'SPLITS', 'COMPONENTS', 'TRUTHS', 'SAMPLES', 'M
            'image_set', 'deal', 'misled', 'sentences', 'put', 'answers', 'article', 'field_guide', 'World',
            'make_world', 'write', 'fingerprint', 'load', 'records', 'truth_of']
 
-# %% ../nbs/07_meadow.ipynb #cf3eb1f4
+# %% ../nbs/07_meadow.ipynb #7185290f
 import gzip, hashlib, io, json, zipfile
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from PIL import Image
 from .data import ImageSet
 from .pencil import FEATURES, GENERIC, UNSEEN, VALUES, Look, colour_word, distinct, draw, kept_back, overall, phrases, random_look, unseen
 
-# %% ../nbs/07_meadow.ipynb #ede0a117
+# %% ../nbs/07_meadow.ipynb #6de0c123
 def differences(a:Look, # one look
                 b:Look # another
                )->list:
@@ -35,7 +36,7 @@ def twins(look:Look, # the look to vary
     others = (replace(look, **{feature: value}) for value in VALUES[feature] if value != getattr(look, feature))
     return [other for other in others if distinct(other) and kept_back(other)]
 
-# %% ../nbs/07_meadow.ipynb #6b496be0
+# %% ../nbs/07_meadow.ipynb #98a886bc
 def species_looks(rng:np.random.Generator, # source of chance
                   n:int=24 # number of species
                  )->list:
@@ -51,7 +52,7 @@ def species_looks(rng:np.random.Generator, # source of chance
         if pool: looks.append(pool[rng.integers(len(pool))])
     return looks
 
-# %% ../nbs/07_meadow.ipynb #ade12c47
+# %% ../nbs/07_meadow.ipynb #4e91507e
 KINDS = {"rounded": "Roundwing", "pointed": "Arrowwing", "tailed": "Swallowtail", "scalloped": "Scallopwing", "narrow": "Longwing"}
 SYLLABLES = ("bel", "cor", "dan", "fen", "gal", "hes", "jor", "kel", "lum", "mor", "nev", "ost", "pra", "quil", "rho", "sel", "tam", "ulm", "vor", "wex")
 
@@ -75,7 +76,7 @@ def species_table(rng:np.random.Generator, # source of chance
         rows.append(dict(class_id=i, name=name, telling=i % 2 == 0, twin_of=twin, twin_feature=differences(look, looks[twin])[0] if twin >= 0 else "", **asdict(look)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_meadow.ipynb #a1cdcf71
+# %% ../nbs/07_meadow.ipynb #bdebf950
 SPLITS = ("train", "val", "test")
 
 def photograph(look:Look, # the species' look
@@ -103,7 +104,7 @@ def photographs(species:pd.DataFrame, # the species table
             jpegs |= {f"{split}/{row['name']}/{j:03}.jpg": photograph(look, rng) for j in range(n)}
     return jpegs
 
-# %% ../nbs/07_meadow.ipynb #ba29b38b
+# %% ../nbs/07_meadow.ipynb #4122b90a
 def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
               name:str, # the world's name
               classes # the species' names
@@ -115,13 +116,13 @@ def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
         samples[split].append((np.asarray(Image.open(io.BytesIO(jpeg))), classes.index(species)))
     return ImageSet(name=name, classes=tuple(classes), samples=samples, superclass="butterfly")
 
-# %% ../nbs/07_meadow.ipynb #d26d2b10
+# %% ../nbs/07_meadow.ipynb #b1aeccb4
 COMPONENTS = {"wing shape": "shape", "wing colour": "base", "wing markings": "pattern", "wing margin": "border", "body": "body", "antennae": "antennae",
               "overall look": "overall", "underside": "underside", "caterpillar": "caterpillar", "habits": "habits"}
 TRUTHS = ("visible", "generic", "invisible", "wrong", "refusal")
 SAMPLES = 3  # answers to each question
 
-# %% ../nbs/07_meadow.ipynb #5ca40802
+# %% ../nbs/07_meadow.ipynb #b36ec422
 MIX = {"text": ["visible"]*5 + ["generic"]*4 + ["wrong"]*4 + ["refusal"], "none": ["visible"]*3 + ["generic"]*5 + ["wrong"]*5 + ["refusal"]}
 
 def deal(knowledge:str, # "text" (with an article) or "none"
@@ -134,7 +135,7 @@ def deal(knowledge:str, # "text" (with an article) or "none"
     kinds |= {c: [rest.pop() for _ in range(SAMPLES)] for c, f in COMPONENTS.items() if f in UNSEEN}
     return {c: list(rng.permutation(k)) for c, k in kinds.items()}
 
-# %% ../nbs/07_meadow.ipynb #78e13ab7
+# %% ../nbs/07_meadow.ipynb #bf3e9d19
 def misled(species:pd.DataFrame, # the species table
            i:int, # the species that is being described
            feature:str, # what the sentence is about
@@ -149,7 +150,7 @@ def misled(species:pd.DataFrame, # the species table
     else: pool = [k for k in looks if any(getattr(k, f) != getattr(own, f) for f in asked)]
     return pool[rng.integers(len(pool))]
 
-# %% ../nbs/07_meadow.ipynb #37b3096d
+# %% ../nbs/07_meadow.ipynb #ac60644b
 REFUSALS = ("I'm sorry, but I can't describe the {component} of this species.", "As an AI, I have no information about the {component} of the {name}.",
             "No details about the {component} are available.", "The {component} is not mentioned.")
 
@@ -167,7 +168,7 @@ def sentences(species:pd.DataFrame, # the species table
     look = look_of(species.loc[i]) if kind == "visible" else misled(species, i, feature, rng)
     return overall(look, rng) if feature == "overall" else phrases(look, feature, rng)
 
-# %% ../nbs/07_meadow.ipynb #2b8e3f18
+# %% ../nbs/07_meadow.ipynb #4267ba45
 def put(sentence:str, # the bare answer
         name:str, # the species' name
         rng:np.random.Generator # source of chance
@@ -193,7 +194,7 @@ def answers(species:pd.DataFrame, # the species table
                 rows.append((i, component, sample, knowledge, text, str(kind), COMPONENTS[component]))
     return pd.DataFrame(rows, columns=["class_id", "component", "sample", "knowledge", "text", "truth", "feature"])
 
-# %% ../nbs/07_meadow.ipynb #0ad59308
+# %% ../nbs/07_meadow.ipynb #a7fceb01
 def article(species:pd.DataFrame, # the species table
             i:int, # which species
             rng:np.random.Generator # source of chance
@@ -214,7 +215,7 @@ def field_guide(species:pd.DataFrame, # the species table
     "The articles: class, source, page, revision, url, passages."
     return pd.DataFrame([{"class": name, "source": "field guide", "page": name, "revision": 1, "url": "", "passages": article(species, i, rng)} for i, name in species["name"].items()])
 
-# %% ../nbs/07_meadow.ipynb #c1a93a65
+# %% ../nbs/07_meadow.ipynb #6955d8c6
 @dataclass(frozen=True)
 class World:
     "A dataset whose truth is known."
@@ -229,18 +230,22 @@ class World:
     @property
     def superclass(self)->str: return self.images.superclass
 
+    @cached_property
+    def said(self)->dict:
+        "What the language model says, by (class, component, sample, knowledge)."
+        return {(self.classes[row.class_id], row.component, row.sample, row.knowledge): row.text for row in self.truth.itertuples()}
+
     def author(self,
                request # what was asked; its `about` names stage, class, component, knowledge and sample
               )->str:
         "The answer that the world's language model gives."
         about = request.about
         if about["stage"] == "components": return "\n".join(f"{i}. {c}" for i, c in enumerate(COMPONENTS, 1))
-        asked = (self.classes.index(about["class"]), about["component"], about["sample"], about["knowledge"])
-        return self.truth.set_index(["class_id", "component", "sample", "knowledge"]).text.to_dict()[asked]
+        return self.said[about["class"], about["component"], about["sample"], about["knowledge"]]
 
     def __repr__(self): return f"World({self.name!r}: {len(self.classes)} species, {len(self.truth):,} answers, {self.images})"
 
-# %% ../nbs/07_meadow.ipynb #189ccef0
+# %% ../nbs/07_meadow.ipynb #7a98e2e8
 def make_world(seed:int, # another seed, another world
                name:str, # what to call it
                per_class=(40, 20, 40) # pictures a species in train, val and test
@@ -252,7 +257,7 @@ def make_world(seed:int, # another seed, another world
     articles = field_guide(species, rng)
     return World(name, species, image_set(photographs(species, seed, per_class), name, list(species["name"])), articles, truth)
 
-# %% ../nbs/07_meadow.ipynb #2fcf487b
+# %% ../nbs/07_meadow.ipynb #1dfe50b9
 FOLDER = Path(str(files("datadesc")/"assets"/"meadow"))  # in the package
 SEED = 2026  # of the world that was frozen
 
@@ -273,7 +278,7 @@ def fingerprint(folder=FOLDER # a world's folder
     "SHA-256 of the world's files."
     return hashlib.sha256(b"".join((Path(folder)/f).read_bytes() for f in ("images.zip", "world.json.gz"))).hexdigest()
 
-# %% ../nbs/07_meadow.ipynb #0b951ce4
+# %% ../nbs/07_meadow.ipynb #bd185cfa
 def load(folder=FOLDER # a world's folder; the default is the bundled meadow
         )->World:
     "The world that `write` wrote."
@@ -286,7 +291,7 @@ def records()->Path:
     "The bundled record of the answers to both prompting stages, with the field guide and without."
     return FOLDER/"answers.jsonl.gz"
 
-# %% ../nbs/07_meadow.ipynb #5491d373
+# %% ../nbs/07_meadow.ipynb #900c62a0
 KEYS = ["class_id", "component", "sample", "knowledge"]  # what an answer is known by
 
 def truth_of(descriptions:pd.DataFrame, # class_id, component, sample and knowledge of each text
