@@ -6,9 +6,10 @@
 __all__ = ['PARTS', 'PARTS_EXAMPLE', 'FENCE', 'THOUGHT', 'BULLET', 'PREFACE', 'LOOK', 'KNOWLEDGE', 'EXAMPLE_ARTICLE', 'REFUSAL',
            'COLUMNS', 'readable', 'parts_request', 'bare', 'from_json', 'parse_list', 'unique', 'parts_in',
            'components', 'quoted', 'knowledge_for', 'look_question', 'look_request', 'one_line', 'name_pattern',
-           'without_name', 'is_refusal', 'flagged', 'describe', 'parts_of', 'row_of']
+           'without_name', 'is_refusal', 'flagged', 'describe', 'parts_of', 'row_of', 'class_id_of', 'read_sentences',
+           'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #92afff5c
+# %% ../nbs/20_describe.ipynb #528f0a2c
 import ast, html, json, re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from .llm import LLM, Request
 
-# %% ../nbs/20_describe.ipynb #a09fcf42
+# %% ../nbs/20_describe.ipynb #be5dca49
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. Answer with a list, one part a line, and nothing else."""
 
@@ -37,7 +38,7 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #06bb3f09
+# %% ../nbs/20_describe.ipynb #45f4f7c1
 FENCE = re.compile(r"^\s*```.*$", re.M)
 THOUGHT = re.compile(r"<think>.*?</think>", re.S)
 BULLET = re.compile(r"^\s*(?:[-*+•–—·▪]\s+|\*{0,2}\(?\d+[.):]\*{0,2}\s*(?!\d)|[a-zA-Z][.)]\s+)")
@@ -78,7 +79,7 @@ def unique(
     "The items made bare, without empty and repeated ones, in order"
     return list(dict.fromkeys(item for item in map(bare, items) if item))
 
-# %% ../nbs/20_describe.ipynb #3d8c915e
+# %% ../nbs/20_describe.ipynb #af8fe78f
 def parts_in(
     answer:str, # an answer to `parts_request`
     subject:str, # the subject of the question
@@ -95,7 +96,7 @@ def components(
     "The visible parts of the subject (stage 1)"
     return parts_in(llm.ask([parts_request(subject, llm)])[0], subject)
 
-# %% ../nbs/20_describe.ipynb #dd49e237
+# %% ../nbs/20_describe.ipynb #415a5a74
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -115,7 +116,7 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #e6ef1a03
+# %% ../nbs/20_describe.ipynb #fb65e216
 def quoted(
     passages, # passages of an article
 ) -> str:
@@ -140,7 +141,7 @@ def look_question(
     facts = {"text": lambda: {"passages": quoted(article["passages"])}, "url": lambda: {"url": article["url"]}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #9f11229f
+# %% ../nbs/20_describe.ipynb #8c1635a7
 def look_request(
     llm:LLM, # who will be asked
     name:str, # the class
@@ -157,7 +158,7 @@ def look_request(
                 ("user", look_question(subject, part, knowledge, article)))
     return llm.request(messages, sample, **{"stage": "describe", "class": name, "component": part, "knowledge": knowledge})
 
-# %% ../nbs/20_describe.ipynb #15755496
+# %% ../nbs/20_describe.ipynb #200a2e32
 def one_line(
     answer:str, # what a model wrote when it was asked for one line
     part="", # the part that was asked about, which may stand before the line as a label
@@ -171,7 +172,7 @@ def one_line(
     line = next((line for line in lines if not PREFACE.search(bare(line))), lines[0] if lines else answer)
     return bare(re.sub(rf"^(?:answer|description|{re.escape(part) or 'answer'})\W*:\s*", "", bare(line), flags=re.I))
 
-# %% ../nbs/20_describe.ipynb #d22ef071
+# %% ../nbs/20_describe.ipynb #82d97c3c
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -192,7 +193,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #a2a07533
+# %% ../nbs/20_describe.ipynb #de2d886b
 REFUSAL = re.compile(r"""\b(?:i['’]?m\ (?:sorry|afraid|unable|not\ (?:able|sure|aware)) | i\ (?:am|was)\ (?:sorry|afraid|unable|not\ (?:able|sure|aware)) | i\ (?:can(?:no|['’])t|could\ ?n['’]t|do(?:\ not|n['’]t)\ (?:have|know))
   | sorry,? | as\ an?\ (?:ai|artificial|(?:large\ )?language) | language\ model | unable\ to | cannot\ (?:be\ )?(?:determine|describe|provide|answer|say|help|assist)d?
   | (?:not|never)\ (?:explicitly\ |specifically\ )?(?:mentioned|specified|described|stated|provided|given|available|discussed) | (?:does|did|do)\ ?n[o'’]t\ (?:mention|say|specify|describe|provide|state|contain)
@@ -204,7 +205,7 @@ def is_refusal(
     "Whether the text says that there is nothing to say"
     return not text.strip() or bool(REFUSAL.search(text)) or text.strip(" .").lower() in ("unknown", "n/a", "none", "not applicable")
 
-# %% ../nbs/20_describe.ipynb #b2877cfb
+# %% ../nbs/20_describe.ipynb #8f5cefa5
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -222,7 +223,7 @@ def flagged(
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #915828da
+# %% ../nbs/20_describe.ipynb #f6e8ae00
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -260,3 +261,59 @@ def row_of(
     about = request.about
     return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
             "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
+
+# %% ../nbs/20_describe.ipynb #0ca922c3
+def class_id_of(
+    name:str, # a class name as somebody wrote it
+    classes, # the dataset's class names
+) -> int|None:
+    "The class that is meant, whatever its case, spaces and underscores; None if there is none, an error if there are two"
+    alike = lambda text: re.sub(r"[\W_]+", " ", text).casefold().strip() or text
+    same = [c for c, own in enumerate(classes) if own == name] or [c for c, own in enumerate(classes) if alike(own) == alike(name)]
+    if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
+    return same[0] if same else None
+
+# %% ../nbs/20_describe.ipynb #a6af3200
+def read_sentences(
+    path, # a JSON file {class: [sentences]}, or a CSV file with the columns class and text
+) -> dict:
+    "Class name -> sentences, as they stand in the file"
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"No file '{path}': expected JSON of {{class: [sentences]}}, or CSV with the columns class and text.")
+    if path.suffix.lower() == ".csv":
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if missing := {"class", "text"} - {*table.columns}: raise ValueError(f"'{path}' has no column {' and no '.join(sorted(missing))}: expected class and text, got {', '.join(table.columns)}.")
+        return {name: group.tolist() for name, group in table.groupby("class", sort=False)["text"]}
+    try: sentences = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error: raise ValueError(f"'{path}' is no JSON ({error}): expected {{class: [sentences]}}.") from None
+    if not isinstance(sentences, dict): raise ValueError(f"'{path}' holds a {type(sentences).__name__}: expected {{class: [sentences]}}.")
+    return sentences
+
+# %% ../nbs/20_describe.ipynb #15a0f6bd
+def checked(
+    sentences, # what the file has for one class
+    where:str, # file and class, for the message
+) -> list:
+    "The sentences in one line each; an error if there is none, or one that is empty or no text"
+    if not isinstance(sentences, list): raise ValueError(f"{where}: expected a list of sentences, got {sentences!r:.60}.")
+    if not sentences: raise ValueError(f"{where}: the list is empty. Give at least one sentence, or take the class out of the dataset.")
+    for n, text in enumerate(sentences, 1):
+        if not isinstance(text, str): raise ValueError(f"{where}: description {n} is {text!r:.60}, expected a sentence in quotes.")
+        if not text.strip(): raise ValueError(f"{where}: description {n} is empty. Write it or delete it.")
+    return [" ".join(text.split()) for text in sentences]
+
+def from_file(
+    path, # a JSON file {class: [sentences]}, or a CSV file with the columns class and text
+    classes, # the dataset's class names
+    superclass:str|None=None, # what the classes are kinds of
+) -> pd.DataFrame:
+    "The table of descriptions in the file, as `describe` would give it, with knowledge \"given\""
+    sentences = read_sentences(path)
+    found = {name: class_id_of(name, classes) for name in sentences}
+    if strange := [name for name, c in found.items() if c is None]:
+        raise ValueError(f"'{path}' describes {', '.join(map(repr, strange))}, which the dataset lacks. Its classes are {', '.join(map(repr, classes))}.")
+    if missing := [name for c, name in enumerate(classes) if c not in found.values()]:
+        raise ValueError(f"'{path}' does not describe {', '.join(map(repr, missing))}: expected at least one sentence for every class.")
+    rows = [{"class_id": c, "component": "", "sample": n, "text": text, "source": Path(path).name, "knowledge": "given"}
+            for name, c in found.items() for n, text in enumerate(checked(sentences[name], f"'{path}', class '{name}'"))]
+    return flagged(sorted(rows, key=lambda row: row["class_id"]), classes, superclass)
