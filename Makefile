@@ -47,9 +47,11 @@ readme: .venv/ready
 	$(PYTHON) -m venv .venv
 
 .venv/ready: .venv/bin/python $(FACTS)
+	@echo "Installing into .venv; this takes a minute or two the first time."
 	$(INSTALL) .
 	touch $@
 
-.venv/ready-dev: .venv/ready
+.venv/ready-dev: .venv/bin/python $(FACTS)
+	@echo "Installing into .venv; this takes a minute or two the first time."
 	$(INSTALL) '.[dev]'
-	touch $@
+	touch .venv/ready $@
