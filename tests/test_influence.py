@@ -1,5 +1,6 @@
 "Head and influence: agreement with autograd, blocks, ties, and every input a user can get wrong."
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -20,24 +21,25 @@ def cloud(n, seed, dtype=torch.float32):
     return F.normalize(x, dim=1), y
 
 
+@cache
 def world(dtype=torch.float32, **options):
     "Train and validation features with labels, and the checkpoints of a short training."
     (x, y), (v, w) = cloud(37, 0, dtype), cloud(23, 1, dtype)
     return x, y, v, w, train_head(x, y, C, HeadOptions(epochs=6, batch_size=8, n_checkpoints=3, **options))
 
 
-def autograd_influence(x, y, v, w, checkpoints):
-    "Influence (N, M) by the definition: gradients of each example's loss, from autograd."
-    total = torch.zeros(len(x), len(v), dtype=x.dtype)
-    for c in checkpoints:
-        params = [c.weight.clone().requires_grad_()] + ([] if c.bias is None else [c.bias.clone().requires_grad_()])
-        layer = replace(c, weight=params[0], bias=params[1] if len(params) > 1 else None)
+def flat_gradients(ckpt, x, y):
+    "Gradient of each example's loss as a row, from autograd."
+    params = (ckpt.weight,) if ckpt.bias is None else (ckpt.weight, ckpt.bias)
 
-        def flat(a, b):
-            loss = F.cross_entropy(logits(layer, a[None]), b[None])
-            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
-        total += c.lr * torch.stack([flat(a, b) for a, b in zip(x, y)]) @ torch.stack([flat(a, b) for a, b in zip(v, w)]).T
-    return total
+    def loss(params, a, b):
+        return F.cross_entropy(F.linear(ckpt.logit_scale * a, *params), b)
+    return torch.cat([g.flatten(1) for g in torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(params, x, y)], 1)
+
+
+def autograd_influence(x, y, v, w, checkpoints):
+    "Influence (N, M) by the definition."
+    return sum(c.lr * flat_gradients(c, x, y) @ flat_gradients(c, v, w).T for c in checkpoints)
 
 
 @pytest.mark.parametrize("bias", [True, False])
