@@ -1,0 +1,187 @@
+"""Encoders from files, tags and folders; what is said when they cannot be had; real-size weights on real photographs."""
+import gzip, json, shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants as hub
+from PIL import Image
+from safetensors.torch import save_file
+
+from datadesc import embed
+from datadesc.data import from_folder
+from datadesc.embed import embed_images, embed_set, embed_texts, load_encoder, open_clip, quiet
+
+SHARED = Path(__file__).parents[2]/"shared"/"data"
+LAYERS = {"embed_dim": 16,
+          "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+          "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
+
+
+def untrained(name, **options):
+    "A model with random weights"
+    torch.manual_seed(0)
+    with quiet(): return open_clip.create_model(name, load_weights=False, **options)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A small CLIP as a folder that open_clip reads, half precision"
+    folder = tmp_path_factory.mktemp("clip")/"tiny"
+    folder.mkdir()
+    (folder/"open_clip_config.json").write_text(json.dumps({"model_cfg": LAYERS, "preprocess_cfg": {"mean": [.5]*3, "std": [.5]*3}}))
+    save_file({key: value.half().contiguous() for key, value in untrained(f"local-dir:{folder}").state_dict().items()}, folder/"open_clip_model.safetensors")
+    return folder
+
+@pytest.fixture(scope="module")
+def tiny(folder): return load_encoder(f"local-dir:{folder}", device="cpu")
+
+@pytest.fixture
+def pictures(): return [Image.new("RGB", (40, 30), (i, 255 - i, 7*i % 256)) for i in range(0, 250, 25)]
+
+@pytest.fixture
+def small(monkeypatch):
+    "ViT-B-32 by name and by its published tags, but of few layers"
+    for name, quick in (("ViT-B-32", False), ("ViT-B-32-quickgelu", True)):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, {**LAYERS, "quick_gelu": quick})
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    "The hub is a closed port on this machine and the cache is empty"
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path/"cache"))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
+    return tmp_path/"cache"
+
+
+def test_encoder(tiny):
+    assert (tiny.name, tiny.dim, tiny.device) == ("tiny", 16, "cpu") and repr(tiny).startswith("Encoder tiny: 0.8 million weights")
+    assert abs(tiny.logit_scale - 1/.07) < .1
+    assert not tiny.model.training and next(tiny.model.parameters()).dtype == torch.float32
+
+def test_images_in_any_form_and_batch(tiny, pictures, tmp_path):
+    once = embed_images(tiny, pictures)
+    assert once.shape == (10, 16) and once.dtype == torch.float32 and torch.allclose(once.norm(dim=1), torch.ones(10))
+    for i, picture in enumerate(pictures): picture.save(tmp_path/f"{i}.png")
+    assert torch.allclose(embed_images(tiny, [tmp_path/f"{i}.png" for i in range(10)], batch_size=3), once, atol=1e-5)
+    assert torch.allclose(embed_images(tiny, [np.asarray(picture) for picture in pictures], batch_size=1), once, atol=1e-5)
+
+def test_a_bad_image_is_named(tiny, pictures, tmp_path):
+    (tmp_path/"bad.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="bad.png': the file is empty"): embed_images(tiny, [*pictures, tmp_path/"bad.png"], batch_size=4)
+
+def test_only_two_batches_are_open(tiny, pictures):
+    read = []
+    batches = embed.prepared(lambda image: read.append(image) or tiny.preprocess(image), pictures, 2)
+    next(batches)
+    assert len(read) <= 4
+
+def test_damaged_weights_are_noticed(folder, pictures):
+    encoder = load_encoder(f"local-dir:{folder}", device="cpu")
+    encoder.model.visual.proj.fill_(float("nan"))
+    with pytest.raises(ValueError, match="No embedding for image 0: it is zero or not finite"): embed_images(encoder, pictures)
+    encoder.model.text_projection.zero_()
+    with pytest.raises(ValueError, match="No embedding for blue wings"): embed_texts(encoder, ["blue wings"])
+
+def test_long_texts_are_counted(tiny):
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than the 12 tokens"): embed_texts(tiny, ["a", "b "*12, "c "*11])
+
+@pytest.mark.filterwarnings("error")
+def test_texts_that_just_fit(tiny):
+    assert embed_texts(tiny, ["c "*10]*300).shape == (300, 16)
+
+def test_fingerprint_is_of_content(tiny, folder, tmp_path):
+    file = tmp_path/"weights.safetensors"
+    weights = {key: value.contiguous() for key, value in tiny.model.state_dict().items()}
+    save_file(weights, file)
+    assert load_encoder(f"local-dir:{folder}", file, "cpu").fingerprint == tiny.fingerprint
+    weights["logit_scale"] = weights["logit_scale"] + 1
+    save_file(weights, file)
+    assert load_encoder(f"local-dir:{folder}", file, "cpu").fingerprint != tiny.fingerprint
+
+def test_own_vocabulary(folder, tmp_path):
+    shutil.copytree(folder, tmp_path/"own")
+    with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as file: merges = file.read().split("\n")[:101]
+    with gzip.open(tmp_path/"own"/"bpe.txt.gz", "wt", encoding="utf-8") as file: file.write("\n".join(merges))
+    assert load_encoder(f"local-dir:{tmp_path/'own'}", device="cpu").tokenizer.vocab_size == 512 + 100 + 2
+
+@pytest.mark.parametrize("content, says", [(b"", "cannot be read as saved weights"), (b"PK\x03\x04 half a file", "cannot be read as saved weights")], ids=["empty", "corrupt"])
+def test_unreadable_checkpoint(folder, tmp_path, content, says):
+    (tmp_path/"w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"Checkpoint '.*w.pt' {says}"): load_encoder(f"local-dir:{folder}", tmp_path/"w.pt")
+
+def test_a_checkpoint_cannot_run_code(folder, tmp_path):
+    class Trap:
+        def __reduce__(self): return Path(tmp_path/"sprung").touch, ()
+    torch.save({"state_dict": Trap()}, tmp_path/"w.pt")
+    with pytest.raises(ValueError, match="cannot be read as saved weights"): load_encoder(f"local-dir:{folder}", tmp_path/"w.pt")
+    assert not (tmp_path/"sprung").exists()
+
+def test_checkpoint_of_another_model(tiny, folder, tmp_path):
+    weights, file = tiny.model.state_dict(), tmp_path/"w.pt"
+    torch.save(weights | {"visual.proj": torch.zeros(32, 99)}, file)
+    with pytest.raises(ValueError, match=r"belongs to another model: visual.proj is \(32, 99\), expected \(32, 16\) \(1 tensors differ\).*--model"): load_encoder(f"local-dir:{folder}", file)
+    del weights["ln_final.bias"]
+    torch.save(weights, file)
+    with pytest.raises(ValueError, match="belongs to another model: ln_final.bias is missing"): load_encoder(f"local-dir:{folder}", file)
+    torch.save({"epoch": 3, "model": weights}, file)
+    with pytest.raises(ValueError, match="belongs to another model: .* is missing"): load_encoder(f"local-dir:{folder}", file)
+
+def test_training_checkpoint(tiny, folder, tmp_path):
+    "As open_clip's own training writes it: nested, from several GPUs"
+    torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in tiny.model.state_dict().items()}}, tmp_path/"epoch_3.pt")
+    assert load_encoder(f"local-dir:{folder}", tmp_path/"epoch_3.pt").fingerprint == tiny.fingerprint
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_openais_archive(small, tmp_path):
+    "A TorchScript program of half-precision weights: read without running it, and quick-GELU comes with it"
+    model = untrained("ViT-B-32")
+    class Holder(torch.nn.Module): pass
+    archive = Holder()
+    for key, value in model.state_dict().items():
+        *path, leaf = key.split(".")
+        place = archive
+        for part in path:
+            if not hasattr(place, part): place.add_module(part, Holder())
+            place = getattr(place, part)
+        place.register_buffer(leaf, value.half() if value.is_floating_point() else value)
+    for name in ("input_resolution", "context_length", "vocab_size"): archive.register_buffer(name, torch.tensor(7))
+    torch.jit.script(archive).save(str(tmp_path/"ViT-B-32.pt"))
+    assert "QuickGELU" in repr(load_encoder("ViT-B-32", tmp_path/"ViT-B-32.pt", "cpu").model)
+
+def test_names(no_hub):
+    with pytest.raises(ValueError, match="Unknown model 'ViT-B-23': did you mean ViT-B-32"): load_encoder("ViT-B-23")
+    with pytest.raises(ValueError, match="Unknown model 'medow-clip': did you mean meadow-clip"): load_encoder("medow-clip")
+    with pytest.raises(ValueError, match="No weights 'gone.pt' for ViT-B-32: expected --checkpoint with a file or one of openai"): load_encoder("ViT-B-32", "gone.pt")
+    with pytest.raises(ValueError, match="No weights 'openai' for ViT-H-14: .*laion2b_s32b_b79k"): load_encoder("ViT-H-14")
+    with pytest.raises(ValueError, match="No device 'cuda:7' here") if not torch.cuda.is_available() else pytest.raises(Exception): load_encoder(device="cuda:7")
+
+@pytest.mark.parametrize("model", ["ViT-B-32-quickgelu", "ViT-B-32", "hf-hub:somebody/clip"])
+def test_no_network(no_hub, model, capfd):
+    with pytest.raises(ConnectionError, match="cannot be downloaded: 127.0.0.1 does not answer.*--checkpoint.*--model"): load_encoder(model)
+    assert capfd.readouterr().err == "" and not hub.HF_HUB_OFFLINE
+
+def test_cached_weights_need_no_network_and_keep_quick_gelu(small, no_hub):
+    "OpenAI's tag under the plain name, from the hub's cache"
+    model = untrained("ViT-B-32")
+    place = no_hub/"models--timm--vit_base_patch32_clip_224.openai"
+    (place/"refs").mkdir(parents=True)
+    (place/"refs"/"main").write_text("0"*40)
+    (place/"snapshots"/("0"*40)).mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, place/"snapshots"/("0"*40)/"open_clip_model.safetensors")
+    plain, quick = load_encoder("ViT-B-32", device="cpu"), load_encoder("ViT-B-32-quickgelu", device="cpu")
+    assert "QuickGELU" in repr(plain.model) and plain.fingerprint == quick.fingerprint
+
+@pytest.mark.skipif(not (SHARED/"clothing").is_dir(), reason="needs the photographs in ../shared/data")
+def test_real_size_on_photographs(tmp_path):
+    "ViT-B/32 with weights from a file, as a user without network would give them"
+    torch.save({key: value.half() for key, value in untrained("ViT-B-32").state_dict().items()}, tmp_path/"ViT-B-32.pt")
+    encoder = load_encoder("ViT-B-32", checkpoint=tmp_path/"ViT-B-32.pt", device="cpu")
+    assert encoder.dim == 512 and "QuickGELU" not in repr(encoder.model)
+    clothing = from_folder(SHARED/"clothing", superclass="clothing")
+    for split in clothing.samples: clothing.samples[split][:] = clothing.samples[split][::50]
+    embedded = embed_set(encoder, clothing)
+    texts = embed_texts(encoder, [f"a photo of a {name}" for name in clothing.classes])
+    assert {split: len(rows) for split, rows in embedded.items()} == {split: len(samples) for split, samples in clothing.samples.items()}
+    cosines = embedded["test"] @ texts.T
+    assert cosines.shape[1] == 10 and cosines.isfinite().all() and len(cosines.unique()) == cosines.numel()
