@@ -175,13 +175,14 @@ def test_cached_weights_need_no_network_and_keep_quick_gelu(small, no_hub):
 @pytest.mark.skipif(not (SHARED/"clothing").is_dir(), reason="needs the photographs in ../shared/data")
 def test_real_size_on_photographs(tmp_path):
     "ViT-B/32 with weights from a file, as a user without network would give them"
-    torch.save({key: value.half() for key, value in untrained("ViT-B-32").state_dict().items()}, tmp_path/"ViT-B-32.pt")
+    with quiet(), torch.device("meta"): shapes = open_clip.create_model("ViT-B-32", load_weights=False, device="meta").state_dict()
+    torch.save({key: torch.empty(value.shape, dtype=torch.half).uniform_(-.05, .05) for key, value in shapes.items()}, tmp_path/"ViT-B-32.pt")
     encoder = load_encoder("ViT-B-32", checkpoint=tmp_path/"ViT-B-32.pt", device="cpu")
     assert encoder.dim == 512 and "QuickGELU" not in repr(encoder.model)
     clothing = from_folder(SHARED/"clothing", superclass="clothing")
-    for split in clothing.samples: clothing.samples[split][:] = clothing.samples[split][::50]
+    for split in clothing.samples: clothing.samples[split][:] = clothing.samples[split][::80]
     embedded = embed_set(encoder, clothing)
-    texts = embed_texts(encoder, [f"a photo of a {name}" for name in clothing.classes])
+    texts = embed_texts(encoder, clothing.classes[:4], template="a photo of a {}")
     assert {split: len(rows) for split, rows in embedded.items()} == {split: len(samples) for split, samples in clothing.samples.items()}
     cosines = embedded["test"] @ texts.T
-    assert cosines.shape[1] == 10 and cosines.isfinite().all() and len(cosines.unique()) == cosines.numel()
+    assert cosines.shape[1] == 4 and cosines.isfinite().all() and len(cosines.unique()) == cosines.numel()
