@@ -9,7 +9,7 @@ __all__ = ['PARTS', 'PARTS_EXAMPLE', 'BULLET', 'FENCE', 'THOUGHT', 'TALK', 'REFU
            'name_pattern', 'without_name', 'flagged', 'describe', 'parts_of', 'row_of', 'class_id_of', 'read_sentences',
            'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #4c418e24
+# %% ../nbs/20_describe.ipynb #1be3b931
 import ast, html, json, re
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from .llm import LLM, Request
 
-# %% ../nbs/20_describe.ipynb #beb6b255
+# %% ../nbs/20_describe.ipynb #fa9e272e
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. Answer with a list, one part a line, and nothing else."""
 
@@ -38,7 +38,7 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #85b747e9
+# %% ../nbs/20_describe.ipynb #05d36b59
 BULLET = re.compile(r"^\s*(?:[-*+•–—·▪]\s+|\*{0,2}\(?\d+[.):]\*{0,2}\s*(?!\d)|[a-zA-Z][.)]\s+)")
 
 def bare(
@@ -47,7 +47,7 @@ def bare(
     "The line without bullet, number, quotes, bold marks and doubled spaces"
     return " ".join(BULLET.sub("", line).strip(" \t\"'`*_“”‘’«»,;").split())
 
-# %% ../nbs/20_describe.ipynb #ed759dd7
+# %% ../nbs/20_describe.ipynb #edad5ba9
 def from_json(
     answer:str, # an answer that may hold a list or an object
 ):
@@ -57,7 +57,7 @@ def from_json(
         try: return read(found.group())
         except (ValueError, SyntaxError): pass
 
-# %% ../nbs/20_describe.ipynb #95b1c76b
+# %% ../nbs/20_describe.ipynb #11bec65e
 FENCE = re.compile(r"^\s*```.*$", re.M)
 THOUGHT = re.compile(r"^.*</think>", re.S)
 TALK = re.compile(r"[:!?]\s*$|^(?:sure|certainly|of course|okay|here (?:is|are)|here['’]s|i hope|let me)\b", re.I)
@@ -81,7 +81,7 @@ def parse_list(
     if len(lines) == 1: return unique(re.split(r"[,;]\s*(?:and\s+)?|\s+and\s+", lines[0].rpartition(": ")[2].rstrip(".")))
     return unique(line for line in lines if not TALK.search(line))
 
-# %% ../nbs/20_describe.ipynb #1ff1df5e
+# %% ../nbs/20_describe.ipynb #dcbf33e2
 REFUSAL = re.compile(r"""\b(?:
     i(?:['’]m|\ am|\ was)\ (?:sorry|afraid|unable|not\ (?:able|sure|aware)) | sorry, | unable\ to
   | i\ (?:can(?:no|['’])t|could(?:\ not|n['’]t)|do(?:\ not|n['’]t)\ (?:have|know)) | cannot\ (?:be\ )?(?:determine|describe|provide|answer|say|help|assist)d?
@@ -96,7 +96,7 @@ def is_refusal(
     "Whether the text says that there is nothing to say"
     return bool(REFUSAL.search(text)) or text.strip(" .").lower() in ("", "unknown", "n/a", "none", "not applicable")
 
-# %% ../nbs/20_describe.ipynb #4a2cf256
+# %% ../nbs/20_describe.ipynb #8767eb1d
 def parts_in(
     answer:str, # an answer to `parts_request`
     subject:str, # the subject of the question
@@ -114,7 +114,7 @@ def components(
     "The visible parts of the subject: stage 1"
     return parts_in(llm.ask([parts_request(subject, llm)])[0], subject)
 
-# %% ../nbs/20_describe.ipynb #a0f76fee
+# %% ../nbs/20_describe.ipynb #f3debf99
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -134,14 +134,14 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #fc8dac65
+# %% ../nbs/20_describe.ipynb #52f5b0e5
 def quoted(
     passages, # passages of an article
 ) -> str:
     "The passages, one paragraph each, in which no tag can begin or end"
     return html.escape("\n".join(passages), quote=False)
 
-# %% ../nbs/20_describe.ipynb #8834d347
+# %% ../nbs/20_describe.ipynb #bc914a37
 def knowledge_for(
     knowledge:str, # the kind that was asked for: "text", "url" or "none"
     article:dict|None, # the class's article with `passages` and `url`, if there is one
@@ -150,7 +150,7 @@ def knowledge_for(
     has = {"text": article and len(article["passages"]), "url": article and article["url"], "none": True}
     return knowledge if has[knowledge] else "none"
 
-# %% ../nbs/20_describe.ipynb #f4ee42e6
+# %% ../nbs/20_describe.ipynb #12196711
 def look_question(
     subject:str, # the class, with what it is a kind of
     part:str, # one of its parts
@@ -161,7 +161,7 @@ def look_question(
     facts = {"text": lambda: {"passages": quoted(article["passages"])}, "url": lambda: {"url": article["url"]}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #4810a50c
+# %% ../nbs/20_describe.ipynb #86b8cf59
 def look_request(
     llm:LLM, # who will be asked
     name:str, # the class
@@ -178,7 +178,7 @@ def look_request(
                 ("user", look_question(subject, part, knowledge, article)))
     return llm.request(messages, sample, **{"stage": "describe", "class": name, "component": part, "knowledge": knowledge})
 
-# %% ../nbs/20_describe.ipynb #81ebd2ec
+# %% ../nbs/20_describe.ipynb #de6d00b1
 LABEL = r"^(?:(?:sure|certainly|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?(?:\W*(?:answer|description|{part})\W*:\W*)?"
 
 def one_line(
@@ -192,9 +192,9 @@ def one_line(
     if value and isinstance(value[0], str): answer = value[0]
     lines = [line for line in map(bare, FENCE.sub("", answer).splitlines()) if line]
     line = next((line for line in lines if not TALK.search(line)), " ".join(lines))
-    return bare(re.sub(LABEL.format(part=re.escape(part) or "answer"), "", line, flags=re.I))
+    return bare(re.sub(LABEL.format(part=re.escape(part) or "answer"), "", line, flags=re.I)) or line
 
-# %% ../nbs/20_describe.ipynb #f929c4d6
+# %% ../nbs/20_describe.ipynb #67a7ac2a
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -215,7 +215,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #6379c01f
+# %% ../nbs/20_describe.ipynb #c3266c40
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -233,7 +233,7 @@ def flagged(
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #39a950a6
+# %% ../nbs/20_describe.ipynb #0004f3e3
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -273,7 +273,7 @@ def row_of(
     return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
             "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
 
-# %% ../nbs/20_describe.ipynb #59a2f8f1
+# %% ../nbs/20_describe.ipynb #5061e180
 def class_id_of(
     name:str, # a class name as somebody wrote it
     classes, # the dataset's class names
@@ -284,23 +284,22 @@ def class_id_of(
     if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
     return same[0] if same else None
 
-# %% ../nbs/20_describe.ipynb #46e8d57c
+# %% ../nbs/20_describe.ipynb #1939297e
 def read_sentences(
     path, # a JSON file {class: [sentences]}, or a CSV file with the columns class and text
 ) -> dict:
     "Class name -> sentences, as they stand in the file"
     path, wanted = Path(path), "expected JSON of {class: [sentences]}, or CSV with the columns class and text"
     if not path.is_file(): raise FileNotFoundError(f"No file '{path}': {wanted}.")
-    if path.suffix.lower() == ".csv":
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        if not {"class", "text"} <= {*table.columns}: raise ValueError(f"'{path}' has the columns {', '.join(table.columns)}: {wanted}.")
-        return {name: group.tolist() for name, group in table.groupby("class", sort=False)["text"]}
-    try: sentences = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error: raise ValueError(f"'{path}' is no JSON ({error}): {wanted}.") from None
+    try: sentences = pd.read_csv(path, dtype=str, keep_default_na=False) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error: raise ValueError(f"'{path}' cannot be read ({error}): {wanted}.") from None
+    if isinstance(sentences, pd.DataFrame):
+        if not {"class", "text"} <= {*sentences.columns}: raise ValueError(f"'{path}' has the columns {', '.join(sentences.columns)}: {wanted}.")
+        return {name: group.tolist() for name, group in sentences.groupby("class", sort=False)["text"]}
     if not isinstance(sentences, dict): raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
     return sentences
 
-# %% ../nbs/20_describe.ipynb #c421d251
+# %% ../nbs/20_describe.ipynb #8668d64e
 def checked(
     sentences, # what the file has for one class
     where:str, # file and class, for the message

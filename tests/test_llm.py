@@ -186,7 +186,7 @@ def test_rivals_share_a_record_and_agree(tmp_path):
     assert len(one) == 30 and one == two
 
 def test_an_interrupt_ends_the_run(tmp_path):
-    process, pipe = start(tmp_path/"answers.sqlite", "ok", 100000)
+    process, pipe = start(tmp_path/"answers.sqlite", "ok", 2000)
     while pipe.recv() != "part 3": pass
     os.kill(process.pid, signal.SIGINT)
     process.join(timeout=10)
