@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'SPLIT_FOLDERS', 'EXTENSIONS', 'ImageSet', 'to_eight_bits',
            'hold_out', 'complete_splits', 'from_table', 'from_folder', 'read_csv', 'check_csv', 'from_csv', 'load',
            'few_shot']
 
-# %% ../nbs/05_data.ipynb #7e7f3845
+# %% ../nbs/05_data.ipynb #50fc00b8
 import os, random, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .store import key_of
 
-# %% ../nbs/05_data.ipynb #6f2428da
+# %% ../nbs/05_data.ipynb #da09820a
 SPLITS = "train", "val", "test"
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,9 +34,15 @@ class ImageSet:
     superclass: str | None = None  # what all classes are kinds of: "bird", "flower"
     skipped: tuple = ()            # what lay among the images and was left out, with the reason
 
-    def images(self, split): return [image for image, _ in self.samples[split]]
-    def labels(self, split): return torch.tensor([label for _, label in self.samples[split]], dtype=torch.long)
-    def __len__(self): return sum(map(len, self.samples.values()))
+    def images(self, split):
+        "The N images of a split"
+        return [image for image, _ in self.samples[split]]
+
+    def labels(self, split):
+        "LongTensor (N,): the places of their classes"
+        return torch.tensor([label for _, label in self.samples[split]], dtype=torch.long)
+
+    def __len__(self): return sum(map(len, self.samples.values()))  # of all splits
 
     def __repr__(self):
         counts = ", ".join(f"{len(samples)} {split}" for split, samples in self.samples.items())
@@ -45,10 +51,10 @@ class ImageSet:
     @cached_property
     def fingerprint(self):
         "32 hexadecimal digits for class names, splits, labels and what the images hold, wherever their files lie"
-        content = lambda image: Path(image) if isinstance(image, (str, Path)) else np.asarray(image)
+        content = lambda image: Path(image) if isinstance(image, (str, Path)) else np.asarray(open_image(image))
         return key_of(classes=self.classes, samples=[(split, label, content(image)) for split, samples in self.samples.items() for image, label in samples])
 
-# %% ../nbs/05_data.ipynb #43905637
+# %% ../nbs/05_data.ipynb #d157a3b2
 def to_eight_bits(
     image: Image.Image,  # grey, with 16 or 32 bits a pixel
 ):
@@ -57,7 +63,7 @@ def to_eight_bits(
     white = max(1 if image.mode == "F" else 65535, pixels.max())
     return Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))
 
-# %% ../nbs/05_data.ipynb #bb890788
+# %% ../nbs/05_data.ipynb #4d71e987
 def on_white(
     image: Image.Image,  # with transparent parts
 ):
@@ -65,7 +71,7 @@ def on_white(
     sheet = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(sheet, image.convert("RGBA")).convert("RGB")
 
-# %% ../nbs/05_data.ipynb #1b6d37f2
+# %% ../nbs/05_data.ipynb #3db6d7c2
 def upright_rgb(
     image: Image.Image,  # in any mode
 ):
@@ -74,7 +80,7 @@ def upright_rgb(
     if image.mode == "F" or image.mode.startswith("I"): image = to_eight_bits(image)
     return on_white(image) if image.has_transparency_data else image.convert("RGB")
 
-# %% ../nbs/05_data.ipynb #40ec3c8f
+# %% ../nbs/05_data.ipynb #89857cbb
 def reason(
     error: Exception,  # what opening the file raised
     path,              # the file
@@ -84,7 +90,7 @@ def reason(
     if os.path.getsize(path) == 0: return "the file is empty"
     return "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
 
-# %% ../nbs/05_data.ipynb #81c7f23d
+# %% ../nbs/05_data.ipynb #948828a1
 def open_image(
     image,  # a path, a `PIL.Image` or a uint8 array (H, W, 3)
 ):
@@ -97,7 +103,7 @@ def open_image(
         with Image.open(image) as file: return upright_rgb(file)
     except Exception as error: raise ValueError(f"Cannot read image '{image}': {reason(error, image)}") from error
 
-# %% ../nbs/05_data.ipynb #5326eb3e
+# %% ../nbs/05_data.ipynb #e1a20c20
 def visible(
     folder,  # any folder
 ):
@@ -106,7 +112,7 @@ def visible(
     paths = [Path(folder) / name for name in names]
     return [path for path in paths if path.is_dir()], [path for path in paths if not path.is_dir()]
 
-# %% ../nbs/05_data.ipynb #2a0c4ec5
+# %% ../nbs/05_data.ipynb #5872bfbd
 def files_below(
     folder,    # any folder
     above=(),  # the real folders on the way here
@@ -117,7 +123,7 @@ def files_below(
     folders, files = visible(folder)
     return files + [file for inner in folders for file in files_below(inner, (*above, real))]
 
-# %% ../nbs/05_data.ipynb #268a4c0e
+# %% ../nbs/05_data.ipynb #b86c9893
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 def splits_in(
@@ -132,7 +138,7 @@ def splits_in(
         if count > 1: raise ValueError(f"'{root}' has {count} folders for the split '{split}': {', '.join(folder.name for folder in parts if splits[folder] == split)}. Keep one.")
     return splits or {Path(root): ""}
 
-# %% ../nbs/05_data.ipynb #6a3147b9
+# %% ../nbs/05_data.ipynb #84ea90e8
 EXTENSIONS = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
 
 def images_in(
@@ -144,7 +150,7 @@ def images_in(
     if not images: raise ValueError(f"Class folder '{folder}' holds no image ({', '.join(EXTENSIONS)}): add some, or remove the folder.")
     return images, others
 
-# %% ../nbs/05_data.ipynb #688f6081
+# %% ../nbs/05_data.ipynb #efc41ab8
 def find_images(
     root,  # <root>/<class>/* or <root>/<split>/<class>/*
 ):
@@ -161,7 +167,7 @@ def find_images(
     if Path(root) not in parts: skipped += [f"{path}: not in a split's folder" for kind in visible(root) for path in kind if path not in parts]
     return pd.DataFrame(rows, columns=["path", "label", "split"]), skipped
 
-# %% ../nbs/05_data.ipynb #d34ae81b
+# %% ../nbs/05_data.ipynb #6acd1efb
 def fault(
     path,  # an image file
 ):
@@ -172,7 +178,7 @@ def fault(
             upright_rgb(file)
     except Exception as error: return reason(error, path)
 
-# %% ../nbs/05_data.ipynb #f9a3abb0
+# %% ../nbs/05_data.ipynb #3391ce31
 def drop_unreadable(
     table: pd.DataFrame,  # path, label, split
     bad_images="stop",    # or "skip"
@@ -188,7 +194,7 @@ def drop_unreadable(
         raise ValueError(f"Cannot read image {bad[0]}{more}. Repair or remove it, or leave such images out: bad_images='skip', --bad-images skip.")
     return table[[not why for why in faults]], bad
 
-# %% ../nbs/05_data.ipynb #80cef127
+# %% ../nbs/05_data.ipynb #f7bfd5b0
 def hold_out(
     table: pd.DataFrame,  # path, label, split
     split,                # "val" or "test"
@@ -203,7 +209,7 @@ def hold_out(
         table.loc[drawn, "split"] = split
     return table
 
-# %% ../nbs/05_data.ipynb #591cd7e0
+# %% ../nbs/05_data.ipynb #a683944a
 def complete_splits(
     table: pd.DataFrame,  # path, label, split; '' where nobody said
     seed=0,               # for the splits drawn here
@@ -214,7 +220,7 @@ def complete_splits(
         if split not in set(table.split): table = hold_out(table, split, seed=seed)
     return table
 
-# %% ../nbs/05_data.ipynb #354799e3
+# %% ../nbs/05_data.ipynb #9b80b81b
 def from_table(
     table: pd.DataFrame,  # path, label (the class's name), split ('' in every row: to be drawn)
     name,                 # what to call the dataset
@@ -234,7 +240,7 @@ def from_table(
     samples = {split: [(row.path, places[row.label]) for row in table[table.split == split].itertuples()] for split in SPLITS}
     return ImageSet(name, tuple(places), samples, superclass, (*skipped, *bad))
 
-# %% ../nbs/05_data.ipynb #19c0f680
+# %% ../nbs/05_data.ipynb #20161c1c
 def from_folder(
     root,               # <root>/<class>/* or <root>/<split>/<class>/*
     superclass=None,    # what all classes are kinds of: "bird"
@@ -247,7 +253,7 @@ def from_folder(
     table, skipped = find_images(root)
     return from_table(table, root.resolve().name, superclass, bad_images, seed, skipped)
 
-# %% ../nbs/05_data.ipynb #0d8c3469
+# %% ../nbs/05_data.ipynb #39e3827d
 def read_csv(
     path,  # a CSV with columns path, label and perhaps split
 ):
@@ -260,7 +266,7 @@ def read_csv(
     if "split" not in table: table["split"] = ""
     return table[["path", "label", "split"]].apply(lambda column: column.str.strip())
 
-# %% ../nbs/05_data.ipynb #ea82ef94
+# %% ../nbs/05_data.ipynb #e2b79d43
 def check_csv(
     table: pd.DataFrame,  # from `read_csv`
     path,                 # where it came from
@@ -276,7 +282,7 @@ def check_csv(
     if len(twice): raise ValueError(f"'{table.path[twice[0]]}' in line {twice[0] + 2} of '{path}' was listed before: an image has one label and belongs to one split.")
     return table.assign(split=table.split.str.lower().map(splits))
 
-# %% ../nbs/05_data.ipynb #3ae0766a
+# %% ../nbs/05_data.ipynb #1343d962
 def from_csv(
     path,               # a CSV with columns path (relative to its folder), label and perhaps split
     superclass=None,    # what all classes are kinds of: "bird"
@@ -291,7 +297,7 @@ def from_csv(
     table["label"] = [unicodedata.normalize("NFC", label) for label in table.label]
     return from_table(table, path.stem, superclass, bad_images, seed)
 
-# %% ../nbs/05_data.ipynb #db446cf6
+# %% ../nbs/05_data.ipynb #6e24f218
 def load(
     name_or_path,  # "meadow", a folder or a CSV
     **options,     # of `from_folder` or `from_csv`; meadow is as it is
@@ -305,7 +311,7 @@ def load(
     if path.suffix.lower() == ".csv": return from_csv(path, **options)
     raise FileNotFoundError(f"No dataset '{name_or_path}': expected meadow, a folder <root>/<class>/<image>.jpg, or a CSV with columns path, label and perhaps split.")
 
-# %% ../nbs/05_data.ipynb #ef7080d8
+# %% ../nbs/05_data.ipynb #4d6733cd
 def few_shot(
     labels,  # (N,) class of every image
     shots,   # images of each class

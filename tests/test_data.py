@@ -245,6 +245,12 @@ def test_images_in_memory():
     assert both[0].fingerprint == both[1].fingerprint
     assert both[0].labels("val").dtype == torch.long
 
+def test_fingerprint_sees_the_palette():
+    red, blue = Image.new("P", (2, 2)), Image.new("P", (2, 2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    assert len({ImageSet("tiny", ("a",), {"train": [(image, 0)]}).fingerprint for image in (red, blue)}) == 2
+
 def test_samples_stay_paths(tmp_path):
     images = from_folder(album(tmp_path))
     assert all(type(image) is str for split in images.samples for image in images.images(split))
