@@ -38,7 +38,7 @@ setup(
     long_description_content_type="text/markdown",
     author=facts["author"],
     author_email=facts["author_email"],
-    license=facts["license"],
+    license_expression=facts["license"],
     keywords=facts["keywords"],
     classifiers=[f"Intended Audience :: {facts['audience']}", "Programming Language :: Python :: 3"],
     python_requires=f">={facts['min_python']}",

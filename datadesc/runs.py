@@ -6,11 +6,11 @@
 __all__ = ['BUNDLED', 'THIS_PYTHON', 'Parameter', 'read_cells', 'parameters', 'fitting', 'readings', 'read_value', 'known_name',
            'check_parameters', 'sources', 'parameter_files', 'read_parameter_file', 'find_dataset', 'missing_files',
            'KernelSpecs', 'SocketKernelManager', 'is_running', 'working_folder', 'put', 'heading', 'announce_parts',
-           'tidy', 'report_html', 'RunFailed', 'where', 'open_cell', 'unfinished', 'execute', 'finish', 'keep_failed',
-           'attempt', 'changes', 'is_current', 'run', 'state', 'run_names', 'status', 'datasets', 'result',
-           'accuracies', 'chosen_texts']
+           'tidy', 'report_html', 'RunFailed', 'where', 'open_cell', 'progress', 'unfinished', 'execute', 'finish',
+           'keep_failed', 'attempt', 'changes', 'is_current', 'run', 'state', 'run_names', 'status', 'datasets',
+           'result', 'accuracies', 'chosen_texts']
 
-# %% ../nbs/90_runs.ipynb #a03d94f3
+# %% ../nbs/90_runs.ipynb #8b27fb71
 import ast, difflib, json, logging, os, shutil, sys, tempfile, time, typing
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from pydantic import TypeAdapter, ValidationError
 
-# %% ../nbs/90_runs.ipynb #482d364d
+# %% ../nbs/90_runs.ipynb #4d457f44
 @dataclass(frozen=True)
 class Parameter:
     "One annotated name of a run notebook's parameters cell."
@@ -33,14 +33,14 @@ class Parameter:
     default: object # its value when nothing is said
     help: str # the comment beside it
 
-# %% ../nbs/90_runs.ipynb #744c76ba
+# %% ../nbs/90_runs.ipynb #38926ac9
 def read_cells(notebook:Path # a notebook file
               )->list[dict]: # its cells; `source` is one string
     "The cells of `notebook`, read as plain JSON."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
-# %% ../nbs/90_runs.ipynb #c977d6b9
+# %% ../nbs/90_runs.ipynb #17ee0569
 def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
               )->dict[str, Parameter]: # in the order of the cell
     "The annotated names of the parameters cell of `notebook`."
@@ -53,7 +53,7 @@ def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
         found[line.target.id] = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value), comment)
     return found
 
-# %% ../nbs/90_runs.ipynb #b65210af
+# %% ../nbs/90_runs.ipynb #584f0b15
 def fitting(parameter:Parameter, # what the notebook declares
             value:object # what somebody gave
            )->object: # the same value
@@ -63,7 +63,7 @@ def fitting(parameter:Parameter, # what the notebook declares
         reason = error.errors()[0]["msg"].lower()
         raise ValueError(f"Parameter '{parameter.name}' is {parameter.annotation} ({parameter.help}), got {value!r}: {reason}") from None
 
-# %% ../nbs/90_runs.ipynb #531188aa
+# %% ../nbs/90_runs.ipynb #4f7dcfc7
 def readings(text:str # what stands behind `name=` on the command line
             )->typing.Iterator[object]:
     "The values that `text` may stand for, the most literal first."
@@ -72,7 +72,7 @@ def readings(text:str # what stands behind `name=` on the command line
         with suppress(ValueError): yield json.loads(form)
     yield [part.strip() for part in text.split(",")]
 
-# %% ../nbs/90_runs.ipynb #3969e599
+# %% ../nbs/90_runs.ipynb #154f57aa
 def read_value(parameter:Parameter, # what the notebook declares
                text:str # what stands behind `name=` on the command line
               )->object:
@@ -81,7 +81,7 @@ def read_value(parameter:Parameter, # what the notebook declares
         with suppress(ValueError): return fitting(parameter, value)
     return fitting(parameter, text)
 
-# %% ../nbs/90_runs.ipynb #976caf9c
+# %% ../nbs/90_runs.ipynb #14b3be2a
 def known_name(name:str, # what somebody wrote
                known:dict # what there is
               )->str: # the same name
@@ -90,7 +90,7 @@ def known_name(name:str, # what somebody wrote
     near = difflib.get_close_matches(name, known, n=1)
     raise ValueError(f"No parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else f": there are {', '.join(known)}"))
 
-# %% ../nbs/90_runs.ipynb #479fbcf7
+# %% ../nbs/90_runs.ipynb #3f3d93a0
 def check_parameters(given:dict, # values by name; a text is read as its parameter wants
                      known:dict[str, Parameter] # from `parameters`
                     )->dict: # values by name, each of its parameter's type
@@ -98,7 +98,7 @@ def check_parameters(given:dict, # values by name; a text is read as its paramet
     read = lambda parameter, value: read_value(parameter, value) if isinstance(value, str) else fitting(parameter, value)
     return {name: read(known[known_name(name, known)], value) for name, value in given.items()}
 
-# %% ../nbs/90_runs.ipynb #e49d077d
+# %% ../nbs/90_runs.ipynb #141d372a
 def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     "Folders of a clone where the package is used from one, else the copies in the installed package."
     package = Path(str(files("datadesc")))
@@ -106,13 +106,13 @@ def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     if (clone/"nbs"/"runs").is_dir(): return clone/"nbs"/"runs", clone/"papermill_runs"
     return package/"assets"/"runs", package/"assets"/"runs"
 
-# %% ../nbs/90_runs.ipynb #5c4723eb
+# %% ../nbs/90_runs.ipynb #60efb61f
 def parameter_files(root:Path # folder that holds the runs
                    )->dict[str, Path]: # by dataset name
     "The parameter files of the project and of `root`; those of `root` come first."
     return {file.stem: file for folder in (sources()[1], Path(root)) for file in sorted(folder.glob("*.yaml"))}
 
-# %% ../nbs/90_runs.ipynb #efb39389
+# %% ../nbs/90_runs.ipynb #9c9cd056
 def read_parameter_file(file:Path # YAML: one `name: value` a line
                        )->dict: # values by name
     "The values in `file`; `ValueError` where it is not a YAML mapping."
@@ -121,7 +121,7 @@ def read_parameter_file(file:Path # YAML: one `name: value` a line
     if not isinstance(values, dict): raise ValueError(f"{file} must hold one 'name: value' a line, it holds {values!r}")
     return values
 
-# %% ../nbs/90_runs.ipynb #4690e59a
+# %% ../nbs/90_runs.ipynb #22cdf4c0
 def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
                  root:Path # folder that holds the runs
                 )->tuple[str, dict]: # (name of the run, its parameters)
@@ -134,7 +134,7 @@ def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
     raise ValueError(f"'{name_or_path}' is no dataset and no folder" + (f", did you mean '{near[0]}'?" if near else
         f": give one of {', '.join(files)}, a folder of images (<class>/<image>) or a CSV (path,label)"))
 
-# %% ../nbs/90_runs.ipynb #cd064585
+# %% ../nbs/90_runs.ipynb #3a94f5fd
 BUNDLED = ("meadow",) # datasets that travel with the package
 
 def missing_files(given:dict # the parameters of a dataset
@@ -143,7 +143,7 @@ def missing_files(given:dict # the parameters of a dataset
     places = {name: given[name] for name in ("dataset", "checkpoint", "descriptions") if given.get(name)}
     return [f"{name}: {place}" for name, place in places.items() if place not in BUNDLED and not Path(place).exists()]
 
-# %% ../nbs/90_runs.ipynb #2b649b5e
+# %% ../nbs/90_runs.ipynb #4cacccc3
 THIS_PYTHON = "this environment" # not a name that a kernel may have, so it hides none
 
 class KernelSpecs(KernelSpecManager):
@@ -156,7 +156,7 @@ class KernelSpecs(KernelSpecManager):
         try: return super().get_kernel_spec(kernel_name)
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
-# %% ../nbs/90_runs.ipynb #87d8ccea
+# %% ../nbs/90_runs.ipynb #4b243eb6
 class SocketKernelManager(AsyncKernelManager):
     "Starts a kernel and talks to it through Unix sockets in a temporary folder of its own."
     def __init__(self, **kwargs):
@@ -164,7 +164,7 @@ class SocketKernelManager(AsyncKernelManager):
         connection = f"{self.folder.name}/kernel.json"
         super().__init__(transport="ipc", connection_file=connection, kernel_spec_manager=KernelSpecs(), **kwargs)
 
-# %% ../nbs/90_runs.ipynb #6eb4b0dc
+# %% ../nbs/90_runs.ipynb #0f4205fc
 def is_running(root:Path, # folder that holds the runs
                name:str # of the run
               )->bool:
@@ -175,7 +175,7 @@ def is_running(root:Path, # folder that holds the runs
         with FileLock(lock, timeout=0): return False
     except Timeout: return True
 
-# %% ../nbs/90_runs.ipynb #fbfccf9f
+# %% ../nbs/90_runs.ipynb #afaf5b6f
 @contextmanager
 def working_folder(root:Path, # folder that holds the runs
                    name:str # of the run
@@ -190,7 +190,7 @@ def working_folder(root:Path, # folder that holds the runs
             yield work
     except Timeout: raise ValueError(f"'{name}' is running already in {root}: see `datadesc status`, or wait for it") from None
 
-# %% ../nbs/90_runs.ipynb #8f67ccd7
+# %% ../nbs/90_runs.ipynb #7c4a1459
 def put(work:Path, # a folder that is complete
         place:Path # where it belongs, on the same file system
        )->Path: # `place`
@@ -202,13 +202,13 @@ def put(work:Path, # a folder that is complete
     shutil.rmtree(old, ignore_errors=True)
     return place
 
-# %% ../nbs/90_runs.ipynb #66afaa24
+# %% ../nbs/90_runs.ipynb #96e5b7b3
 def heading(source:str # of a markdown cell
            )->str|None:
     "The text of the cell's `## ` heading, if it opens with one."
     return source.splitlines()[0][3:].strip() if source.startswith("## ") else None
 
-# %% ../nbs/90_runs.ipynb #895358f0
+# %% ../nbs/90_runs.ipynb #4fec423b
 def announce_parts(notebook:Path # a run notebook
                   )->typing.Callable: # a hook for nbclient's `on_cell_start`
     "Prints each part of the report as its turn comes, with the seconds since the start."
@@ -217,7 +217,7 @@ def announce_parts(notebook:Path # a run notebook
         if (part := heading(cell.source)): print(f"{time.monotonic() - start:5.0f} s  {parts.index(part) + 1}/{len(parts)}  {part}", flush=True)
     return announce
 
-# %% ../nbs/90_runs.ipynb #234caa02
+# %% ../nbs/90_runs.ipynb #9a5d2bdd
 def tidy(report:Path, # an executed notebook, written anew
          work:Path, # the folder it was executed for
          place:Path # the folder that this becomes
@@ -233,7 +233,7 @@ def tidy(report:Path, # an executed notebook, written anew
     nbformat.write(notebook, report)
     return notebook
 
-# %% ../nbs/90_runs.ipynb #c6470f71
+# %% ../nbs/90_runs.ipynb #e9bf0cc4
 def report_html(notebook:dict # an executed notebook
                )->str: # a page that needs nothing but itself
     "The web page of `notebook`."
@@ -243,11 +243,11 @@ def report_html(notebook:dict # an executed notebook
     page = HTMLExporter(template_name="report", extra_template_basedirs=[templates], embed_images=True)
     return page.from_notebook_node(notebook)[0]
 
-# %% ../nbs/90_runs.ipynb #6030f5af
+# %% ../nbs/90_runs.ipynb #6fb18cbe
 class RunFailed(RuntimeError):
     "A run that started and did not finish; the message says where and why."
 
-# %% ../nbs/90_runs.ipynb #107945ad
+# %% ../nbs/90_runs.ipynb #220835a6
 def where(cells:list[dict], # of a report, in order
           index:int # of the cell that failed
          )->str:
@@ -255,25 +255,32 @@ def where(cells:list[dict], # of a report, in order
     parts = [h for cell in cells[:index + 1] if (h := heading(cell["source"]))]
     return f"under '{parts[-1]}'" if parts else "before the first heading"
 
-# %% ../nbs/90_runs.ipynb #fb8e2118
+# %% ../nbs/90_runs.ipynb #59c1745b
 def open_cell(cells:list[dict] # of a report, in order
              )->int: # its index
     "The first code cell that has not come to a good end: the one a run is at, or died in."
     code = [index for index, cell in enumerate(cells) if cell["cell_type"] == "code" and cell["source"].strip()]
-    bad = lambda cell: not cell["execution_count"] or any(output["output_type"] == "error" for output in cell["outputs"])
-    return next((index for index in code if bad(cells[index])), code[-1])
+    open_ = lambda cell: not cell["execution_count"] or any(output["output_type"] == "error" for output in cell["outputs"])
+    return next((index for index in code if open_(cells[index])), code[-1])
 
-# %% ../nbs/90_runs.ipynb #a6ae08a1
+# %% ../nbs/90_runs.ipynb #6f6c89e9
+def progress(report:Path # the executed notebook of a run that has not finished
+            )->tuple[str, str]: # (where it is, what it said if it failed)
+    "How far a run came. papermill writes the report before and after each cell, so it may be missing or half written."
+    try: cells = read_cells(report)
+    except (FileNotFoundError, ValueError): return "between two cells", ""
+    index = open_cell(cells)
+    errors = [f"{output['ename']}: {output['evalue']}".removesuffix(": ") for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
+    return where(cells, index), "".join(errors[:1])
+
+# %% ../nbs/90_runs.ipynb #b0a404d1
 def unfinished(report:Path # the executed notebook of a run that has not finished
               )->str:
-    "One line on how far the run came and what stopped it."
-    if not report.exists(): return "stopped before its first cell"
-    cells = read_cells(report)
-    index = open_cell(cells)
-    errors = [f": {output['ename']}: {output['evalue']}" for output in cells[index]["outputs"] if output["output_type"] == "error"]
-    return f"stopped {where(cells, index)}{errors[0] if errors else ', from outside'}"
+    "One line on where a run stopped and why."
+    place, error = progress(report)
+    return f"stopped {place}: {error or 'from outside'}"
 
-# %% ../nbs/90_runs.ipynb #830a3b42
+# %% ../nbs/90_runs.ipynb #dec56cd3
 def execute(notebook:Path, # a run notebook
             work:Path, # empty folder for what it makes
             given:dict, # values of its parameters; the others keep their defaults
@@ -288,7 +295,7 @@ def execute(notebook:Path, # a run notebook
         stderr_file=sys.stderr if sys.stderr.isatty() else None)
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
 
-# %% ../nbs/90_runs.ipynb #91cac46f
+# %% ../nbs/90_runs.ipynb #ed5fac8e
 def finish(work:Path, # folder of an executed run
            place:Path # where it belongs
           )->Path: # `place`
@@ -299,7 +306,7 @@ def finish(work:Path, # folder of an executed run
     shutil.rmtree(place.with_name(f"{place.name}.failed"), ignore_errors=True)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #d9d9f940
+# %% ../nbs/90_runs.ipynb #5cc35c1b
 def keep_failed(work:Path, # folder of a run that did not finish
                 place:Path # where its result would belong
                )->Path: # where it lies now
@@ -309,7 +316,7 @@ def keep_failed(work:Path, # folder of a run that did not finish
     if (work/"report.ipynb").exists(): tidy(work/"report.ipynb", work, place)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #c1f8ad36
+# %% ../nbs/90_runs.ipynb #330c8755
 def attempt(notebook:Path, # a run notebook
             work:Path, # empty folder of its own
             place:Path, # where the result belongs
@@ -325,7 +332,7 @@ def attempt(notebook:Path, # a run notebook
         reason = error if isinstance(error, RunFailed) else unfinished(work/"report.ipynb")
         raise RunFailed(f"'{place.name}' {reason}\nThe report so far: {keep_failed(work, place)/'report.ipynb'}") from None
 
-# %% ../nbs/90_runs.ipynb #5b738d6b
+# %% ../nbs/90_runs.ipynb #1b939406
 def changes(place:Path, # folder of a finished run
             given:dict, # values asked for now
             known:dict[str, Parameter] # from `parameters`
@@ -336,7 +343,7 @@ def changes(place:Path, # folder of a finished run
     return [f"{name}: {had.get(name, value)} -> {given.get(name, value)}" for name, value in default.items()
             if had.get(name, value) != given.get(name, value)]
 
-# %% ../nbs/90_runs.ipynb #8000fddc
+# %% ../nbs/90_runs.ipynb #3d856aea
 def is_current(place:Path, # folder of a run, or nothing
                given:dict, # values asked for
                known:dict[str, Parameter] # from `parameters`
@@ -347,7 +354,7 @@ def is_current(place:Path, # folder of a run, or nothing
     if different: print(f"{place} was run with other parameters ({'; '.join(different)}): running again")
     return not different
 
-# %% ../nbs/90_runs.ipynb #e15d61bf
+# %% ../nbs/90_runs.ipynb #62fe9014
 def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         given:dict|None=None, # values of the notebook's parameters; texts are read by annotation
         root:Path="papermill_runs", # folder that holds the runs
@@ -365,18 +372,18 @@ def run(name_or_path:str, # a dataset name, a folder of images or a CSV
     if not force and is_current(root/name, given, known): return root/name
     with working_folder(root, name) as work: return attempt(notebook, work, root/name, given, kernel)
 
-# %% ../nbs/90_runs.ipynb #309b6571
+# %% ../nbs/90_runs.ipynb #503502a1
 def state(root:Path, # folder that holds the runs
           name:str # of a run
          )->tuple[str, str]: # ("done" | "failed" | "running" | "never", what there is to say)
     "How the latest run of `name` stands."
     place, work = Path(root)/name, Path(root)/".running"/name
-    if is_running(root, name): return "running", where(cells := read_cells(work/"report.ipynb"), open_cell(cells))
+    if is_running(root, name): return "running", progress(work/"report.ipynb")[0]
     for folder in (work, place.with_name(f"{name}.failed"), place):
         if folder.exists() and not (folder/"result.json").exists(): return "failed", unfinished(folder/"report.ipynb")
     return ("done", str(place/"report.html")) if place.exists() else ("never", f"datadesc run {name}")
 
-# %% ../nbs/90_runs.ipynb #3da1d0f6
+# %% ../nbs/90_runs.ipynb #5dcb222c
 def run_names(root:Path # folder that holds the runs
              )->list[str]:
     "Every dataset with a name, and every run in `root` of one without."
@@ -384,20 +391,20 @@ def run_names(root:Path # folder that holds the runs
     begun = [folder.name for folder in Path(root).glob(".running/*/")]
     return sorted({*parameter_files(root), *held, *begun})
 
-# %% ../nbs/90_runs.ipynb #debb9686
+# %% ../nbs/90_runs.ipynb #dab4c555
 def status(root:Path="papermill_runs" # folder that holds the runs
           )->pd.DataFrame: # columns run, state, note
     "How every run stands."
     return pd.DataFrame([(name, *state(root, name)) for name in run_names(root)], columns=["run", "state", "note"])
 
-# %% ../nbs/90_runs.ipynb #85a8e349
+# %% ../nbs/90_runs.ipynb #e05ade4a
 def datasets(root:Path="papermill_runs" # folder that holds the runs
             )->pd.DataFrame: # columns dataset, needs
     "Every dataset with a name, and what it still needs."
     needs = {name: missing_files(read_parameter_file(file)) for name, file in parameter_files(root).items()}
     return pd.DataFrame([(name, "; ".join(files) or "nothing") for name, files in sorted(needs.items())], columns=["dataset", "needs"])
 
-# %% ../nbs/90_runs.ipynb #fe101bce
+# %% ../nbs/90_runs.ipynb #54a33d11
 def result(root:Path, # folder that holds the runs
            name:str # of a run
           )->dict: # what result.json says
@@ -406,14 +413,14 @@ def result(root:Path, # folder that holds the runs
     if not file.exists(): raise ValueError(f"No finished run '{name}' in {root}: datadesc run {name}")
     return json.loads(file.read_text(encoding="utf-8"))
 
-# %% ../nbs/90_runs.ipynb #98c31eb2
+# %% ../nbs/90_runs.ipynb #26305c0f
 def accuracies(root:Path, # folder that holds the runs
                name:str # of a run
               )->pd.DataFrame: # one row a figure, as in result.json
     "The accuracies of the finished run `name`."
     return pd.DataFrame(result(root, name)["accuracy"])
 
-# %% ../nbs/90_runs.ipynb #9fd68185
+# %% ../nbs/90_runs.ipynb #e93be4b0
 def chosen_texts(root:Path, # folder that holds the runs
                  name:str # of a run
                 )->pd.DataFrame: # columns class_id, class, text, ift, rank; best first

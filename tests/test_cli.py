@@ -1,0 +1,135 @@
+"The command line as a user meets it: its output and its exit code."
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def said(done):
+    "The one line of a process that ended with an error a user can mend."
+    assert done.code == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("datadesc: "), done.stderr
+    return done.stderr
+
+
+def test_help_imports_nothing_heavy(repo):
+    program = "import sys, datadesc.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=repo, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "numpy", "papermill", "nbformat", "nbconvert", "open_clip", "openai", "matplotlib"} & set(loaded)
+
+
+def test_help_names_every_option(datadesc):
+    shown = datadesc("run", "--help").stdout
+    for option in ("-p", "--kernel", "--model", "--checkpoint", "--descriptions", "--llm-base-url", "--llm-model", "--on-bad-image", "--out", "--force"):
+        assert option in shown
+
+
+def test_run_tells_accuracy_and_report(datadesc):
+    done = datadesc("run", "coin")
+    assert done.code == 0, done.stderr
+    assert "zero_shot" in done.stdout and "%" in done.stdout
+    assert done.stdout.rstrip().endswith(f"Report: {os.path.join('papermill_runs', 'coin', 'report.html')}")
+    assert "1/2  The throws" in done.stdout
+
+
+def test_a_finished_run_is_read(datadesc):
+    datadesc("run", "coin")
+    before = os.stat("papermill_runs/coin/report.ipynb").st_mtime_ns
+    again = datadesc("run", "coin")
+    assert again.code == 0 and "The throws" not in again.stdout and "Report:" in again.stdout
+    assert os.stat("papermill_runs/coin/report.ipynb").st_mtime_ns == before
+    other = datadesc("run", "coin", "-p", "throws=51")
+    assert "throws: 50 -> 51" in other.stdout and "The throws" in other.stdout
+    assert "The throws" in datadesc("run", "coin", "-p", "throws=51", "--force").stdout
+
+
+def test_out_moves_the_runs(datadesc):
+    done = datadesc("run", "coin", "--out", "elsewhere/demo")
+    assert "Report: elsewhere/demo/coin/report.html" in done.stdout
+    assert sorted(os.listdir()) == ["elsewhere"]
+    assert "done" in datadesc("status", "--out", "elsewhere/demo").stdout
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["run", "coyn"], "did you mean 'coin'"),
+    (["run", "nowhere/photos"], "'nowhere/photos' is no dataset and no folder"),
+    (["run", "coin", "-p", "thros=3"], "did you mean 'throws'"),
+    (["run", "coin", "-p", "throws=many"], "Parameter 'throws' is int"),
+    (["run", "coin", "-p", "throws=2.5"], "Parameter 'throws' is int"),
+    (["run", "coin", "-p", "throws"], "expected name=value"),
+    (["run", "coin", "-p", "out=x"], "No parameter 'out'"),
+    (["run", "coin", "-p", "bad_images=shrug"], "should be 'stop' or 'skip'"),
+    (["run", "coin", "--kernel", "cobol"], "No kernel 'cobol'"),
+    (["run", "coin", "--checkpoint", "clip.pt"], "checkpoint: clip.pt"),
+    (["run", "coin", "--descriptions", "words.json"], "No parameter 'descriptions'"),
+    (["show", "coin"], "No finished run 'coin'"),
+])
+def test_what_a_user_can_mend(datadesc, arguments, words):
+    assert words in said(datadesc(*arguments))
+    assert not os.path.exists("papermill_runs")
+
+
+def test_parameter_files_that_cannot_be_read(datadesc):
+    os.makedirs("papermill_runs")
+    for name, text, words in [("torn", "throws: [1, 2", "torn.yaml is not YAML"), ("bare", "- 1", "one 'name: value' a line"),
+                              ("typo", "thros: 3", "did you mean 'throws'"), ("ill", "throws: many", "Parameter 'throws' is int"),
+                              ("gone", "dataset: photos", "dataset: photos")]:
+        with open(f"papermill_runs/{name}.yaml", "w") as file:
+            file.write(text)
+        assert words in said(datadesc("run", name))
+
+
+def test_a_folder_is_named_after_itself(datadesc):
+    os.makedirs("photos/my cats/tabby")
+    done = datadesc("run", os.path.abspath("photos/my cats") + "/")
+    assert done.code == 0, done.stderr
+    assert json.load(open("papermill_runs/my cats/result.json"))["dataset"] == os.path.join("photos", "my cats")
+    with open("birds.csv", "w") as file:
+        file.write("path,label\n")
+    assert datadesc("run", "birds.csv").code == 0
+    assert json.load(open("papermill_runs/birds/result.json"))["dataset"] == "birds.csv"
+
+
+def test_a_name_wins_over_a_folder_unless_it_looks_like_one(datadesc):
+    os.makedirs("coin/head")
+    datadesc("run", "coin")
+    assert json.load(open("papermill_runs/coin/result.json"))["dataset"] == ""
+    datadesc("run", "./coin")
+    result = json.load(open("papermill_runs/coin/result.json"))
+    assert result["dataset"] == "coin" and result["accuracy"][0]["n_test"] == 100
+
+
+def test_no_place_to_write(datadesc):
+    with open("papermill_runs", "w") as file:
+        file.write("a file in the way")
+    assert "papermill_runs" in said(datadesc("run", "coin"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permissions")
+def test_no_permission_to_write(datadesc, coin_package, tmp_path):
+    for folder in (coin_package, tmp_path, *list(tmp_path.parents)[:3]):
+        os.chmod(folder, 0o755)
+    os.seteuid(65534)
+    try:
+        done = datadesc("run", "coin")
+    finally:
+        os.seteuid(0)
+    assert "papermill_runs: Permission denied" in said(done)
+
+
+def test_a_run_that_stops_says_where(datadesc):
+    message = said(datadesc("run", "coin", "-p", "throws=0"))
+    assert "'coin' stopped under 'The result': ZeroDivisionError: division by zero" in message
+    assert "papermill_runs/coin/report.ipynb" in message
+    assert "failed  stopped under 'The result'" in datadesc("status").stdout
+
+
+def test_list_and_status(datadesc):
+    assert datadesc("list").stdout.splitlines() == ["dataset  needs", "coin     nothing"]
+    assert "coin  never" in datadesc("status").stdout
+    datadesc("run", "coin")
+    assert "coin  done" in datadesc("status").stdout

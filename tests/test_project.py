@@ -1,0 +1,106 @@
+"What is installed, what is committed, and what the front page becomes."
+import base64
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import datadesc
+
+
+@pytest.fixture(scope="module")
+def facts(repo):
+    "The settings of the project."
+    settings = configparser.ConfigParser(delimiters="=")
+    settings.read(repo / "settings.ini")
+    return settings["DEFAULT"]
+
+
+@pytest.fixture(scope="module")
+def wheel(repo, tmp_path_factory):
+    "A wheel built from a copy of the files that git knows or would add."
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=repo, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (repo / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repo / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source]
+    subprocess.run(command, check=True, capture_output=True)
+    return zipfile.ZipFile(next(target.glob("*.whl")))
+
+
+def test_wheel_holds_what_a_run_needs(repo, wheel):
+    held = set(wheel.namelist())
+    assets = [path.relative_to(repo).as_posix() for path in (repo / "datadesc").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert set(assets) <= held
+    runs = [*(repo / "nbs" / "runs").glob("*.ipynb"), *(repo / "papermill_runs").glob("*.yaml")]
+    assert {f"datadesc/assets/runs/{file.name}" for file in runs} <= held
+    assert not [name for name in held if name.startswith(("tests/", "nbs/", "tools/", "papermill_runs/"))]
+
+
+def test_wheel_metadata_come_from_settings(wheel, facts):
+    text = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
+    assert f"Version: {facts['version']}\n" in text and "License-Expression: Apache-2.0\n" in text
+    for name in re.findall(r"^[\w-]+", facts["requirements"], re.M):
+        assert f"Requires-Dist: {name}" in text
+
+
+def test_unpacked_wheel_lists_meadow(wheel, tmp_path):
+    wheel.extractall(tmp_path)
+    program = "import datadesc, sys; from datadesc.cli import main; sys.argv = ['datadesc', 'list']; print(datadesc.__file__); main()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith(str(tmp_path)) and "meadow   nothing" in done.stdout, done.stderr
+
+
+def test_one_version(facts):
+    assert datadesc.__version__ == version("datadesc") == facts["version"]
+
+
+def test_constraints_pin_every_requirement(repo, facts):
+    plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+    lines = [line for line in (repo / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    pinned = {plain(line.split("==")[0]) for line in lines}
+    assert {plain(re.match(r"[\w.-]+", name)[0]) for name in (facts["requirements"] + facts["dev_requirements"]).split()} <= pinned
+
+
+def test_what_git_keeps_of_the_runs(repo):
+    ignored = lambda path: subprocess.run(["git", "check-ignore", "-q", path], cwd=repo).returncode == 0
+    assert ignored("papermill_runs/demo/meadow/report.ipynb") and ignored("papermill_runs/.running/meadow.lock")
+    assert not ignored("papermill_runs/meadow/report.ipynb") and not ignored("papermill_runs/meadow.yaml")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "meadow-run", "clip", "readme"])
+def test_every_target_is_there(repo, target):
+    shown = subprocess.run(["make", "--dry-run", target], cwd=repo, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
+    code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    picture = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(b"a picture").decode(), "text/plain": "<Figure>"})
+    table = nbformat.v4.new_output("execute_result", {"text/html": "<style scoped>\n.x {}\n</style><table></table>"}, execution_count=1)
+    cells = [prose("# Title\n\n[a chapter](05_data.ipynb), [a part](05_data.ipynb#folders), [a run](../runs/report.html), [the web](https://example.org), [below](#below)\n"
+                   '<img src="../runs/gallery.png">'),
+             code("#| hide\nimport secret"), code("#| default_exp x"), code("#| eval: false\nshow()", outputs=[picture]), code("table", outputs=[table])]
+    (tmp_path / "nbs").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / "index.ipynb")
+    subprocess.run([sys.executable, repo / "tools" / "readme.py", "nbs/index.ipynb", "README.md"], cwd=tmp_path, check=True)
+    text = (tmp_path / "README.md").read_text()
+    for words in ("](nbs/05_data.ipynb)", "](nbs/05_data.ipynb#folders)", "](runs/report.html)", "](https://example.org)", "](#below)",
+                  'src="runs/gallery.png"', "```python\nshow()\n```", "<table></table>"):
+        assert words in text
+    for words in ("secret", "#|", "default_exp", "style"):
+        assert words not in text
+    picture = re.search(r"!\[png\]\((.*?)\)", text)[1]
+    assert (tmp_path / picture).read_bytes() == b"a picture" and os.listdir(tmp_path / "README_files") == [Path(picture).name]
