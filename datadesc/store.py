@@ -6,7 +6,7 @@
 __all__ = ['ALONE', 'KINDS', 'stand_in', 'digest', 'key_of', 'writable_folder', 'whole', 'write_text', 'plain', 'write_json',
            'write_table', 'read_table', 'write_tensors', 'read_tensors', 'default_root', 'kind_of', 'Store']
 
-# %% ../nbs/00_store.ipynb #4da357d9
+# %% ../nbs/00_store.ipynb #0f66bc29
 import dataclasses, hashlib, json, os
 from contextlib import contextmanager
 from functools import singledispatch
@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, platformdirs, torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/00_store.ipynb #39ee7f6f
+# %% ../nbs/00_store.ipynb #60c7a938
 @singledispatch
 def stand_in(
     value, # a JSON-able value, bytes, an array, a tensor, a table, a `Path`, a module or a dataclass
@@ -31,73 +31,67 @@ def stand_in(
         return {"dataclass": [type(value).__name__, stand_in(fields)]}
     raise TypeError(f"No content key for {value!r:.80} of type {type(value).__name__}: pass the values that it is made of.")
 
-@stand_in.register(type(None))
-@stand_in.register(bool)
-@stand_in.register(int)
-@stand_in.register(float)
-@stand_in.register(str)
-def _(value): return value
+@stand_in.register
+def _(value: None | bool | int | float | str): return value
 
-# %% ../nbs/00_store.ipynb #ca873b1a
-@stand_in.register(list)
-@stand_in.register(tuple)
-def _(value): return [stand_in(item) for item in value]
+# %% ../nbs/00_store.ipynb #52ec6ab8
+@stand_in.register
+def _(value: list | tuple): return [stand_in(item) for item in value]
 
-@stand_in.register(set)
-@stand_in.register(frozenset)
-def _(value): return {"set": sorted(json.dumps(stand_in(item)) for item in value)}
+@stand_in.register
+def _(value: set | frozenset): return {"set": sorted(json.dumps(stand_in(item)) for item in value)}
 
-@stand_in.register(dict)
-def _(value): return {json.dumps(stand_in(name)): stand_in(item) for name, item in value.items()}
+@stand_in.register
+def _(value: dict): return {json.dumps(stand_in(name)): stand_in(item) for name, item in value.items()}
 
-# %% ../nbs/00_store.ipynb #f04ce14a
+# %% ../nbs/00_store.ipynb #bb2ca2ff
 def digest(
     data, # bytes, or anything with the buffer protocol
 ) -> str:
     "32 hexadecimal digits that stand for the bytes (BLAKE2b, 128 bits)"
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
-@stand_in.register(bytes)
-def _(value): return {"bytes": digest(value)}
+@stand_in.register
+def _(value: bytes): return {"bytes": digest(value)}
 
-@stand_in.register(Path)
-def _(value):
-    if value.is_dir(): return {"folder": [[str(f.relative_to(value)), stand_in(f)] for f in sorted(value.rglob("*")) if f.is_file()]}
+@stand_in.register
+def _(value: Path):
+    if value.is_dir(): return {"folder": [[str(file.relative_to(value)), stand_in(file)] for file in sorted(value.rglob("*")) if file.is_file()]}
     with open(value, "rb") as file: return {"file": hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}
 
-# %% ../nbs/00_store.ipynb #8ddb07ec
-@stand_in.register(np.generic)
-def _(value): return stand_in(value.item())
+# %% ../nbs/00_store.ipynb #5cafbce3
+@stand_in.register
+def _(value: np.generic): return stand_in(value.item())
 
-@stand_in.register(np.ndarray)
-def _(value):
+@stand_in.register
+def _(value: np.ndarray):
     if value.dtype == object: return {"objects": stand_in(value.tolist())}
     return {"array": [str(value.dtype), list(value.shape), digest(value.tobytes())]}
 
-@stand_in.register(torch.Tensor)
-def _(value):
+@stand_in.register
+def _(value: torch.Tensor):
     flat = value.detach().cpu().contiguous().reshape(-1)
     return {"tensor": [str(value.dtype), list(value.shape), digest(flat.view(torch.uint8).numpy())]}
 
-@stand_in.register(pd.Series)
-@stand_in.register(pd.Index)
-def _(value): return {"column": [str(value.dtype), stand_in(value.to_numpy())]}
+# %% ../nbs/00_store.ipynb #c134eea6
+@stand_in.register
+def _(value: pd.Series | pd.Index): return {"column": [str(value.dtype), stand_in(value.to_numpy())]}
 
-@stand_in.register(pd.DataFrame)
-def _(value): return {"table": [[str(name), stand_in(column)] for name, column in value.items()] + [stand_in(value.index)]}
+@stand_in.register
+def _(value: pd.DataFrame): return {"table": [[str(name), stand_in(column)] for name, column in value.items()] + [stand_in(value.index)]}
 
-# %% ../nbs/00_store.ipynb #a9c8d066
-@stand_in.register(ModuleType)
-def _(value): return {"module": [value.__name__, stand_in(Path(value.__file__))]}
+# %% ../nbs/00_store.ipynb #9dd81281
+@stand_in.register
+def _(value: ModuleType): return {"module": [value.__name__, stand_in(Path(value.__file__))]}
 
-# %% ../nbs/00_store.ipynb #337d8637
+# %% ../nbs/00_store.ipynb #f35d24dc
 def key_of(
     **parts, # what determines a value, by name
 ) -> str:
     "32 hexadecimal digits: the same for the same parts, in whatever order they are given"
     return digest(json.dumps(stand_in(parts), sort_keys=True).encode())
 
-# %% ../nbs/00_store.ipynb #4d769867
+# %% ../nbs/00_store.ipynb #13367145
 def writable_folder(
     folder, # a folder, which need not exist yet
 ) -> Path:
@@ -122,7 +116,7 @@ def whole(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/00_store.ipynb #aced52ee
+# %% ../nbs/00_store.ipynb #87067b20
 def write_text(
     path, # the file
     value:str, # its whole content
@@ -131,7 +125,9 @@ def write_text(
     with whole(path) as part: part.write_text(value, encoding="utf-8")
     return Path(path)
 
-def plain(value):
+def plain(
+    value, # what json does not know
+):
     "What JSON can hold in place of a path, a set, or a number, array or tensor of numpy or torch"
     if isinstance(value, Path): return str(value)
     if isinstance(value, (set, frozenset)): return sorted(value)
@@ -147,7 +143,7 @@ def write_json(
     except (TypeError, ValueError) as error: raise type(error)(f"'{path}' cannot be written: {error}") from None
     return write_text(path, text + "\n")
 
-# %% ../nbs/00_store.ipynb #b19dbb2c
+# %% ../nbs/00_store.ipynb #cd1cb216
 def write_table(
     path, # the file, by custom *.parquet
     value:pd.DataFrame, # the table
@@ -165,7 +161,7 @@ def read_table(
         table[name] = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in table[name]]
     return table
 
-# %% ../nbs/00_store.ipynb #df475362
+# %% ../nbs/00_store.ipynb #cf01b963
 ALONE = "tensor"
 
 def write_tensors(
@@ -186,7 +182,7 @@ def read_tensors(
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors[ALONE] if (file.metadata() or {}).get("alone") == "True" else tensors
 
-# %% ../nbs/00_store.ipynb #7b42ce00
+# %% ../nbs/00_store.ipynb #04b94eb6
 def default_root() -> Path:
     "The folder named by DATADESC_STORE, otherwise this user's cache"
     return Path(os.environ.get("DATADESC_STORE") or platformdirs.user_cache_path("datadesc")).expanduser()
@@ -203,7 +199,7 @@ def kind_of(
     if torch.is_tensor(value) or (isinstance(value, dict) and value and all(map(torch.is_tensor, value.values()))): return "safetensors"
     return "json"
 
-# %% ../nbs/00_store.ipynb #7cfb964f
+# %% ../nbs/00_store.ipynb #aebddfaa
 class Store:
     "Values under `<root>/<name>/<key>.<kind>`, made once and read ever after; processes may share a root"
     def __init__(self,
