@@ -1,0 +1,199 @@
+"Cross-modal transfer: the batched trainer against autograd, and the promises about what a head may see."
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc.head import Checkpoint, HeadOptions, learning_rate
+from datadesc.transfer import Heads, Split, TransferOptions, batches, pick, shuffled, take_shots, text_features, train_heads, transfer
+from datadesc.zeroshot import correct_matrix, summary
+
+torch.set_num_threads(1)  # these layers are so small that a second thread only waits
+CLASSES, WIDTH = 4, 16
+QUICK = TransferOptions(image=HeadOptions(lr=1., epochs=10, batch_size=16), text=HeadOptions(lr=.3, epochs=4, batch_size=16, schedule="constant"), steps=3)
+
+
+@pytest.fixture(scope="module")
+def world():
+    "Image embeddings around a centre per class, sentences around the same centres, each modality shifted its own way."
+    g = torch.Generator().manual_seed(0)
+    def noise(*shape): return torch.randn(*shape, generator=g)
+    centre, gap = noise(CLASSES, WIDTH), noise(2, WIDTH) * 3
+    labels = {"train": torch.arange(CLASSES).repeat_interleave(20), "val": torch.arange(CLASSES).repeat_interleave(6), "test": torch.arange(CLASSES).repeat_interleave(50)}
+    images = {split: F.normalize(centre[y] + 1.5 * noise(len(y), WIDTH) + gap[0], dim=1) for split, y in labels.items()}
+    y = torch.arange(CLASSES).repeat_interleave(6)
+    return images, labels, (F.normalize(centre[y] + .5 * noise(len(y), WIDTH) + gap[1], dim=1), y, None)
+
+
+def autograd_head(bank, labels, rows, share, options):
+    "The same training by torch's own SGD and autograd, one head."
+    w, b = torch.zeros(CLASSES, WIDTH, requires_grad=True), torch.zeros(CLASSES, requires_grad=True)
+    sgd = torch.optim.SGD([w, b], options.lr, options.momentum, weight_decay=options.weight_decay)
+    per_epoch = len(rows) // options.epochs
+    for step, (r, s) in enumerate(zip(rows, share)):
+        sgd.param_groups[0]["lr"] = learning_rate(options, step // per_epoch)
+        loss = (F.cross_entropy(options.logit_scale * bank[r] @ w.T + b, labels[r], reduction="none") * s).sum()
+        sgd.zero_grad(); loss.backward(); sgd.step()
+    return w.detach(), b.detach()
+
+
+def test_heads_side_by_side_agree_with_autograd(world):
+    images, labels, _ = world
+    options = HeadOptions(lr=.4, epochs=5, batch_size=16, momentum=.8, weight_decay=.01)
+    drawn = [batches(80, 25, 16, seed) for seed in range(3)]
+    rows, share = torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn]) * torch.rand(3, 25, 16)
+    zero = Checkpoint(torch.zeros(CLASSES, WIDTH), torch.zeros(CLASSES), 0., 0, options.logit_scale)
+    for h, ckpts in enumerate(train_heads(images["train"], labels["train"], rows, share, [zero] * 3, options)):
+        w, b = autograd_head(images["train"], labels["train"], rows[h], share[h], options)
+        assert torch.allclose(ckpts[-1].weight, w, atol=1e-4) and torch.allclose(ckpts[-1].bias, b, atol=1e-4)
+
+
+def test_a_head_without_bias_keeps_none(world):
+    images, labels, texts = world
+    o = replace(QUICK, image=replace(QUICK.image, bias=False), text=replace(QUICK.text, bias=False))
+    heads = Heads(images, labels, [take_shots(labels, 4)], "train", o)
+    assert heads.taught([texts], 3)[0][-1].bias.abs().max() == 0
+
+
+def test_batches_are_whole_passes():
+    rows, share = batches(10, 6, 4, seed=3)
+    for p in range(2):
+        seen = rows[3 * p:3 * p + 3][share[3 * p:3 * p + 3] > 0]
+        assert sorted(seen.tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+def test_shots_are_counted_honestly(world, shots):
+    _, labels, _ = world
+    s = take_shots(labels, shots, seed=1)
+    assert labels["train"][s.train].bincount().tolist() == [shots] * CLASSES
+    assert set(s.fit.tolist()) | set(s.val.tolist()) == set(s.train.tolist())
+    if shots > 1: assert not set(s.fit.tolist()) & set(s.val.tolist())
+
+
+def test_images_outside_the_shots_change_nothing(world):
+    "Few-shot rows must not read any train or validation image that was not drawn."
+    images, labels, texts = world
+    seen = torch.cat([take_shots(labels, 4, seed).train for seed in range(2)])
+    blind = {"train": images["train"].clone(), "val": torch.full_like(images["val"], float("nan")), "test": images["test"]}
+    hidden = torch.ones(80, dtype=torch.bool).index_fill_(0, seen, False)
+    blind["train"][hidden] = float("nan")
+    found = [transfer(x, labels, {"texts": texts}, QUICK, shots=(4,), seeds=range(2)) for x in (images, blind)]
+    assert found[0].equals(found[1])
+
+
+def test_test_labels_decide_nothing(world):
+    "Only accuracies may change when the test labels do; which epoch is chosen may not."
+    images, labels, texts = world
+    other = labels | {"test": labels["test"].flip(0)}
+    epochs = [transfer(images, y, {"texts": texts}, QUICK, shots=(2, "all"), seeds=range(2), zero_shot_start=("texts",)).epoch for y in (labels, other)]
+    assert epochs[0].equals(epochs[1])
+
+
+def test_seeds_do_not_depend_on_their_company(world):
+    images, labels, texts = world
+    together = transfer(images, labels, {"texts": texts}, QUICK, shots=(2,), seeds=range(3))
+    alone = transfer(images, labels, {"texts": texts}, QUICK, shots=(2,), seeds=[2])
+    assert (correct_matrix(together[together.seed == 2]) == correct_matrix(alone)).all()
+
+
+def test_methods_do_not_depend_on_their_company(world):
+    images, labels, texts = world
+    both = transfer(images, labels, {"a": texts, "b": shuffled(texts)}, QUICK, shots=(2,), seeds=range(2))
+    alone = transfer(images, labels, {"b": shuffled(texts)}, QUICK, shots=(2,), seeds=range(2))
+    assert (correct_matrix(both[both.method == "b"]) == correct_matrix(alone[alone.method == "b"])).all()
+
+
+def test_good_sentences_help_where_images_are_few(world):
+    images, labels, texts = world
+    lines = summary(transfer(images, labels, {"texts": texts}, replace(QUICK, choose="last"), shots=(1,), seeds=range(5), zero_shot_start=("texts",))).set_index("method")
+    assert lines["mean"]["texts"] > lines["mean"]["images only"]
+    assert lines["mean"]["zero-shot start: texts"] > lines["mean"]["images only"]
+
+
+def test_nothing_mixed_in_is_the_papers_text_stage(world):
+    "With mix=0 the images of the text stage have no say: other images, same heads."
+    images, labels, texts = world
+    o = replace(QUICK, mix=0.)
+    heads = Heads(images, labels, [take_shots(labels, "all")], "train", o)
+    before = heads.taught([texts], 3)[0][-1].weight
+    x, y = heads.sets[0]["train"]
+    heads.sets[0]["train"] = (x.flip(0), y)
+    assert torch.allclose(before, heads.taught([texts], 3)[0][-1].weight)
+
+
+def test_weights_on_loss_and_embedding(world):
+    _, _, (emb, y, _) = world
+    scores = torch.rand(len(y), generator=torch.Generator().manual_seed(0))
+    x, _, w = text_features((emb, y, scores), QUICK)
+    assert torch.allclose(x.norm(dim=1), torch.ones(len(y))) and not torch.allclose(w, torch.ones(len(y)))
+    scaled, _, one = text_features((emb, y, scores), replace(QUICK, weighting="embedding"))
+    assert torch.allclose(scaled, x * w[:, None]) and torch.equal(one, torch.ones(len(y)))
+    plain = text_features((emb, y, scores), replace(QUICK, weighting="none"))
+    assert torch.equal(plain[0], x) and torch.equal(plain[2], torch.ones(len(y)))
+
+
+def test_a_sentence_of_weight_nothing_teaches_nothing(world):
+    images, labels, (emb, y, _) = world
+    heads = Heads(images, labels, [take_shots(labels, 4)], "train", QUICK)
+    scores = (torch.arange(len(y)) % 6 > 0).float()
+    other = emb.clone()
+    with_noise = text_features((other, y, scores), QUICK)
+    changed = with_noise[0].clone()
+    changed[scores == 0] = torch.randn(int((scores == 0).sum()), WIDTH)
+    from datadesc.transfer import text_stage
+    made = [text_stage(heads.sets, [(x, y, with_noise[2])], heads.base, [0], 3, QUICK)[0][-1].weight for x in (with_noise[0], changed)]
+    assert torch.allclose(*made, atol=1e-5)
+
+
+def test_sentences_may_depend_on_the_split(world):
+    images, labels, texts = world
+    asked = []
+    def chosen(split):
+        assert isinstance(split, Split)
+        asked.append((split.shots, split.seed))
+        return {"first of each": (texts[0][::6], texts[1][::6], None)}
+    rows = transfer(images, labels, chosen, QUICK, shots=(1, "all"), seeds=range(2))
+    assert asked == [("1", 0), ("1", 1), ("all", 0), ("all", 1)]
+    assert rows[rows.method == "first of each"].k.unique().tolist() == [1]
+
+
+def test_pick_reads_accuracy_then_loss_then_the_clock():
+    x, y = torch.eye(2), torch.tensor([0, 1])
+    wrong, right, sharp = (Checkpoint(s * torch.eye(2), torch.zeros(2), 0., 0, 1.) for s in (-.01, 1., 2.))
+    assert pick([wrong, right, sharp, sharp], x, y) == 2
+    assert pick([wrong, right, wrong], x, y, "loss") == 1
+    assert pick([sharp, right], x, y, "last") == 1
+
+
+def test_a_pass_over_the_sentences_when_steps_are_not_given(world):
+    images, labels, texts = world
+    many = (texts[0].repeat(8, 1), texts[1].repeat(8), None)
+    rows = transfer(images, labels, {"few": texts, "many": many}, replace(QUICK, steps=None, choose="last"), shots=(2,), seeds=[0])
+    assert rows.method.tolist() == ["images only", "images only, same steps", "few", "many"]
+
+
+def test_rows_survive_parquet(world, tmp_path):
+    images, labels, texts = world
+    rows = transfer(images, labels, {"texts": texts}, QUICK, shots=(1, "all"), seeds=range(2))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    assert pd.read_parquet(tmp_path / "rows.parquet").drop(columns="correct").equals(rows.drop(columns="correct"))
+
+
+def test_mistakes_are_named(world):
+    images, labels, texts = world
+    with pytest.raises(ValueError, match="'texts'.*width 8"): transfer(images, labels, {"texts": (texts[0][:, :8], texts[1], None)}, QUICK)
+    with pytest.raises(ValueError, match="'texts'.*4 classes"): transfer(images, labels, {"texts": (texts[0], texts[1] + 1, None)}, QUICK)
+    with pytest.raises(ValueError, match="'texts'.*24"): transfer(images, labels, {"texts": (texts[0], texts[1][:5], None)}, QUICK)
+    with pytest.raises(ValueError, match="other"): transfer(images, labels, {"texts": texts}, QUICK, zero_shot_start=("other",))
+    with pytest.raises(ValueError, match="share"): TransferOptions(mix=1.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_same_table_on_a_gpu(world):
+    images, labels, texts = world
+    there = transfer({s: x.cuda() for s, x in images.items()}, {s: y.cuda() for s, y in labels.items()}, {"texts": (texts[0].cuda(), texts[1].cuda(), None)}, QUICK, shots=(2, "all"), seeds=range(2))
+    here = transfer(images, labels, {"texts": texts}, QUICK, shots=(2, "all"), seeds=range(2))
+    assert (there.accuracy - here.accuracy).abs().max() < .02

@@ -1,0 +1,138 @@
+"Zero-shot scores, intervals and table rows beyond what chapter 50 shows."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc.zeroshot import (AGGREGATIONS, accuracy_row, chance_interval, class_scores, correct_matrix, gain, interval, names_only, restrict, summary,
+                               with_names, zero_shot)
+
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def world():
+    g = torch.Generator().manual_seed(0)
+    image, text = F.normalize(torch.randn(50, 8, generator=g), dim=1), F.normalize(torch.randn(12, 8, generator=g), dim=1)
+    return image, text, torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 3]), torch.randint(4, (50,), generator=g)
+
+
+def one_by_one(image, text, ids, n, aggregation):
+    "The formulas of the chapter as loops."
+    out = torch.zeros(len(image), n)
+    for i, x in enumerate(image):
+        for c in range(n):
+            own = text[ids == c]
+            if aggregation == "mean": out[i, c] = sum(x @ t for t in own) / len(own)
+            if aggregation == "mean_embedding": out[i, c] = F.cosine_similarity(x, own.mean(0), dim=0)
+            if aggregation == "max": out[i, c] = max(x @ t for t in own)
+    return out
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_scores_follow_the_formulas(world, aggregation):
+    image, text, ids, _ = world
+    assert torch.allclose(class_scores(image, text, ids, 4, aggregation), one_by_one(image, text, ids, 4, aggregation), atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_order_of_sentences_does_not_matter(world, aggregation):
+    image, text, ids, _ = world
+    other = torch.randperm(len(text))
+    assert torch.allclose(class_scores(image, text, ids, 4, aggregation), class_scores(image, text[other], ids[other], 4, aggregation), atol=1e-6)
+
+
+def test_what_cannot_be_scored_is_named(world):
+    image, text, ids, _ = world
+    with pytest.raises(ValueError, match="No sentence for class 4, 5"): class_scores(image, text, ids, 6)
+    with pytest.raises(ValueError, match="n_classes=3"): class_scores(image, text, ids, 3)
+    with pytest.raises(ValueError, match="mean_embedding"): class_scores(image, text, ids, 4, "median")
+
+
+def test_interval_of_several_seeds_covers_the_truth():
+    "Accuracies of 5 seeds on 200 images, many times: the 95 % interval holds the true mean about as often as it says."
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(100):
+        skill = rng.normal(.8, .02, (5, 1))
+        low, high = interval(rng.random((5, 200)) < skill, seed=trial, repeats=400)
+        held += low <= .8 <= high
+    assert held >= 88
+
+
+def test_interval_is_the_same_every_time_and_bounds_the_mean():
+    values = np.random.default_rng(1).random((3, 100)) < .7
+    assert interval(values) == interval(torch.tensor(values))
+    low, high = interval(values)
+    assert low <= values.mean() <= high
+    assert interval(np.ones(10)) == (1., 1.)
+
+
+def test_chance_interval_covers_predictions_that_ignore_the_image():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(40)
+    low, high = chance_interval(torch.rand(400, 10, generator=g), labels)
+    assert low < .1 < high
+
+
+def test_chance_interval_leaves_out_predictions_that_do_not():
+    labels = torch.arange(10).repeat_interleave(40)
+    assert chance_interval(F.one_hot(labels, 10).float(), labels)[1] < .5
+
+
+def test_restrict_keeps_the_answer_among_the_kept_classes(world):
+    image, text, ids, labels = world
+    scores = class_scores(image, text, ids, 4)
+    kept, anew = restrict(scores, labels, [3, 1])
+    assert len(kept) == ((labels == 3) | (labels == 1)).sum()
+    assert (torch.tensor([3, 1])[anew] == labels[(labels == 3) | (labels == 1)]).all()
+
+
+def test_names_may_hold_braces_and_templates_must_hold_fields():
+    assert with_names(["100 % {cotton}"], [0], ["T{shirt}"]) == ["T{shirt}, 100 % {cotton}"]
+    with pytest.raises(ValueError, match="{text}"): with_names(["a"], [0], ["b"], "{class}")
+    with pytest.raises(ValueError): names_only(["a"], "{class} {colour}")
+
+
+def test_rows_survive_parquet(world, tmp_path):
+    image, text, ids, labels = world
+    rows = zero_shot({"a": (text, ids), "b": (text.flip(0), ids)}, image, labels, 4, AGGREGATIONS)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    back = pd.read_parquet(tmp_path / "rows.parquet")
+    assert (correct_matrix(back) == correct_matrix(rows)).all()
+    assert np.allclose(correct_matrix(back).mean(1), back.accuracy)
+    assert len(summary(back)) == 6
+
+
+def line(method, seed, right): return accuracy_row(torch.tensor(right), method=method, protocol="transfer", aggregation="none", names="without", shots="1", k=1, weighting="none", seed=seed)
+
+
+def test_gain_is_paired():
+    "A method that is right on one image more, always the same, is clearly better although both intervals overlap."
+    hard = [True] * 150 + [False] * 50
+    better = [True] * 160 + [False] * 40
+    rows = pd.DataFrame([line("base", 0, hard), line("more", 0, better), line("same", 0, hard)])
+    lines = summary(rows).set_index("method")
+    assert lines.low["more"] < lines.high["base"]
+    found = gain(rows, over="base").set_index("method")
+    assert found.clear["more"] and not found.clear["same"]
+    assert found.gain["more"] == pytest.approx(.05)
+
+
+def test_gain_wants_the_same_seeds():
+    rows = pd.DataFrame([line("base", 0, [True]), line("other", 1, [True])])
+    with pytest.raises(ValueError, match="seeds"): gain(rows, over="base")
+    with pytest.raises(ValueError, match="nobody"): gain(rows, over="nobody")
+
+
+def test_different_test_images_are_not_mixed():
+    rows = pd.DataFrame([line("a", 0, [True]), line("a", 1, [True, False])])
+    with pytest.raises(ValueError, match="test images"): summary(rows)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_scores_on_a_gpu(world):
+    image, text, ids, labels = world
+    there = zero_shot({"a": (text.cuda(), ids.cuda())}, image.cuda(), labels.cuda(), 4, AGGREGATIONS)
+    assert there.drop(columns="correct").equals(zero_shot({"a": (text, ids)}, image, labels, 4, AGGREGATIONS).drop(columns="correct"))
