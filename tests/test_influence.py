@@ -65,7 +65,7 @@ def test_float32_agrees_within_rounding():
     assert (influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("memory_mb", [256, .01, .0001])
+@pytest.mark.parametrize("memory_mb", [256, .01, .002])
 def test_blocks_change_nothing_beyond_rounding(memory_mb):
     x, y, v, w, ck = world(torch.float64)
     S = influence_matrix(x, y, v, w, ck).T
@@ -91,7 +91,7 @@ def test_ties_go_by_index_within_and_across_blocks():
     assert top(scores, 5)[1].tolist() == [[1, 2, 4, 3, 5]]
     x, y, v, w, ck = world()
     same = torch.zeros(40, D)  # with a feature of zero only the bias speaks: every influence is the same number
-    found = influence(same, torch.zeros(40, dtype=torch.long), v, w, ck, top_k=6, memory_mb=.0001)
+    found = influence(same, torch.zeros(40, dtype=torch.long), v, w, ck, top_k=6, memory_mb=.002)
     assert found.proponents.tolist() == found.opponents.tolist() == [list(range(6))] * len(v)
 
 
