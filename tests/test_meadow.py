@@ -37,7 +37,7 @@ def test_no_picture_stands_in_two_splits(world):
 @pytest.mark.parametrize("which", ["world", "other"])
 def test_species(which, request):
     species = request.getfixturevalue(which).species
-    looks = [meadow.look_of(row) for _, row in species.iterrows()]
+    looks = meadow.looks_of(species)
     assert len(species) == 24 and species.telling.sum() == 12 and species.name.nunique() == 24
     assert all(pencil.kept_back(look) for look in looks)
     twins = species[species.twin_of >= 0]
@@ -78,7 +78,7 @@ def test_both_stages_replay_without_a_key(world, knowledge, monkeypatch, tmp_pat
 
 
 def test_worlds_differ(world, other):
-    looks = lambda w: {meadow.look_of(row) for _, row in w.species.iterrows()}
+    looks = lambda w: set(meadow.looks_of(w.species))
     assert not looks(world) & looks(other)
     assert not set(world.classes) & set(other.classes)
 
