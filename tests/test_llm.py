@@ -31,7 +31,7 @@ def test_a_server_is_asked_once(tmp_path):
         assert llm.ask(questions(llm, 3, sample=1))[2] == "question 2 / 1"
         assert server.chats[0]["temperature"] == 0.7 and server.chats[0]["max_tokens"] == 300
     assert LLM("m").ask(questions(llm, 3)) == [f"question {i} / 0" for i in range(3)]
-    assert (tmp_path/"store"/"answers.sqlite").exists()
+    assert (tmp_path/"store"/"answers.sqlite").exists() and LLM("m").ask([]) == []
 
 
 def test_another_model_is_another_question():
@@ -76,7 +76,7 @@ def test_what_a_server_refuses_is_explained_without_the_key(monkeypatch, status,
 def test_what_is_no_answer_is_not_recorded(reply, message):
     with llm_server(lambda chat: (200, reply, {})) as (url, _), pytest.raises(LLMError, match=message):
         LLM("m", url).ask(questions(LLM("m"), 1))
-    assert LLM("m").record.answers([q.key for q in questions(LLM("m"), 1)]) == {}
+    assert LLM("m").record.rows() == {}
 
 
 def test_refusals_are_answers():
@@ -123,11 +123,11 @@ def test_after_a_failure_calls_in_flight_are_kept_and_none_is_started():
         llm = LLM("m", url, concurrency=4)
         with pytest.raises(LLMError, match="bad") as caught: llm.ask(questions(llm, 20))
         assert "3 of 20 answers came first and are on record" in caught.value.__notes__[0]
-        assert len(server.chats) == 4 and len(llm.record.answers([q.key for q in questions(llm, 20)])) == 3
+        assert len(server.chats) == 4 and len(llm.record.rows()) == 3
 
 
 def test_without_record_key_and_server_the_question_is_named():
-    with pytest.raises(LLMError, match="2 questions to model 'm' not on record.*component 'part 0'.*OPENAI_API_KEY.*--llm-base-url.*--knowledge"):
+    with pytest.raises(LLMError, match="2 question.s. to model 'm' not on record.*component 'part 0'.*OPENAI_API_KEY.*--llm-base-url.*--knowledge"):
         LLM("m").ask(questions(LLM("m"), 2))
 
 
@@ -191,6 +191,13 @@ def test_an_interrupt_ends_the_run(tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(timeout=10)
     assert process.exitcode == 1
+
+
+@pytest.mark.parametrize("text", ["nul \0 inside", "lone \ud83d surrogate", "flügel 翅 🦋", '"quotes" and \\n', "x" * 100_000])
+def test_any_answer_comes_back_as_it_was(tmp_path, text):
+    llm = LLM("m", client=lambda request: text)
+    assert llm.ask(questions(llm, 1)) == llm.ask(questions(llm, 1)) == [text]
+    assert list(read_bundle(write_bundle(llm.record, tmp_path/"b.jsonl.gz")).values()) == [text]
 
 
 def test_a_bundle_replays_and_has_the_same_bytes(tmp_path):
