@@ -6,18 +6,18 @@
 __all__ = ['PARTS', 'PARTS_EXAMPLE', 'BULLET', 'FENCE', 'THOUGHT', 'TALK', 'REFUSAL', 'LOOK', 'KNOWLEDGE', 'EXAMPLE_ARTICLE',
            'LABEL', 'COLUMNS', 'readable', 'parts_request', 'bare', 'from_json', 'unique', 'parse_list', 'is_refusal',
            'parts_in', 'components', 'quoted', 'knowledge_for', 'look_question', 'look_request', 'one_line',
-           'name_pattern', 'without_name', 'flagged', 'describe', 'parts_of', 'row_of', 'class_id_of', 'read_sentences',
-           'checked', 'from_file']
+           'name_pattern', 'without_name', 'flagged', 'parts_of', 'row_of', 'describe', 'class_id_of', 'read_csv',
+           'read_sentences', 'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #aa115ea5
-import ast, html, json, re
+# %% ../nbs/20_describe.ipynb #188ea7bf
+import ast, csv, html, json, re
 from pathlib import Path
 
 import pandas as pd
 
 from .llm import LLM, Request
 
-# %% ../nbs/20_describe.ipynb #74bf42c2
+# %% ../nbs/20_describe.ipynb #15d1b71c
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. \
 Answer with a list, one part a line, and nothing else."""
@@ -39,7 +39,7 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #aef200ce
+# %% ../nbs/20_describe.ipynb #94bfbcc1
 BULLET = re.compile(r"^\s*(?:[-*+•–—·▪]\s+|\*{0,2}\(?\d+[.):]\*{0,2}\s*(?!\d)|[a-zA-Z][.)]\s+)")
 
 def bare(
@@ -48,7 +48,7 @@ def bare(
     "The line without bullet, number, quotes, bold marks and doubled spaces"
     return " ".join(BULLET.sub("", line).strip(" \t\"'`*_“”‘’«»,;").split())
 
-# %% ../nbs/20_describe.ipynb #a406c80f
+# %% ../nbs/20_describe.ipynb #5d327a6c
 def from_json(
     answer:str, # an answer that may hold a list or an object
 ):
@@ -58,7 +58,7 @@ def from_json(
         try: return read(found.group())
         except (ValueError, SyntaxError): pass
 
-# %% ../nbs/20_describe.ipynb #d2ec0e25
+# %% ../nbs/20_describe.ipynb #39719502
 FENCE = re.compile(r"^\s*```.*$", re.M)
 THOUGHT = re.compile(r"^.*</think>", re.S)
 TALK = re.compile(r"[:!?]\s*$|^(?:sure|certainly|of course|okay|here (?:is|are)|here['’]s|i hope|let me)\b", re.I)
@@ -82,7 +82,7 @@ def parse_list(
     if len(lines) == 1: return unique(re.split(r"[,;]\s*(?:and\s+)?|\s+and\s+", lines[0].rpartition(": ")[2].rstrip(".")))
     return unique(line for line in lines if not TALK.search(line))
 
-# %% ../nbs/20_describe.ipynb #f9aee284
+# %% ../nbs/20_describe.ipynb #4b578931
 REFUSAL = re.compile(r"""\b(?:
     i(?:['’]m|\ am|\ was)\ (?:sorry|afraid|unable|not\ (?:able|sure|aware)) | sorry, | unable\ to
   | i\ (?:can(?:no|['’])t|could(?:\ not|n['’]t)|do(?:\ not|n['’]t)\ (?:have|know)) | cannot\ (?:be\ )?(?:determine|describe|provide|answer|say|help|assist)d?
@@ -97,7 +97,7 @@ def is_refusal(
     "Whether the text says that there is nothing to say"
     return bool(REFUSAL.search(text)) or text.strip(" .").lower() in ("", "unknown", "n/a", "none", "not applicable")
 
-# %% ../nbs/20_describe.ipynb #02c54c02
+# %% ../nbs/20_describe.ipynb #c3c9b8bc
 def parts_in(
     answer:str, # an answer to `parts_request`
     subject:str, # the subject of the question
@@ -116,7 +116,7 @@ def components(
     "The visible parts of the subject: stage 1"
     return parts_in(llm.ask([parts_request(subject, llm)])[0], subject)
 
-# %% ../nbs/20_describe.ipynb #55ee03d6
+# %% ../nbs/20_describe.ipynb #8730bb30
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -138,14 +138,14 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #b87e3cf7
+# %% ../nbs/20_describe.ipynb #ad382101
 def quoted(
     passages, # passages of an article
 ) -> str:
     "The passages, one paragraph each, in which no tag can begin or end"
     return html.escape("\n".join(passages), quote=False)
 
-# %% ../nbs/20_describe.ipynb #341547d3
+# %% ../nbs/20_describe.ipynb #bf41f365
 def knowledge_for(
     knowledge:str, # the kind that was asked for: "text", "url" or "none"
     article:dict|None, # the class's article with `passages` and `url`, if there is one
@@ -154,7 +154,7 @@ def knowledge_for(
     has = {"text": article and len(article["passages"]), "url": article and article["url"], "none": True}
     return knowledge if has[knowledge] else "none"
 
-# %% ../nbs/20_describe.ipynb #a39058b9
+# %% ../nbs/20_describe.ipynb #d0f2181e
 def look_question(
     subject:str, # the class, with what it is a kind of
     part:str, # one of its parts
@@ -165,7 +165,7 @@ def look_question(
     facts = {"text": lambda: {"passages": quoted(article["passages"])}, "url": lambda: {"url": article["url"]}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #45afbdd8
+# %% ../nbs/20_describe.ipynb #44117411
 def look_request(
     llm:LLM, # who will be asked
     name:str, # the class
@@ -182,8 +182,9 @@ def look_request(
                 ("user", look_question(subject, part, knowledge, article)))
     return llm.request(messages, sample, **{"stage": "describe", "class": name, "component": part, "knowledge": knowledge})
 
-# %% ../nbs/20_describe.ipynb #0e64d400
-LABEL = r"^(?:(?:sure|certainly|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?(?:\W*(?:answer|description|{part})\W*:\W*)?"
+# %% ../nbs/20_describe.ipynb #19a9b27b
+LABEL = (r"^(?:(?:sure|certainly|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?"
+         r"(?:\W*(?:answer|description|{part})\W*:\W*)?")
 
 def one_line(
     answer:str, # what a model wrote when it was asked for one line
@@ -198,7 +199,7 @@ def one_line(
     line = next((line for line in lines if not TALK.search(line)), " ".join(lines))
     return bare(re.sub(LABEL.format(part=re.escape(part) or "answer"), "", line, flags=re.I)) or line
 
-# %% ../nbs/20_describe.ipynb #891b93f7
+# %% ../nbs/20_describe.ipynb #ad0dc96c
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -219,7 +220,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #c522c516
+# %% ../nbs/20_describe.ipynb #3bc76e00
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -237,7 +238,30 @@ def flagged(
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #23fabcc5
+# %% ../nbs/20_describe.ipynb #42b575a1
+def parts_of(
+    classes, # class names
+    llm:LLM, # who is asked
+    superclass:str|None=None, # what the classes are kinds of
+    progress=True, # show a bar while many questions are open
+) -> dict:
+    "Class name -> its components, which are those of the superclass if there is one"
+    if superclass: return dict.fromkeys(classes, components(superclass, llm))
+    answers = llm.ask([parts_request(name, llm) for name in classes], progress)
+    return {name: parts_in(answer, name) for name, answer in zip(classes, answers)}
+
+# %% ../nbs/20_describe.ipynb #ae3f9224
+def row_of(
+    request:Request, # a question of stage 2
+    answer:str, # the model's answer
+    classes, # class names, by class_id
+) -> dict:
+    "One row of the table, before the flags"
+    about = request.about
+    return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
+            "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
+
+# %% ../nbs/20_describe.ipynb #3ddcb15f
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -256,28 +280,7 @@ def describe(
     answers = llm.ask(requests, progress)
     return flagged([row_of(request, answer, classes) for request, answer in zip(requests, answers)], classes, superclass)
 
-def parts_of(
-    classes, # class names
-    llm:LLM, # who is asked
-    superclass:str|None=None, # what the classes are kinds of
-    progress=True, # show a bar while many questions are open
-) -> dict:
-    "Class name -> its components, those of the superclass if there is one"
-    if superclass: return dict.fromkeys(classes, components(superclass, llm))
-    answers = llm.ask([parts_request(name, llm) for name in classes], progress)
-    return {name: parts_in(answer, name) for name, answer in zip(classes, answers)}
-
-def row_of(
-    request:Request, # a question of stage 2
-    answer:str, # the model's answer
-    classes, # class names, by class_id
-) -> dict:
-    "One row of the table, before the flags"
-    about = request.about
-    return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
-            "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
-
-# %% ../nbs/20_describe.ipynb #b132cfdc
+# %% ../nbs/20_describe.ipynb #9817485f
 def class_id_of(
     name:str, # a class name as somebody wrote it
     classes, # the dataset's class names
@@ -288,24 +291,31 @@ def class_id_of(
     if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
     return same[0] if same else None
 
-# %% ../nbs/20_describe.ipynb #31e572cf
+# %% ../nbs/20_describe.ipynb #682fdfe3
+def read_csv(
+    path, # a CSV file with the columns class and text
+) -> dict:
+    "Class name -> sentences"
+    sentences = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        for row in (rows := csv.DictReader(file)):
+            if None in row: raise ValueError(f"line {rows.line_num} has too many columns; put its sentence in quotes")
+            sentences.setdefault(row.get("class"), []).append(row.get("text"))
+        if missing := {"class", "text"} - {*(rows.fieldnames or ())}: raise ValueError(f"no column {' and no column '.join(sorted(missing))}")
+    return sentences
+
 def read_sentences(
     path, # a JSON file {class: [sentences]}, or a CSV file with the columns class and text
 ) -> dict:
     "Class name -> sentences, as they stand in the file"
     path, wanted = Path(path), "expected JSON of {class: [sentences]}, or CSV with the columns class and text"
     if not path.is_file(): raise FileNotFoundError(f"No file '{path}': {wanted}.")
-    try:
-        if path.suffix.lower() == ".csv": sentences = pd.read_csv(path, dtype=str, keep_default_na=False)
-        else: sentences = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error: raise ValueError(f"'{path}' cannot be read ({error}): {wanted}.") from None
-    if isinstance(sentences, pd.DataFrame):
-        if not {"class", "text"} <= {*sentences.columns}: raise ValueError(f"'{path}' has the columns {', '.join(sentences.columns)}: {wanted}.")
-        return {name: group.tolist() for name, group in sentences.groupby("class", sort=False)["text"]}
-    if not isinstance(sentences, dict): raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
-    return sentences
+    try: sentences = read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, csv.Error) as error: raise ValueError(f"'{path}' cannot be read ({error}): {wanted}.") from None
+    if isinstance(sentences, dict): return sentences
+    raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
 
-# %% ../nbs/20_describe.ipynb #68b2f857
+# %% ../nbs/20_describe.ipynb #a79cd552
 def checked(
     sentences, # what the file has for one class
     where:str, # file and class, for the message

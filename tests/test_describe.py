@@ -153,7 +153,9 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message): from_file(written(tmp_path/"d.json", content), CLASSES)
 
 @pytest.mark.parametrize("content, message", [
-    ("name,text\nhat,a brim\n", "has the columns name, text: expected"), ("class,text\nhat,\ndress,a\nT_shirt,b\n", "class 'hat': description 1 is empty"),
+    ("name,text\nhat,a brim\n", "no column class.: expected"), ("class;text\nhat;a brim\n", "no column class and no column text"),
+    ("class,text\nhat,a brim, wide\n", "line 2 has too many columns; put its sentence in quotes"), ("class,text\nhat\ndress,a\nT_shirt,b\n", "description 1 is None"),
+    ("class,text\nhat,\ndress,a\nT_shirt,b\n", "class 'hat': description 1 is empty"),
     ("class,text\nscarf,long\n", "'scarf', which the dataset lacks"), ("class,text\n", "does not describe"), ("", "d.csv. cannot be read")])
 def test_what_is_wrong_with_a_csv_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message): from_file(written(tmp_path/"d.csv", content), CLASSES)
