@@ -4,6 +4,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path):
+    "No key, no address and no proxy from outside, and a store of its own"
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
+
 
 def completion(content, finish_reason="stop", **message):
     "The JSON of a reply that says `content`"

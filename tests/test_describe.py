@@ -6,14 +6,7 @@ import pandas as pd, pytest
 from datadesc import meadow
 from datadesc.describe import COLUMNS, class_id_of, components, describe, from_file, is_refusal, one_line, parse_list, without_name
 from datadesc.llm import LLM, Record
-from llm_server import llm_server
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path):
-    "No key, no address and no proxy from outside, and a store of its own"
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
+from llm_server import llm_server, surroundings
 
 
 def answering(parts="- collar\n- sleeves", look="a red {component}"):

@@ -6,16 +6,9 @@ from threading import Lock
 import pytest
 
 from datadesc.llm import LLM, LLMError, read_bundle, write_bundle
-from llm_server import completion, llm_server
+from llm_server import completion, llm_server, surroundings
 
 KEY = "sk-secret-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path):
-    "No key, no address and no proxy from outside, and a store of its own"
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
 
 
 def questions(llm, n, sample=0): return [llm.request([("user", f"question {i}")], sample, component=f"part {i}") for i in range(n)]
