@@ -20,7 +20,7 @@ demo: .venv/ready
 # Two workers, so one thread each.
 test: export OMP_NUM_THREADS := 1
 test: .venv/ready-dev
-	$(BIN)/nbdev-test --n_workers 2 --timing
+	$(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/pytest --numprocesses 2
 
 # Notebooks are clean, the package is what they export, and README.md is what the front page says.

@@ -35,7 +35,7 @@ print("bar", file=sys.stderr)'''
 
 RESULT = '''import json, pathlib
 mean = heads / throws
-row = dict(protocol="zero_shot", method="coin", shots=None, mean=mean, interval=[mean, mean], seeds=seeds, n_test=throws)
+row = dict(protocol="zero_shot", method="coin", aggregation="mean", names="without", shots="0", mean=mean, interval=[mean, mean], seeds=seeds, n_test=throws)
 result = dict(dataset=dataset, classes=["head", "tail"], parameters=dict(form=form), accuracy=[row])
 pathlib.Path(out, "result.json").write_text(json.dumps(result))'''
 

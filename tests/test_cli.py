@@ -1,6 +1,7 @@
 "The command line as a user meets it: its output and its exit code."
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_help_names_every_option(datadesc):
 def test_run_tells_accuracy_and_report(datadesc):
     done = datadesc("run", "coin")
     assert done.code == 0, done.stderr
-    assert "zero_shot" in done.stdout and "%" in done.stdout
+    assert re.search(r"^method  zero-shot\ncoin    [\d.]+%$", done.stdout, re.M)
     assert done.stdout.rstrip().endswith(f"Report: {os.path.join('papermill_runs', 'coin', 'report.html')}")
     assert "1/2  The throws" in done.stdout
 

@@ -11,7 +11,8 @@ from nbconvert import MarkdownExporter
 HIDDEN = re.compile(r"^\s*#\|\s*(hide|default_exp|include:\s*false)\b", re.M)
 DIRECTIVE = re.compile(r"^\s*#\|.*\n?", re.M)
 RELATIVE_LINK = re.compile(r'(\]\(|src="|href=")(?![a-z]+:|#|/)([^)"\s#]+)')
-STYLE = re.compile(r"<style scoped>.*?</style>\s*", re.S)
+OUTPUT_ONLY = re.compile(r"^\s*#\|\s*echo:\s*false\b", re.M)
+STYLE = re.compile(r"<style.*?</style>\s*", re.S)
 
 
 def front_page(source, target):
@@ -22,6 +23,7 @@ def front_page(source, target):
     notebook.metadata["language_info"] = {"name": "python"}  # nbdev-clean drops it; it names the fences
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN.search(cell.source)]
     for cell in notebook.cells:
+        cell.metadata["transient"] = {"remove_source": bool(OUTPUT_ONLY.search(cell.source))}
         cell.source = DIRECTIVE.sub("", cell.source).strip() if cell.cell_type == "code" else RELATIVE_LINK.sub(moved, cell.source)
     return notebook
 
