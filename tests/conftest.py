@@ -43,7 +43,7 @@ pathlib.Path(out, "result.json").write_text(json.dumps(result))'''
 def coin_notebook():
     "A run notebook that ends in a second, or when `throws * wait` seconds are over; no throws make it fail."
     code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
-    cells = [prose("# A coin"), code(PARAMETERS, metadata={"tags": ["parameters"]}),
+    cells = [prose("# A coin\n\n- skip_exec: true"), code(PARAMETERS, metadata={"tags": ["parameters"]}),
              prose("## The throws"), code(THROWS), prose("## The result"), code(RESULT)]
     kernel = {"name": "python3", "language": "python", "display_name": "python3"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})

@@ -1,4 +1,5 @@
 "Runs that are killed, interrupted, repeated and run beside each other; the report as a file."
+import io
 import json
 import os
 import re
@@ -60,8 +61,16 @@ def test_report_is_clean(coin):
     nbformat.validate(report)
     assert report.metadata.papermill.parameters == dict(throws=20, seeds=[0, 1], top=3, out="papermill_runs/coin")
     assert report.metadata.papermill.exception is None
-    for trace in ('"stderr"', ".running", os.getcwd(), sys.prefix):
+    for trace in ("skip_exec", '"stderr"', ".running", os.getcwd(), sys.prefix):
         assert trace not in text
+
+
+def test_bars_reach_a_terminal(coin, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    coin()
+    assert terminal.getvalue() == "bar\n"
 
 
 def test_page_fetches_nothing(coin):
