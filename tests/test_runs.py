@@ -28,7 +28,7 @@ def coin(tmp_path, monkeypatch):
     return lambda given=None, **kwargs: runs.run("coin", given, notebook="coin.ipynb", **kwargs)
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=120):
     "Waits for `condition()`."
     end = time.monotonic() + seconds
     while not condition():
@@ -169,7 +169,7 @@ def test_ctrl_c_is_clean(begin):
     until(in_the_throws)
     kernels = children(process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in errors
     assert "'coin' stopped under 'The throws': " in errors
     assert runs.state(ROOT, "coin")[0] == "failed" and (ROOT / "coin" / "report.ipynb").exists()
@@ -188,7 +188,7 @@ def test_runs_beside_each_other(datadesc, begin):
         os.makedirs(f"photos/{name}/class")
     processes = [begin("run", f"photos/{name}") for name in "abc"]
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert datadesc("status").stdout.count("done") == 3
 
