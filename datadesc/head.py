@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'check_features', 'common_part', 'center', 'Checkpoint', 'logits', 'errors', 'mean_loss', 'gradients',
            'HeadOptions', 'learning_rate', 'checkpoint_epochs', 'frozen', 'train_head']
 
-# %% ../nbs/35_head.ipynb #65b24061
+# %% ../nbs/35_head.ipynb #59a7d9c9
 import math
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/35_head.ipynb #429a953c
+# %% ../nbs/35_head.ipynb #c6dde3ee
 def check_features(
     x: Tensor,  # what was given
     name: str,  # how the caller names it, for the message
@@ -27,14 +27,14 @@ def check_features(
         raise ValueError(f"{name}: {len(bad)} of {len(x)} rows hold NaN or infinity, the first is row {int(bad[0])}. Embed that input again or leave it out.")
     return x
 
-# %% ../nbs/35_head.ipynb #12ec720c
+# %% ../nbs/35_head.ipynb #1b90d5e3
 def common_part(
     x: Tensor,  # (N, D) embeddings of one modality
 ) -> Tensor:  # (D,)
     "The mean (D,) of the normalised rows of `x`: what `center` takes away."
     return F.normalize(check_features(x, "embeddings"), dim=1).mean(0)
 
-# %% ../nbs/35_head.ipynb #5f02a170
+# %% ../nbs/35_head.ipynb #3063071e
 def center(
     x: Tensor,  # (N, D) embeddings of one modality
     mean: Tensor | None = None,  # (D,) mean to take away; default: that of `x` itself
@@ -43,7 +43,7 @@ def center(
     x = F.normalize(check_features(x, "embeddings"), dim=1)
     return F.normalize(x - (x.mean(0) if mean is None else mean), dim=1)
 
-# %% ../nbs/35_head.ipynb #227d8559
+# %% ../nbs/35_head.ipynb #bfcbb05f
 @dataclass(frozen=True)
 class Checkpoint:
     "A linear softmax layer at one moment of its training; logits = logit_scale * x @ weight.T + bias."
@@ -55,7 +55,7 @@ class Checkpoint:
 
     def __repr__(self): return f"Checkpoint(epoch={self.epoch}, lr={self.lr:.3g}, weight={tuple(self.weight.shape)}, bias={self.bias is not None}, logit_scale={self.logit_scale:g})"
 
-# %% ../nbs/35_head.ipynb #b5be720c
+# %% ../nbs/35_head.ipynb #16896bf7
 def logits(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -63,7 +63,7 @@ def logits(
     "Class scores (N, C) of features `x` before the softmax."
     return F.linear(x, ckpt.logit_scale * ckpt.weight, ckpt.bias)
 
-# %% ../nbs/35_head.ipynb #83aacc7c
+# %% ../nbs/35_head.ipynb #b9495dab
 def errors(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -72,7 +72,7 @@ def errors(
     "Predicted probability minus truth, softmax(logits) - onehot (N, C): the gradient of the cross-entropy in the logits."
     return logits(ckpt, x).softmax(1) - F.one_hot(y, len(ckpt.weight)).to(x.dtype)
 
-# %% ../nbs/35_head.ipynb #69cb83f7
+# %% ../nbs/35_head.ipynb #0257fc4f
 def mean_loss(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -81,7 +81,7 @@ def mean_loss(
     "Mean cross-entropy of the layer on features `x` with classes `y`, in nats."
     return F.cross_entropy(logits(ckpt, x), y).item()
 
-# %% ../nbs/35_head.ipynb #8bb983e0
+# %% ../nbs/35_head.ipynb #fe219aeb
 def gradients(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -93,14 +93,14 @@ def gradients(
     if sample_weight is not None: d = d * sample_weight[:, None]
     return ckpt.logit_scale * d.T @ x, d.sum(0)
 
-# %% ../nbs/35_head.ipynb #46af830f
+# %% ../nbs/35_head.ipynb #0c6e5753
 SCHEDULES = {
     "cosine": lambda share, epoch: (1 + math.cos(math.pi * share)) / 2,
     "constant": lambda share, epoch: 1.,
     "step": lambda share, epoch: .1 ** (epoch // 30),  # the paper's: a tenth every 30 epochs
 }
 
-# %% ../nbs/35_head.ipynb #a6792189
+# %% ../nbs/35_head.ipynb #16c91d38
 @dataclass(frozen=True)
 class HeadOptions:
     "How a head is trained."
@@ -120,7 +120,7 @@ class HeadOptions:
         for name in ("lr", "epochs", "batch_size", "logit_scale", "n_checkpoints"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}={getattr(self, name)}: expected a number above zero")
 
-# %% ../nbs/35_head.ipynb #3f49a604
+# %% ../nbs/35_head.ipynb #d17fbf84
 def learning_rate(
     options: HeadOptions,  # how the head is trained
     epoch: int,  # counted from 0
@@ -128,7 +128,7 @@ def learning_rate(
     "Learning rate of an epoch (counted from 0) under the options' schedule."
     return options.lr * SCHEDULES[options.schedule](epoch / options.epochs, epoch)
 
-# %% ../nbs/35_head.ipynb #161c8a13
+# %% ../nbs/35_head.ipynb #c7723f42
 def checkpoint_epochs(
     options: HeadOptions,  # how the head is trained
 ) -> list[int]:  # counted from 1
@@ -136,7 +136,7 @@ def checkpoint_epochs(
     n = min(options.n_checkpoints, options.epochs)
     return [round(i * options.epochs / n) for i in range(1, n + 1)]
 
-# %% ../nbs/35_head.ipynb #0485664a
+# %% ../nbs/35_head.ipynb #db786417
 def _layer(n_classes, x, options, start):
     "A fresh pair of weight (C, D) and bias (C,) to train: zeros, or a copy of `start`."
     if start is None: return x.new_zeros(n_classes, x.shape[1]), x.new_zeros(n_classes)
@@ -147,7 +147,7 @@ def _layer(n_classes, x, options, start):
     bias = x.new_zeros(n_classes) if start.bias is None else start.bias.clone()
     return start.weight.clone(), bias
 
-# %% ../nbs/35_head.ipynb #cdf141ce
+# %% ../nbs/35_head.ipynb #20128016
 def _check_labels(x, y, n_classes, sample_weight):
     "Raise a ValueError unless `y` and `sample_weight` fit the rows of `x` and the number of classes."
     if len(x) == 0: raise ValueError("features: no rows, so there is nothing to train on")
@@ -155,14 +155,14 @@ def _check_labels(x, y, n_classes, sample_weight):
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"labels: expected 0 to {n_classes - 1} for {n_classes} classes, got {int(y.min())} to {int(y.max())}")
     if sample_weight is not None and sample_weight.shape != y.shape: raise ValueError(f"sample_weight: expected one per row, {len(x)}, got shape {tuple(sample_weight.shape)}")
 
-# %% ../nbs/35_head.ipynb #e822ce50
+# %% ../nbs/35_head.ipynb #24991bdb
 def frozen(
     ckpt: Checkpoint,  # a layer that is still being trained
 ) -> Checkpoint:  # the same values, in memory of its own
     "A copy of the checkpoint that further training leaves alone."
     return Checkpoint(ckpt.weight.clone(), None if ckpt.bias is None else ckpt.bias.clone(), ckpt.lr, ckpt.epoch, ckpt.logit_scale)
 
-# %% ../nbs/35_head.ipynb #baf726cd
+# %% ../nbs/35_head.ipynb #1cea3a17
 def train_head(
     features: Tensor,  # (N, D) embeddings, usually centred
     labels: Tensor,  # (N,) class of each, 0 to n_classes - 1

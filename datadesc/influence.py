@@ -6,7 +6,7 @@
 __all__ = ['stacked_errors', 'influence_matrix', 'self_influence', 'top', 'block_rows', 'Influence', 'influence',
            'mean_influence', 'text_influence']
 
-# %% ../nbs/40_influence.ipynb #fd8d9d50
+# %% ../nbs/40_influence.ipynb #bf58934d
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .head import Checkpoint, check_features, errors, gradients
 
-# %% ../nbs/40_influence.ipynb #d54f28f1
+# %% ../nbs/40_influence.ipynb #836902f7
 def stacked_errors(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
     x: Tensor,  # (N, D) features
@@ -31,13 +31,13 @@ def stacked_errors(
     if normalised: d = F.normalize(d, dim=2)
     return d.mul_(d.new_tensor([c.lr for c in checkpoints]).sqrt()[:, None]).flatten(1)
 
-# %% ../nbs/40_influence.ipynb #7d77d44f
+# %% ../nbs/40_influence.ipynb #e7ec2a8f
 def _pairs(ckpt, errors_a, x_a, errors_b, x_b):
     "Influence (A, B) of every pair of two blocks from their stacked errors and features: the two products."
     likeness = torch.addmm(x_a.new_full((), float(ckpt.bias is not None)), x_a, x_b.T, alpha=ckpt.logit_scale ** 2)
     return (errors_a @ errors_b.T).mul_(likeness)
 
-# %% ../nbs/40_influence.ipynb #8644bb67
+# %% ../nbs/40_influence.ipynb #e1aa466b
 def _check_head(checkpoints):
     "Raise a ValueError unless the checkpoints are of one layer: same shape, same logit scale, bias or none."
     if not checkpoints: raise ValueError("checkpoints: the list is empty, expected what train_head returns")
@@ -49,7 +49,7 @@ def _check_head(checkpoints):
             raise ValueError(f"checkpoints: number {i} differs from number 0 in logit scale or bias; expected moments of one training")
     return first
 
-# %% ../nbs/40_influence.ipynb #89fe7082
+# %% ../nbs/40_influence.ipynb #9735566b
 def _check_examples(checkpoints, x, y, name):
     "Raise a ValueError unless `x`, `y` are examples that the checkpoints can see."
     n_classes, width = _check_head(checkpoints).weight.shape
@@ -58,7 +58,7 @@ def _check_examples(checkpoints, x, y, name):
     if y.shape != (len(x),): raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(y.shape)}; expected one label a row")
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
 
-# %% ../nbs/40_influence.ipynb #7253678c
+# %% ../nbs/40_influence.ipynb #72b5dd27
 def influence_matrix(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -71,7 +71,7 @@ def influence_matrix(
     _check_examples(checkpoints, val, val_labels, "val")
     return _pairs(checkpoints[0], stacked_errors(checkpoints, train, train_labels), train, stacked_errors(checkpoints, val, val_labels), val)
 
-# %% ../nbs/40_influence.ipynb #6ac9359c
+# %% ../nbs/40_influence.ipynb #78c6e0c5
 def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
@@ -82,7 +82,7 @@ def self_influence(
     c, size = checkpoints[0], sum(k.lr * errors(k, x, y).square().sum(1) for k in checkpoints)
     return size * (c.logit_scale ** 2 * x.square().sum(1) + float(c.bias is not None))
 
-# %% ../nbs/40_influence.ipynb #fdace751
+# %% ../nbs/40_influence.ipynb #e1ba3171
 def top(
     scores: Tensor,  # (R, N)
     k: int,  # how many to keep of each row
@@ -98,7 +98,7 @@ def top(
     at = at.gather(1, order)
     return best, at if index is None else index.gather(1, at)
 
-# %% ../nbs/40_influence.ipynb #99f9b8e7
+# %% ../nbs/40_influence.ipynb #21294c07
 def block_rows(
     width: int,  # K*C, the width of the stacked errors
     memory_mb: float,  # budget for everything that is neither input nor output
@@ -110,7 +110,7 @@ def block_rows(
     val_rows = max(1, min(n_val, int(cells / 3 / width)))
     return val_rows, max(1, int(cells * 2 / 3 / (width * 2 + val_rows * 4)))
 
-# %% ../nbs/40_influence.ipynb #a778613d
+# %% ../nbs/40_influence.ipynb #313bdc89
 def _blocks(train, train_labels, val, val_labels, checkpoints, memory_mb, normalised=False) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs."
     val_rows, train_rows = block_rows(sum(len(c.weight) for c in checkpoints), memory_mb, len(val), val.element_size())
@@ -121,18 +121,18 @@ def _blocks(train, train_labels, val, val_labels, checkpoints, memory_mb, normal
             t = slice(j, j + train_rows)
             yield v, t, _pairs(checkpoints[0], errors_v, val[v], stacked_errors(checkpoints, train[t], train_labels[t], normalised), train[t])
 
-# %% ../nbs/40_influence.ipynb #816ac804
+# %% ../nbs/40_influence.ipynb #ee0db200
 def _merge(best, at, block, start, k):
     "Running top `k`: the best so far joined by a block whose first column is train image `start`."
     scores, index = top(block, k)
     return top(torch.cat([best, scores], 1), k, torch.cat([at, index + start], 1))
 
-# %% ../nbs/40_influence.ipynb #e23b7c34
+# %% ../nbs/40_influence.ipynb #bcdf7ae5
 def _class_sums(block, labels, n_classes):
     "Rows of a block (M, N) summed by class: (C, N)."
     return block.new_zeros(n_classes, block.shape[1]).index_add_(0, labels, block)
 
-# %% ../nbs/40_influence.ipynb #ffcab84e
+# %% ../nbs/40_influence.ipynb #2846bf72
 @dataclass(frozen=True)
 class Influence:
     "What is kept of the influence of N train images on M validation images of C classes; a class without validation images has NaN in its rows."
@@ -147,7 +147,7 @@ class Influence:
 
     def __repr__(self): return f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, {len(self.by_class)} classes, top {self.proponents.shape[1]})"
 
-# %% ../nbs/40_influence.ipynb #cb2b15d2
+# %% ../nbs/40_influence.ipynb #a8ed0ee9
 def influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -173,7 +173,7 @@ def influence(
     return Influence(pro_at, pro, con_at, -con, self_influence(train, train_labels, checkpoints),
                      total / counts[:, None], positive / counts[:, None], counts)
 
-# %% ../nbs/40_influence.ipynb #82d1c8cc
+# %% ../nbs/40_influence.ipynb #86f016fd
 def mean_influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -190,7 +190,7 @@ def mean_influence(
         total += c.lr * ((a * b).sum() + (0. if c.bias is None else a_bias @ b_bias)).item()
     return total
 
-# %% ../nbs/40_influence.ipynb #c8df9f9d
+# %% ../nbs/40_influence.ipynb #baa9e127
 def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
