@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'SYLLABLES', 'SPLITS', 'COMPONENTS', 'TRUTHS', 'SAMPLES', 'M
            'image_set', 'deal', 'misled', 'sentences', 'put', 'answers', 'article', 'field_guide', 'World',
            'make_world', 'write', 'fingerprint', 'load', 'records', 'truth_of']
 
-# %% ../nbs/07_meadow.ipynb #60b0a919
+# %% ../nbs/07_meadow.ipynb #84c36b9d
 import gzip, hashlib, io, json, zipfile
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from PIL import Image
 from .data import ImageSet
 from .pencil import FEATURES, GENERIC, UNSEEN, VALUES, Look, colour_word, distinct, draw, kept_back, overall, phrases, random_look, unseen
 
-# %% ../nbs/07_meadow.ipynb #1d041bdd
+# %% ../nbs/07_meadow.ipynb #c9a4c805
 def differences(a:Look, # one look
                 b:Look # another
                )->list:
@@ -36,7 +36,7 @@ def twins(look:Look, # the look to vary
     others = (replace(look, **{feature: value}) for value in VALUES[feature] if value != getattr(look, feature))
     return [other for other in others if distinct(other) and kept_back(other)]
 
-# %% ../nbs/07_meadow.ipynb #0dbaaf6d
+# %% ../nbs/07_meadow.ipynb #e9fa1d0d
 def species_looks(rng:np.random.Generator, # source of chance
                   n:int=24 # number of species
                  )->list:
@@ -52,7 +52,7 @@ def species_looks(rng:np.random.Generator, # source of chance
         if pool: looks.append(pool[rng.integers(len(pool))])
     return looks
 
-# %% ../nbs/07_meadow.ipynb #6ddc796e
+# %% ../nbs/07_meadow.ipynb #4f1c28e7
 KINDS = {"rounded": "Roundwing", "pointed": "Arrowwing", "tailed": "Swallowtail", "scalloped": "Scallopwing", "narrow": "Longwing"}
 SYLLABLES = ("bel", "cor", "dan", "fen", "gal", "hes", "jor", "kel", "lum", "mor", "nev", "ost", "pra", "quil", "rho", "sel", "tam", "ulm", "vor", "wex")
 
@@ -76,7 +76,7 @@ def species_table(rng:np.random.Generator, # source of chance
         rows.append(dict(class_id=i, name=name, telling=i % 2 == 0, twin_of=twin, twin_feature=differences(look, looks[twin])[0] if twin >= 0 else "", **asdict(look)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_meadow.ipynb #54cd82e2
+# %% ../nbs/07_meadow.ipynb #4842a280
 SPLITS = ("train", "val", "test")
 
 def photograph(look:Look, # the species' look
@@ -104,7 +104,7 @@ def photographs(species:pd.DataFrame, # the species table
             jpegs |= {f"{split}/{name}/{j:03}.jpg": photograph(look, rng) for j in range(n)}
     return jpegs
 
-# %% ../nbs/07_meadow.ipynb #55ad6087
+# %% ../nbs/07_meadow.ipynb #eeb08a09
 def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
               name:str, # the world's name
               classes # the species' names
@@ -116,13 +116,13 @@ def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
         samples[split].append((np.asarray(Image.open(io.BytesIO(jpeg))), classes.index(species)))
     return ImageSet(name=name, classes=tuple(classes), samples=samples, superclass="butterfly")
 
-# %% ../nbs/07_meadow.ipynb #cd6a94c4
+# %% ../nbs/07_meadow.ipynb #0a85a78d
 COMPONENTS = {"wing shape": "shape", "wing colour": "base", "wing markings": "pattern", "wing margin": "border", "body": "body", "antennae": "antennae",
               "overall look": "overall", "underside": "underside", "caterpillar": "caterpillar", "habits": "habits"}
 TRUTHS = ("visible", "generic", "invisible", "wrong", "refusal")
 SAMPLES = 3  # answers to each question
 
-# %% ../nbs/07_meadow.ipynb #cbdb5a84
+# %% ../nbs/07_meadow.ipynb #1139a7e3
 MIX = {"text": ["visible"]*5 + ["generic"]*4 + ["wrong"]*4 + ["refusal"], "none": ["visible"]*3 + ["generic"]*5 + ["wrong"]*5 + ["refusal"]}
 
 def deal(knowledge:str, # "text" (with an article) or "none"
@@ -135,7 +135,7 @@ def deal(knowledge:str, # "text" (with an article) or "none"
     kinds |= {c: [rest.pop() for _ in range(SAMPLES)] for c, f in COMPONENTS.items() if f in UNSEEN}
     return {c: list(rng.permutation(k)) for c, k in kinds.items()}
 
-# %% ../nbs/07_meadow.ipynb #12b0d60c
+# %% ../nbs/07_meadow.ipynb #bcef61c3
 def misled(species:pd.DataFrame, # the species table
            i:int, # the species that is being described
            feature:str, # what the sentence is about
@@ -150,7 +150,7 @@ def misled(species:pd.DataFrame, # the species table
     else: pool = [k for k in looks if any(getattr(k, f) != getattr(own, f) for f in asked)]
     return pool[rng.integers(len(pool))]
 
-# %% ../nbs/07_meadow.ipynb #b61175be
+# %% ../nbs/07_meadow.ipynb #b60ae87b
 REFUSALS = ("I'm sorry, but I can't describe the {component} of this species.", "As an AI, I have no information about the {component} of the {name}.",
             "No details about the {component} are available.", "The {component} is not mentioned.")
 
@@ -168,7 +168,7 @@ def sentences(species:pd.DataFrame, # the species table
     look = looks_of(species)[i] if kind == "visible" else misled(species, i, feature, rng)
     return overall(look, rng) if feature == "overall" else phrases(look, feature, rng)
 
-# %% ../nbs/07_meadow.ipynb #6189f18c
+# %% ../nbs/07_meadow.ipynb #5bc2b496
 def put(sentence:str, # the bare answer
         name:str, # the species' name
         rng:np.random.Generator # source of chance
@@ -194,7 +194,7 @@ def answers(species:pd.DataFrame, # the species table
                 rows.append((i, component, sample, knowledge, text, str(kind), COMPONENTS[component]))
     return pd.DataFrame(rows, columns=["class_id", "component", "sample", "knowledge", "text", "truth", "feature"])
 
-# %% ../nbs/07_meadow.ipynb #f1efabec
+# %% ../nbs/07_meadow.ipynb #b209ba07
 def article(species:pd.DataFrame, # the species table
             i:int, # which species
             rng:np.random.Generator # source of chance
@@ -215,7 +215,7 @@ def field_guide(species:pd.DataFrame, # the species table
     "The articles: class, source, page, revision, url, passages."
     return pd.DataFrame([{"class": name, "source": "field guide", "page": name, "revision": 1, "url": "", "passages": article(species, i, rng)} for i, name in species["name"].items()])
 
-# %% ../nbs/07_meadow.ipynb #d1757081
+# %% ../nbs/07_meadow.ipynb #8515f301
 @dataclass(frozen=True)
 class World:
     "A dataset whose truth is known."
@@ -245,7 +245,7 @@ class World:
 
     def __repr__(self): return f"World({self.name!r}: {len(self.classes)} species, {len(self.truth):,} answers, {self.images})"
 
-# %% ../nbs/07_meadow.ipynb #676da489
+# %% ../nbs/07_meadow.ipynb #cd39875d
 def make_world(seed:int, # another seed, another world
                name:str, # what to call it
                per_class=(40, 20, 40) # pictures a species in train, val and test
@@ -257,7 +257,7 @@ def make_world(seed:int, # another seed, another world
     articles = field_guide(species, rng)
     return World(name, species, image_set(photographs(species, seed, per_class), name, list(species["name"])), articles, truth)
 
-# %% ../nbs/07_meadow.ipynb #f26403b1
+# %% ../nbs/07_meadow.ipynb #d3cdab1b
 FOLDER = Path(str(files("datadesc")/"assets"/"meadow"))  # in the package
 SEED = 2026  # of the world that was frozen
 
@@ -278,7 +278,7 @@ def fingerprint(folder=FOLDER # a world's folder
     "SHA-256 of the world's files."
     return hashlib.sha256(b"".join((Path(folder)/f).read_bytes() for f in ("images.zip", "world.json.gz"))).hexdigest()
 
-# %% ../nbs/07_meadow.ipynb #464b1e9d
+# %% ../nbs/07_meadow.ipynb #28655875
 def load(folder=FOLDER # a world's folder; the default is the bundled meadow
         )->World:
     "The world that `write` wrote."
@@ -291,7 +291,7 @@ def records()->Path:
     "The bundled record of the answers to both prompting stages, with the field guide and without."
     return FOLDER/"answers.jsonl.gz"
 
-# %% ../nbs/07_meadow.ipynb #599ea5b7
+# %% ../nbs/07_meadow.ipynb #41d32f94
 KEYS = ["class_id", "component", "sample", "knowledge"]  # what an answer is known by
 
 def truth_of(descriptions:pd.DataFrame, # class_id, component, sample and knowledge of each text
