@@ -8,7 +8,7 @@ __all__ = ['BUNDLED', 'import_torchvision', 'Encoder', 'pick_device', 'address',
            'load_encoder', 'to_unit_length', 'prepared', 'encode_in_memory', 'embed_batches', 'embed_images',
            'tokens_of', 'embed_texts', 'embed_set']
 
-# %% ../nbs/30_embed.ipynb #db5f650c
+# %% ../nbs/30_embed.ipynb #cccdd6a2
 import logging, socket, urllib.request, warnings, zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .data import open_image
 from .store import key_of
 
-# %% ../nbs/30_embed.ipynb #87199af2
+# %% ../nbs/30_embed.ipynb #f009f04e
 def import_torchvision():
     "Imports torchvision, also where its compiled operators do not fit the installed torch"
     try: import torchvision
@@ -39,7 +39,7 @@ def import_torchvision():
 import_torchvision()
 import open_clip
 
-# %% ../nbs/30_embed.ipynb #b91ad359
+# %% ../nbs/30_embed.ipynb #c5c28deb
 @dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     "A CLIP, ready to embed"
@@ -56,7 +56,7 @@ class Encoder:
         size = sum(weight.numel() for weight in self.model.parameters()) / 1e6
         return f"Encoder {self.name}: {size:.1f} million weights, embeddings of {self.dim} numbers, on {self.device}"
 
-# %% ../nbs/30_embed.ipynb #0a1a4c92
+# %% ../nbs/30_embed.ipynb #ddd89121
 def pick_device(
     device=None,  # "cpu", "cuda", "cuda:1", "mps"; None: the best there is
 ):
@@ -66,7 +66,7 @@ def pick_device(
     if there.get(str(device).split(":")[0]): return str(device)
     raise ValueError(f"No device '{device}' here: torch finds {', '.join(kind for kind, found in there.items() if found)}.")
 
-# %% ../nbs/30_embed.ipynb #3de52286
+# %% ../nbs/30_embed.ipynb #76d73394
 BUNDLED = "meadow-clip"
 
 def address(
@@ -78,7 +78,7 @@ def address(
     near = get_close_matches(model, [BUNDLED, *open_clip.list_models()])
     raise ValueError(f"Unknown model '{model}'" + (f": did you mean {' or '.join(near)}?" if near else ".") + " `open_clip.list_models()` lists them all.")
 
-# %% ../nbs/30_embed.ipynb #d0815fe2
+# %% ../nbs/30_embed.ipynb #da9c5951
 def hub_answers():
     "Whether a connection to the hub can be opened; behind a proxy we take it for granted"
     place = urlsplit(hub.ENDPOINT)
@@ -95,7 +95,7 @@ def hub_or_cache():
     try: yield hub.HF_HUB_OFFLINE
     finally: hub.HF_HUB_OFFLINE = before
 
-# %% ../nbs/30_embed.ipynb #b0563586
+# %% ../nbs/30_embed.ipynb #7be5778e
 def from_hub(
     name,      # a name of open_clip's, or an "hf-hub:" address
     **weights, # `pretrained` and `force_quick_gelu` of `open_clip.create_model`
@@ -108,7 +108,7 @@ def from_hub(
             raise ConnectionError(f"The weights of {name} are not on this machine and cannot be downloaded: {why}. "
                                   "Give them as a file with --checkpoint, or choose another encoder with --model.") from error
 
-# %% ../nbs/30_embed.ipynb #48b90f47
+# %% ../nbs/30_embed.ipynb #ca1db674
 def from_tag(
     name, # a name of open_clip's
     tag,  # one of its published trainings
@@ -119,7 +119,7 @@ def from_tag(
         raise ValueError(f"No weights '{tag}' for {name}: expected --checkpoint with a file" + (f" or one of {', '.join(tags)}." if tags else "; none are published."))
     return from_hub(name, pretrained=tag, force_quick_gelu=open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
 
-# %% ../nbs/30_embed.ipynb #91c676a5
+# %% ../nbs/30_embed.ipynb #9a34f997
 def published_archive(
     path,  # a file of weights
 ):
@@ -133,7 +133,7 @@ def archive_weights(
     weights = torch.jit.load(path, map_location="cpu").state_dict()
     return {key: value for key, value in weights.items() if key not in ("input_resolution", "context_length", "vocab_size")}
 
-# %% ../nbs/30_embed.ipynb #3d2d2276
+# %% ../nbs/30_embed.ipynb #051ab240
 def misfit(
     model: torch.nn.Module,  # the model that was to be filled
     path,                    # the checkpoint that could not be loaded
@@ -146,7 +146,7 @@ def misfit(
     wrong += [f"{key} is missing" for key in model.state_dict() if key not in shapes]
     return f"belongs to another model: {wrong[0] if wrong else 'its names differ'} ({len(wrong)} tensors differ). Name the model it was saved from with --model."
 
-# %% ../nbs/30_embed.ipynb #db650739
+# %% ../nbs/30_embed.ipynb #3ad82ef9
 def from_file(
     name, # a name of open_clip's, or an address
     path, # the file
@@ -160,7 +160,7 @@ def from_file(
     except Exception as error: raise ValueError(f"Checkpoint '{path}' {misfit(model, path)}") from error
     return model
 
-# %% ../nbs/30_embed.ipynb #b2c2796a
+# %% ../nbs/30_embed.ipynb #f8afbfde
 def tokenizer_of(
     name,  # a name of open_clip's, or an address
 ):
@@ -170,7 +170,7 @@ def tokenizer_of(
     try: return open_clip.get_tokenizer(name, **own)
     except ImportError as error: raise ImportError(f"{name} reads texts with the package {error.name}, which is not installed: pip install {error.name}") from error
 
-# %% ../nbs/30_embed.ipynb #c1de10e8
+# %% ../nbs/30_embed.ipynb #07713e55
 @contextmanager
 def quiet():
     "Inside, nothing is logged: the libraries' remarks on half-loaded models would come before our own error and say less"
@@ -179,7 +179,7 @@ def quiet():
     try: yield
     finally: logging.disable(before)
 
-# %% ../nbs/30_embed.ipynb #c7e5a023
+# %% ../nbs/30_embed.ipynb #af242191
 def load_encoder(
     model="ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME" or "meadow-clip"
     checkpoint=None,             # a file of weights, or the tag of published ones; None: an address's own, else OpenAI's
@@ -199,7 +199,7 @@ def load_encoder(
     dim, name = clip.encode_text(tokenizer(["a"])).shape[1], model.removeprefix("local-dir:").rsplit("/")[-1]
     return Encoder(clip.to(device), preprocess, tokenizer, name, dim, clip.logit_scale.exp().item(), device, fingerprint)
 
-# %% ../nbs/30_embed.ipynb #2e5d9d5c
+# %% ../nbs/30_embed.ipynb #bea477ff
 def to_unit_length(
     embeddings,  # (N, D)
     names,       # what each row was made of, for the error
@@ -211,7 +211,7 @@ def to_unit_length(
     if useless.any(): raise ValueError(f"No embedding for {names[useless.nonzero()[0].item()]}: it is zero or not finite. Are the encoder's weights whole?")
     return embeddings / lengths
 
-# %% ../nbs/30_embed.ipynb #070ddca0
+# %% ../nbs/30_embed.ipynb #b6bb8781
 def prepared(
     preprocess,  # RGB `PIL.Image` -> tensor (3, H, W)
     images,      # paths, `PIL.Image`s or uint8 arrays (H, W, 3)
@@ -226,7 +226,7 @@ def prepared(
             if len(ahead) == 2: yield torch.stack(list(ahead.popleft()))
         while ahead: yield torch.stack(list(ahead.popleft()))
 
-# %% ../nbs/30_embed.ipynb #f9b4f7e0
+# %% ../nbs/30_embed.ipynb #d93ad11e
 def encode_in_memory(
     encode,  # (B, ...) -> (B, D)
     batch,   # (B, ...)
@@ -237,7 +237,7 @@ def encode_in_memory(
         if len(batch) == 1: raise
     return torch.cat([encode_in_memory(encode, half) for half in batch.chunk(2)])
 
-# %% ../nbs/30_embed.ipynb #cd7b1dfa
+# %% ../nbs/30_embed.ipynb #5a4b82d7
 @torch.no_grad()
 def embed_batches(
     encoder: Encoder,  # from `load_encoder`
@@ -255,7 +255,7 @@ def embed_batches(
             bar.update(len(batch))
     return torch.cat(rows)
 
-# %% ../nbs/30_embed.ipynb #1f544326
+# %% ../nbs/30_embed.ipynb #17fb69a2
 def embed_images(
     encoder: Encoder,  # from `load_encoder`
     images,            # N paths, `PIL.Image`s or uint8 arrays (H, W, 3)
@@ -266,7 +266,7 @@ def embed_images(
     names = [f"'{image}'" if isinstance(image, (str, Path)) else f"image {i}" for i, image in enumerate(images)]
     return embed_batches(encoder, encoder.model.encode_image, prepared(encoder.preprocess, images, batch_size), names, progress)
 
-# %% ../nbs/30_embed.ipynb #c2c9989c
+# %% ../nbs/30_embed.ipynb #60765377
 def tokens_of(
     tokenizer,  # of an `Encoder`
     texts,      # T sentences
@@ -278,7 +278,7 @@ def tokens_of(
     if cut: warnings.warn(f"{cut} of {len(texts)} texts are longer than the {length} tokens that the encoder reads; the ends were cut off.", stacklevel=3)
     return tokenizer(texts)
 
-# %% ../nbs/30_embed.ipynb #b36ca291
+# %% ../nbs/30_embed.ipynb #3d51cb23
 def embed_texts(
     encoder: Encoder,  # from `load_encoder`
     texts,             # T sentences
@@ -292,7 +292,7 @@ def embed_texts(
     names = [template.replace("{}", text) for text in texts]
     return embed_batches(encoder, encoder.model.encode_text, tokens_of(encoder.tokenizer, names).split(batch_size), names, progress)
 
-# %% ../nbs/30_embed.ipynb #f99c0310
+# %% ../nbs/30_embed.ipynb #2f52b7a9
 def embed_set(
     encoder: Encoder,  # from `load_encoder`
     image_set,         # an `ImageSet`
