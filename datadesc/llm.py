@@ -6,7 +6,7 @@
 __all__ = ['WITHHELD', 'MANY', 'Request', 'LLMError', 'connect', 'Record', 'write_bundle', 'read_bundle', 'openai_client', 'said',
            'address', 'explain', 'recorded', 'ask_open', 'ask_new', 'unanswerable', 'LLM']
 
-# %% ../nbs/15_llm.ipynb #7548f0fd
+# %% ../nbs/15_llm.ipynb #f959c925
 import asyncio, gzip, json, os, sqlite3
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .store import default_root, key_of, whole, writable_folder
 
-# %% ../nbs/15_llm.ipynb #8d00411d
+# %% ../nbs/15_llm.ipynb #ebdb4676
 @dataclass(frozen=True)
 class Request:
     "A question to a language model: all that determines its answer, and what it is about"
@@ -40,7 +40,7 @@ class Request:
     def __str__(self):
         return ", ".join(f"{name} {value!r}" for name, value in self.about.items()) or f"{self.messages[-1][1]:.60}"
 
-# %% ../nbs/15_llm.ipynb #d55c2353
+# %% ../nbs/15_llm.ipynb #672fee1b
 class LLMError(RuntimeError): "What went wrong between a question and its answer, and what to do about it"
 
 @contextmanager
@@ -57,7 +57,7 @@ def connect(
     except sqlite3.Error as error:
         raise LLMError(f"The record '{path}' cannot be used ({error}): move that file away, or name another.") from None
 
-# %% ../nbs/15_llm.ipynb #82410696
+# %% ../nbs/15_llm.ipynb #34f1f23b
 class Record:
     "Answers found by the key of their question, in one SQLite file that only grows; made at the first answer"
     def __init__(self,
@@ -91,7 +91,7 @@ class Record:
             db.execute("insert or ignore into answers values (?, ?)", [request.key, value])
             return json.loads(db.execute("select value from answers where key = ?", [request.key]).fetchone()[0])["answer"]
 
-# %% ../nbs/15_llm.ipynb #982645eb
+# %% ../nbs/15_llm.ipynb #cdbeaae9
 def write_bundle(
     record:Record, # the answers
     path, # a *.jsonl or *.jsonl.gz file
@@ -111,7 +111,7 @@ def read_bundle(
             raise ValueError(f"'{path}' is no bundle of answers ({error}): "
                              "expected JSON lines with 'key' and 'answer', as write_bundle makes them.") from None
 
-# %% ../nbs/15_llm.ipynb #0fce4f6d
+# %% ../nbs/15_llm.ipynb #d132faea
 @asynccontextmanager
 async def openai_client(
     base_url=None, # the server's address; None: OPENAI_BASE_URL, or OpenAI's own
@@ -129,7 +129,7 @@ async def openai_client(
             return said(reply, request, api)
         yield ask
 
-# %% ../nbs/15_llm.ipynb #68aa089a
+# %% ../nbs/15_llm.ipynb #b4cf76b4
 WITHHELD = "[withheld by the server's content filter]"
 
 def said(
@@ -147,7 +147,7 @@ def said(
     raise LLMError(f"Model '{request.model}' gave an empty answer to ({request}), having used {choices[0].finish_reason!r} to stop: "
                    f"allow more than {request.max_tokens} tokens, or take another model.")
 
-# %% ../nbs/15_llm.ipynb #ab13a926
+# %% ../nbs/15_llm.ipynb #0e8a94cb
 def address(
     api, # an openai client
 ) -> str:
@@ -170,7 +170,7 @@ def explain(
         case openai.RateLimitError(): return f"{url} is busy or your quota is used up (429, {tries}): wait, or ask fewer questions at once."
     return f"{url} failed on ({request}): {error.message.replace(api.api_key, '***'):.300}"
 
-# %% ../nbs/15_llm.ipynb #c7a24380
+# %% ../nbs/15_llm.ipynb #de1b2529
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -183,7 +183,7 @@ def recorded(
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #87731aeb
+# %% ../nbs/15_llm.ipynb #fd536c06
 async def ask_open(
     requests, # questions without an answer, each once
     client, # function (async or not) from a `Request` to its answer
@@ -207,7 +207,7 @@ async def ask_open(
     failures[0].add_note(f"{len(answers)} of {len(requests)} answers came first and are on record: run again to go on from there.")
     raise failures[0]
 
-# %% ../nbs/15_llm.ipynb #af02ded0
+# %% ../nbs/15_llm.ipynb #d2627688
 MANY = 20 # open questions that are worth a progress bar
 
 def ask_new(
@@ -228,9 +228,9 @@ def unanswerable(
 ) -> str:
     "What to do about them"
     return (f"{len(requests)} question(s) to model '{requests[0].model}' not on record, the first: ({requests[0]}). "
-            "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, use a dataset and a --knowledge whose answers are recorded.")
+            "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
 
-# %% ../nbs/15_llm.ipynb #02a67023
+# %% ../nbs/15_llm.ipynb #32172b60
 @dataclass(repr=False)
 class LLM:
     "A language model with a memory: `ask` replays what is on record and asks only what is new"
