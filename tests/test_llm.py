@@ -120,7 +120,7 @@ def test_after_a_failure_calls_in_flight_are_kept_and_none_is_started():
 
 
 def test_without_record_key_and_server_the_question_is_named():
-    with pytest.raises(LLMError, match="2 question.s. to model 'm' not on record.*component 'part 0'.*OPENAI_API_KEY.*--llm-base-url.*--knowledge"):
+    with pytest.raises(LLMError, match="2 question.s. to model 'm' not on record.*component 'part 0'.*OPENAI_API_KEY.*--llm-base-url.*--descriptions.*knowledge"):
         LLM("m").ask(questions(LLM("m"), 2))
 
 
