@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'check_unit', 'Evidence', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own',
            'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'proponent_images']
 
-# %% ../nbs/45_selection.ipynb #0500c2f2
+# %% ../nbs/45_selection.ipynb #2305ecf5
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from torch import Tensor
 from .head import Checkpoint, center, check_features, common_part
 from .influence import Influence, influence, mean_influence, text_influence, top
 
-# %% ../nbs/45_selection.ipynb #b1af69d6
+# %% ../nbs/45_selection.ipynb #8b01a37a
 def check_unit(
     x: Tensor,  # what was given
     name: str,  # how the caller names it, for the message
@@ -32,7 +32,7 @@ def check_unit(
         raise ValueError(f"{name}: row {int(bad[0])} has length {length[bad[0]]:.3g}, expected L2-normalised embeddings; use torch.nn.functional.normalize({name}, dim=1)")
     return x
 
-# %% ../nbs/45_selection.ipynb #7686ff7d
+# %% ../nbs/45_selection.ipynb #9ce68472
 @dataclass(frozen=True)
 class Evidence:
     "What a form may look at when it scores the texts; rows of all embeddings have length one."
@@ -68,38 +68,38 @@ class Evidence:
         if kept < min(self.top_m, len(self.raw_train)): raise ValueError(f"top_m={self.top_m}, but image_influence keeps {kept} proponents per image; compute it with top_k={self.top_m}")
         return found
 
-# %% ../nbs/45_selection.ipynb #a26a2f4c
+# %% ../nbs/45_selection.ipynb #a2488af8
 class Parts(NamedTuple):
     "What a form's score is the sum of: per text (T,), or one number for all texts."
     influence: Tensor | float = 0.
     clip: Tensor | float = 0.
     chance: Tensor | float = 0.
 
-# %% ../nbs/45_selection.ipynb #5b769a53
+# %% ../nbs/45_selection.ipynb #64918d62
 def printed(e: Evidence) -> Parts:
     "Eq. 2 to the letter: mean influence of all pairs, and mean cosine to all train images, nothing centred."
     constant = mean_influence(e.train, e.train_class, e.val, e.val_class, e.checkpoints)
     return Parts(influence=constant, clip=e.raw_text @ common_part(e.raw_train))
 
-# %% ../nbs/45_selection.ipynb #ac62fb97
+# %% ../nbs/45_selection.ipynb #bbe84acb
 def _need_images(labels, text_class, form, split):
     "Raise a ValueError if a class that has texts has no image in the split that the form reads."
     missing = sorted(set(text_class.tolist()) - set(labels.tolist()))
     if missing: raise ValueError(f"form={form!r} scores a text by the {split} images of its class, but class {', '.join(map(str, missing[:5]))} has none; add some, or use form='direct'")
 
-# %% ../nbs/45_selection.ipynb #32c3eed0
+# %% ../nbs/45_selection.ipynb #f12269f4
 def _class_means(x, labels, n_classes):
     "Mean row (C, D) of each class."
     return F.normalize(F.one_hot(labels, n_classes).to(x.dtype), p=1, dim=0).T @ x
 
-# %% ../nbs/45_selection.ipynb #3562e207
+# %% ../nbs/45_selection.ipynb #1d7dfadd
 def clip(e: Evidence) -> Parts:
     "Mean cosine to the train images of the text's own class."
     _need_images(e.train_class, e.text_class, "clip", "train")
     means = _class_means(e.train, e.train_class, e.n_classes)
     return Parts(clip=(e.text * means[e.text_class]).sum(1))
 
-# %% ../nbs/45_selection.ipynb #6d8369f6
+# %% ../nbs/45_selection.ipynb #17292734
 def _proponent_means(e):
     "Mean proponent image (C, D) of each class, their mean influence (C,), and which classes have any (C,)."
     scores, at = e.images.proponent_scores[:, :e.top_m], e.images.proponents[:, :e.top_m]
@@ -109,21 +109,21 @@ def _proponent_means(e):
     mean = total[:, :-1] / total[:, -1:].clamp(min=1)
     return mean[:, :-1], mean[:, -1], total[:, -1] > 0
 
-# %% ../nbs/45_selection.ipynb #8423ad6e
+# %% ../nbs/45_selection.ipynb #f80d98bf
 def _or_clip(e, found, parts):
     "The parts where the text's class has positive influence; where it has none, no influence part and the cosine of form `clip`."
     own = found[e.text_class]
     if own.all(): return parts
     return Parts(influence=torch.where(own, parts.influence, 0.), clip=torch.where(own, parts.clip, clip(e).clip))
 
-# %% ../nbs/45_selection.ipynb #96fb154d
+# %% ../nbs/45_selection.ipynb #f6683041
 def proponent(e: Evidence) -> Parts:
     "Mean cosine to the `top_m` train images that teach each validation image of the class most, and their mean influence."
     _need_images(e.val_class, e.text_class, "proponent", "validation")
     mean, score, found = _proponent_means(e)
     return _or_clip(e, found, Parts(score[e.text_class], (e.text * mean[e.text_class]).sum(1)))
 
-# %% ../nbs/45_selection.ipynb #e9ca1940
+# %% ../nbs/45_selection.ipynb #cb8f61b6
 def weighted(e: Evidence) -> Parts:
     "Cosine to all train images, each counted by its positive influence on the class's validation images."
     _need_images(e.val_class, e.text_class, "weighted", "validation")
@@ -131,53 +131,53 @@ def weighted(e: Evidence) -> Parts:
     cosine = (e.text * (share @ e.train)[e.text_class]).sum(1)
     return _or_clip(e, share.sum(1) > 0, Parts(torch.zeros_like(cosine), cosine))
 
-# %% ../nbs/45_selection.ipynb #82713f72
+# %% ../nbs/45_selection.ipynb #3b6b0cd0
 def _text_by_class(e, normalised=False):
     "The text x class matrix (T, C) of this evidence."
     return text_influence(e.text, e.text_class, e.val, e.val_class, e.checkpoints, e.n_classes, normalised)
 
-# %% ../nbs/45_selection.ipynb #c3b23f82
+# %% ../nbs/45_selection.ipynb #cce450c5
 def direct(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of all validation images."
     counts = e.val_class.bincount(minlength=e.n_classes).to(e.text.dtype)
     return Parts(influence=_text_by_class(e).nan_to_num() @ (counts / counts.sum()))
 
-# %% ../nbs/45_selection.ipynb #9a70b5d3
+# %% ../nbs/45_selection.ipynb #5c7db76a
 def _own_class(e, form, normalised=False):
     "Influence (T,) of each text on the mean loss of its own class."
     _need_images(e.val_class, e.text_class, form, "validation")
     return _text_by_class(e, normalised).gather(1, e.text_class[:, None])[:, 0]
 
-# %% ../nbs/45_selection.ipynb #b9a8b327
+# %% ../nbs/45_selection.ipynb #4193d472
 def direct_own(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of its own class."
     return Parts(influence=_own_class(e, "direct_own"))
 
-# %% ../nbs/45_selection.ipynb #8ed01585
+# %% ../nbs/45_selection.ipynb #f815c970
 def direct_normalised(e: Evidence) -> Parts:
     "As `direct_own`, with every error of length one."
     return Parts(influence=_own_class(e, "direct_normalised", normalised=True))
 
-# %% ../nbs/45_selection.ipynb #ba341ba8
+# %% ../nbs/45_selection.ipynb #0221a70e
 def random(e: Evidence) -> Parts:
     "A score that knows nothing: the floor."
     return Parts(chance=torch.rand(len(e.raw_text), generator=torch.Generator().manual_seed(e.seed)))
 
-# %% ../nbs/45_selection.ipynb #0823ef1f
+# %% ../nbs/45_selection.ipynb #31a4d086
 FORMS: dict[str, Callable[[Evidence], Parts]] = dict(
     printed=printed, clip=clip, proponent=proponent, weighted=weighted,
     direct=direct, direct_own=direct_own, direct_normalised=direct_normalised,
     influence=direct,  # the ablation "influence only"
     random=random)
 
-# %% ../nbs/45_selection.ipynb #6ad26495
+# %% ../nbs/45_selection.ipynb #e10bfc2f
 def _ranked(table, top_k):
     "The table with `rank` (1 = best of its class, ties by text_id) and `proponent` (rank up to `top_k`)."
     order = table.sort_values(["class_id", "ift", "text_id"], ascending=[True, False, True])
     rank = (order.groupby("class_id").cumcount() + 1).reindex(table.index)
     return table.assign(rank=rank, proponent=rank <= top_k)
 
-# %% ../nbs/45_selection.ipynb #f08f6a8a
+# %% ../nbs/45_selection.ipynb #211d161d
 def ift(
     form: str,  # one of FORMS
     descriptions: pd.DataFrame,  # T rows with text_id and class_id, as `describe` makes them
@@ -205,7 +205,7 @@ def ift(
     table = descriptions[["text_id", "class_id"]].assign(form=form, ift=sum(parts), influence_part=parts[0], clip_part=parts[1])
     return _ranked(table, top_k)
 
-# %% ../nbs/45_selection.ipynb #5a970551
+# %% ../nbs/45_selection.ipynb #dc57930f
 def top_texts(
     scores: pd.DataFrame,  # what `ift` returned
     top_k: int,  # texts per class
@@ -213,7 +213,7 @@ def top_texts(
     "The `top_k` best rows of each class, best first."
     return scores[scores["rank"] <= top_k].sort_values(["class_id", "rank"])
 
-# %% ../nbs/45_selection.ipynb #3a99dc0c
+# %% ../nbs/45_selection.ipynb #29e557a6
 def precision_by_class(
     scores: pd.DataFrame,  # what `ift` returned
     truth: pd.Series,  # what each row's text is worth, same index as `scores`
@@ -227,7 +227,7 @@ def precision_by_class(
         precision=right.apply(lambda c: c.right[c.chosen].mean()), chance=right.right.mean(),
         ceiling=right.apply(lambda c: min(k, c.right.sum()) / min(k, len(c)))))
 
-# %% ../nbs/45_selection.ipynb #7d3726ea
+# %% ../nbs/45_selection.ipynb #6231336d
 def precision_at(
     scores: pd.DataFrame,  # what `ift` returned
     truth: pd.Series,  # what each row's text is worth, same index as `scores`
@@ -237,7 +237,7 @@ def precision_at(
     "Mean over classes of precision@k, with its chance and its ceiling."
     return precision_by_class(scores, truth, k, true).mean().to_dict()
 
-# %% ../nbs/45_selection.ipynb #605adec3
+# %% ../nbs/45_selection.ipynb #2804d0aa
 def proponent_images(
     text_emb: Tensor,  # (T, D) texts, treated (centred) as the form treats them
     text_class: Tensor,  # (T,)
