@@ -7,7 +7,7 @@ __all__ = ['WEIGHTINGS', 'CHOICES', 'Split', 'take_shots', 'features', 'batches'
            'relative_weights', 'TransferOptions', 'text_features', 'image_stage', 'text_stage', 'shuffled', 'pick',
            'Heads', 'transfer', 'random_words']
 
-# %% ../nbs/55_transfer.ipynb #1a13a38d
+# %% ../nbs/55_transfer.ipynb #f9cb2061
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from .data import few_shot
 from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits, mean_loss
 from .zeroshot import accuracy_row, class_means, correct
 
-# %% ../nbs/55_transfer.ipynb #b6734543
+# %% ../nbs/55_transfer.ipynb #6d4e7f1f
 @dataclass(frozen=True)
 class Split:
     "Which images a head may see: `train` in the end; `fit` while it is tuned on `val`. Indices into the train images, except where `val_from` says otherwise."
@@ -45,7 +45,7 @@ def take_shots(
     held = 0 if shots == 1 else max(1, shots // 4)
     return Split(str(shots), seed, drawn.flatten(), drawn[:, held:].flatten(), (drawn[:, :held] if held else drawn).flatten())
 
-# %% ../nbs/55_transfer.ipynb #b4411ac8
+# %% ../nbs/55_transfer.ipynb #ecf53cb6
 def features(
     image_emb: Mapping[str, Tensor],  # split -> (N, D)
     labels: Mapping[str, Tensor],  # split -> (N,)
@@ -59,7 +59,7 @@ def features(
     mean = common_part(x["train"])
     return {p: (center(x[p], mean) if centered else x[p], labels[s][i]) for p, (s, i) in where.items()}
 
-# %% ../nbs/55_transfer.ipynb #55a43473
+# %% ../nbs/55_transfer.ipynb #6cebeca9
 def batches(
     n: int,  # how many rows there are to draw from
     steps: int,  # how many batches are needed
@@ -75,7 +75,7 @@ def batches(
             at += 1
     return rows, share
 
-# %% ../nbs/55_transfer.ipynb #a65d918d
+# %% ../nbs/55_transfer.ipynb #c8cd4e02
 def train_heads(
     bank: Tensor,  # (N, D) embeddings that batches are drawn from
     labels: Tensor,  # (N,) class of each
@@ -105,14 +105,14 @@ def _gradients(x, y, share, W, b, scale):
     error *= share[..., None]
     return scale * error.mT @ x, error.sum(1)
 
-# %% ../nbs/55_transfer.ipynb #4cf809fd
+# %% ../nbs/55_transfer.ipynb #313c788d
 def text_scores(
     scores: pd.DataFrame,  # rows of the table that `ift` makes
 ) -> Tensor:  # (T,)
     "The part of each text's IFT that tells it from other texts of its class."
     parts = scores[["influence_part", "clip_part"]]
     differs = parts.groupby(scores["class_id"]).transform(lambda part: part.max() > part.min())
-    return torch.tensor(parts.where(differs, 0.).sum(axis=1).to_numpy(), dtype=torch.float32)
+    return torch.tensor(parts.where(differs, 0.).sum(axis=1).to_numpy(copy=True), dtype=torch.float32)
 
 def relative_weights(
     scores: Tensor,  # (T,)
@@ -125,13 +125,13 @@ def relative_weights(
     mean = positive.new_zeros(int(group.max()) + 1).index_add_(0, group, positive) / group.bincount()
     return torch.where(mean[group] > 0, positive / mean[group], 1.)
 
-# %% ../nbs/55_transfer.ipynb #406838ba
+# %% ../nbs/55_transfer.ipynb #435768a6
 WEIGHTINGS, CHOICES = ("loss", "embedding", "none"), ("accuracy", "loss", "last")
 
 @dataclass(frozen=True)
 class TransferOptions:
     "How heads are trained on images and then on sentences. The seeds of the two `HeadOptions` are not looked at: `transfer` has its own."
-    image: HeadOptions = HeadOptions(lr=1., epochs=100)
+    image: HeadOptions = HeadOptions()  # chapter 35's
     text: HeadOptions = HeadOptions(lr=.1, epochs=10, schedule="constant", n_checkpoints=10)
     steps: int | None = 6  # steps in a text epoch, the same for all methods; None: one pass over the method's own sentences
     mix: float = .5  # share of the loss that images keep in the text stage
@@ -147,7 +147,7 @@ class TransferOptions:
         if (self.image.logit_scale, self.image.bias) != (self.text.logit_scale, self.text.bias):
             raise ValueError("image and text options differ in logit_scale or bias: one head goes through both stages, use the same")
 
-# %% ../nbs/55_transfer.ipynb #de407803
+# %% ../nbs/55_transfer.ipynb #e5327797
 def text_features(
     texts: tuple,  # (T, D) embeddings, (T,) classes, and (T,) scores or None
     options: TransferOptions,
@@ -160,7 +160,7 @@ def text_features(
     weights = relative_weights(scores.to(x.device), class_ids, options.within)
     return (x * weights[:, None], class_ids, one) if options.weighting == "embedding" else (x, class_ids, weights)
 
-# %% ../nbs/55_transfer.ipynb #4da288f7
+# %% ../nbs/55_transfer.ipynb #001f0b5a
 def _bank(parts):
     "The distinct parts (features, labels, ...) as one bank (N, D) with its labels (N,), and the row at which each part begins."
     distinct = {id(p[0]): p for p in parts}
@@ -179,7 +179,7 @@ def image_stage(
     drawn = [batches(n, options.epochs * -(-n // options.batch_size), options.batch_size, seed) for seed in seeds]
     return train_heads(bank, y, torch.stack([rows + f for (rows, _), f in zip(drawn, first)]), torch.stack([share for _, share in drawn]), start, options)
 
-# %% ../nbs/55_transfer.ipynb #d9316be3
+# %% ../nbs/55_transfer.ipynb #6d39f0b8
 def text_stage(
     sets: Sequence[dict],  # one per head, as `features` makes them
     texts: Sequence[tuple],  # one per head, as `text_features` makes them; empty: images alone
@@ -202,7 +202,7 @@ def text_stage(
         rows.append(r), shares.append(share)
     return train_heads(bank, y, torch.stack(rows), torch.stack(shares), start, options.text)
 
-# %% ../nbs/55_transfer.ipynb #ccd5f9ff
+# %% ../nbs/55_transfer.ipynb #0d140986
 def shuffled(
     texts: tuple,  # (T, D) embeddings, (T,) classes, scores or None
     seed: int = 0,
@@ -211,7 +211,7 @@ def shuffled(
     emb, class_ids, scores = texts
     return emb, class_ids[torch.randperm(len(class_ids), generator=torch.Generator().manual_seed(seed)).to(class_ids.device)], scores
 
-# %% ../nbs/55_transfer.ipynb #5c6c3bf6
+# %% ../nbs/55_transfer.ipynb #33cb33e3
 def pick(
     ckpts: Sequence[Checkpoint],  # moments of one training
     x: Tensor,  # (M, D) validation features
@@ -224,7 +224,7 @@ def pick(
     costs = [cost(c) for c in ckpts]
     return costs.index(min(costs))
 
-# %% ../nbs/55_transfer.ipynb #431220fe
+# %% ../nbs/55_transfer.ipynb #57ac33a6
 class Heads:
     "The heads of several seeds at one number of shots: their features, and where the image stage took them (`base`)."
     def __init__(
@@ -258,7 +258,7 @@ class Heads:
         means = [class_means(*text_features(t, self.options)[:2], self.n_classes) for t in texts]
         return self._on_images([self._head(F.normalize(m, dim=1)) for m in means])
 
-# %% ../nbs/55_transfer.ipynb #5f81d6c3
+# %% ../nbs/55_transfer.ipynb #0c45d2e7
 def transfer(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
@@ -279,9 +279,10 @@ def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start):
     if (unknown := set(zero_shot_start) - set(given[0])): raise ValueError(f"zero_shot_start names {', '.join(map(repr, unknown))}, but the methods are {', '.join(given[0])}")
     trial = Heads(image_emb, labels, splits, "fit", options)
     final = trial if len(splits[0].fit) == len(splits[0].train) else Heads(image_emb, labels, splits, "train", options)
+    choose = "last" if shots == 1 else options.choose
     for method, (make, k, weighting) in _plans(given, options, zero_shot_start).items():
         tried = make(trial)
-        chosen = [pick(ckpts, *s["val"], options.choose) for ckpts, s in zip(tried, trial.sets)]
+        chosen = [pick(ckpts, *s["val"], choose) for ckpts, s in zip(tried, trial.sets)]
         for ckpts, i, s, seed in zip(tried if final is trial else make(final), chosen, final.sets, seeds):
             x, y = s["test"]
             yield accuracy_row(correct(logits(ckpts[i], x), y), method=method, protocol="transfer", aggregation="none", names="without",
@@ -306,7 +307,7 @@ def _plans(given, options, zero_shot_start):
         if method in zero_shot_start: plans[f"zero-shot start: {method}"] = (lambda h, own=own: h.from_words(own)), k, "none"
     return plans
 
-# %% ../nbs/55_transfer.ipynb #e46380a6
+# %% ../nbs/55_transfer.ipynb #daaaf126
 def random_words(
     texts: Sequence[str],
     seed: int = 0,

@@ -7,7 +7,7 @@ __all__ = ['AGGREGATIONS', 'SETTING', 'class_means', 'class_scores', 'correct', 
            'with_names', 'names_only', 'interval', 'chance_interval', 'restrict', 'accuracy_row', 'correct_matrix',
            'zero_shot', 'summary', 'gain']
 
-# %% ../nbs/50_zeroshot.ipynb #79f4d815
+# %% ../nbs/50_zeroshot.ipynb #b6197250
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from string import Formatter
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/50_zeroshot.ipynb #c559f089
+# %% ../nbs/50_zeroshot.ipynb #215c1a9c
 AGGREGATIONS = ("mean", "mean_embedding", "max")
 
 def class_means(
@@ -34,7 +34,7 @@ def class_means(
         raise ValueError(f"No sentence for class {', '.join(map(str, missing[:10]))}: every class needs at least one to be scored")
     return text_emb.new_zeros(n_classes, text_emb.shape[1]).index_add_(0, class_ids, text_emb) / counts[:, None]
 
-# %% ../nbs/50_zeroshot.ipynb #fca1eee3
+# %% ../nbs/50_zeroshot.ipynb #6718445c
 def class_scores(
     image_emb: Tensor,  # (N, D), rows of length one
     text_emb: Tensor,  # (T, D), rows of length one
@@ -50,7 +50,7 @@ def class_scores(
     class_ids = torch.as_tensor(class_ids, device=text_emb.device)
     return torch.stack([(image_emb @ text_emb[class_ids == c].T).amax(1) for c in range(n_classes)], dim=1)
 
-# %% ../nbs/50_zeroshot.ipynb #a4acbce0
+# %% ../nbs/50_zeroshot.ipynb #020d9fbb
 def correct(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,) true class
@@ -59,7 +59,7 @@ def correct(
     if len(scores) != len(labels): raise ValueError(f"{len(scores)} rows of scores but {len(labels)} labels: expected one label per image")
     return scores.argmax(1) == labels.to(scores.device)
 
-# %% ../nbs/50_zeroshot.ipynb #6eb96194
+# %% ../nbs/50_zeroshot.ipynb #bb01b5d9
 def accuracy(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -67,7 +67,7 @@ def accuracy(
     "Fraction of the images whose highest score is on the true class."
     return correct(scores, labels).double().mean().item()
 
-# %% ../nbs/50_zeroshot.ipynb #f1addb55
+# %% ../nbs/50_zeroshot.ipynb #eda66306
 def per_class_accuracy(
     right: Tensor,  # (N,) bool
     labels: Tensor,  # (N,)
@@ -77,7 +77,7 @@ def per_class_accuracy(
     labels = labels.to(right.device)
     return torch.bincount(labels, weights=right.double(), minlength=n_classes) / torch.bincount(labels, minlength=n_classes)
 
-# %% ../nbs/50_zeroshot.ipynb #fab2ae76
+# %% ../nbs/50_zeroshot.ipynb #5e90c561
 def confusion(
     predicted: Tensor,  # (N,) class ids
     labels: Tensor,  # (N,) class ids
@@ -86,7 +86,7 @@ def confusion(
     "How many images of class i (row) were predicted as class j (column)."
     return torch.bincount(labels.to(predicted.device) * n_classes + predicted, minlength=n_classes ** 2).view(n_classes, n_classes)
 
-# %% ../nbs/50_zeroshot.ipynb #b7043d9b
+# %% ../nbs/50_zeroshot.ipynb #0c8d7edd
 def _filled(template, **words):
     "The template with its fields filled; ValueError unless it has exactly these fields."
     fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
@@ -109,7 +109,7 @@ def names_only(
     "One prompt per class, made of its name alone."
     return [_filled(template, **{"class": c}) for c in classes]
 
-# %% ../nbs/50_zeroshot.ipynb #eb55ee99
+# %% ../nbs/50_zeroshot.ipynb #6177261f
 @lru_cache(maxsize=16)
 def _draws(n, repeats, seed):
     "How often each of `n` things is drawn in each of `repeats` bootstrap draws (repeats, n); counts, as float32."
@@ -130,7 +130,7 @@ def interval(
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/50_zeroshot.ipynb #fe7d9158
+# %% ../nbs/50_zeroshot.ipynb #a86fcbcf
 def chance_interval(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -145,7 +145,7 @@ def chance_interval(
     low, high = np.quantile(table[np.arange(n), shuffles].sum(1) / table.sum(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/50_zeroshot.ipynb #427c9ddc
+# %% ../nbs/50_zeroshot.ipynb #9b6430ca
 def restrict(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -157,7 +157,7 @@ def restrict(
     kept = place[labels.to(scores.device)]
     return scores[kept >= 0][:, classes], kept[kept >= 0]
 
-# %% ../nbs/50_zeroshot.ipynb #d2e4294d
+# %% ../nbs/50_zeroshot.ipynb #1aeb0bc9
 SETTING = ["method", "protocol", "aggregation", "names", "shots", "k", "weighting"]  # what tells one line of a table from another; a seed does not
 
 def accuracy_row(
@@ -175,7 +175,7 @@ def correct_matrix(
     if rows.n_test.nunique() != 1: raise ValueError(f"Rows with {sorted(set(rows.n_test))} test images: expected the same images in all")
     return np.stack([np.unpackbits(np.frombuffer(b, np.uint8), count=n) for b, n in zip(rows.correct, rows.n_test)]).astype(bool)
 
-# %% ../nbs/50_zeroshot.ipynb #14365201
+# %% ../nbs/50_zeroshot.ipynb #b0669415
 def zero_shot(
     texts: Mapping[str, tuple],  # method -> (text_emb (T, D), class_ids (T,)); anything after these two is not looked at
     image_emb: Tensor,  # (N, D) test images
@@ -191,7 +191,7 @@ def zero_shot(
         return accuracy_row(right, method=method, protocol="zero_shot", aggregation=aggregation, names=names, shots="0", k=k, weighting="none", seed=0)
     return pd.DataFrame([row(m, a, *t[:2]) for m, t in texts.items() for a in aggregations])
 
-# %% ../nbs/50_zeroshot.ipynb #ba12b752
+# %% ../nbs/50_zeroshot.ipynb #740f85f3
 def summary(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them
     level: float = .95,
@@ -203,7 +203,7 @@ def summary(
     groups = accuracies.groupby(SETTING, sort=False, dropna=False)
     return pd.DataFrame([dict(zip(SETTING, setting)) | line(rows) for setting, rows in groups])
 
-# %% ../nbs/50_zeroshot.ipynb #13770c26
+# %% ../nbs/50_zeroshot.ipynb #d5351969
 def gain(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them, each method with the same seeds
     over: str,  # the method that all others are compared with

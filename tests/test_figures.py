@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from datadesc.data import ImageSet
-from datadesc.figures import STYLE, WIDTH, accuracy_bars, proponent_gallery, pushed_apart, selections_compared, text_class_heatmap, tsne_figure
+from datadesc.figures import STYLE, WIDTH, accuracy_bars, image_rows, proponent_gallery, pushed_apart, selections_compared, text_class_heatmap, tsne_figure
 
 torch.set_num_threads(1)
 CLASSES = ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class")
@@ -61,6 +61,13 @@ def test_class_names_do_not_overlap_in_the_map(tmp_path):
     x, y = torch.randn(60, 8), torch.arange(12).repeat_interleave(5)
     boxes, _ = drawn(tsne_figure(x, y, torch.randn(24, 8), torch.arange(12).repeat_interleave(2), [f"a class with number {i}" for i in range(12)]), tmp_path)
     assert len(boxes) == 12 and not clashes(boxes)
+
+
+def test_captions_stand_below_their_pictures(images, tmp_path):
+    fig = image_rows([[(images.images("train")[i], CLASSES[i % 4]) for i in range(n)] for n in (6, 2)])
+    boxes, page = drawn(fig, tmp_path)
+    assert len(boxes) == 8 and all(b.y0 >= -1 for b in boxes)
+    assert all(t.get_window_extent().y1 <= ax.get_window_extent().y0 + 1 for ax in fig.axes for t in ax.texts)
 
 
 def test_truth_is_optional(images, texts, tmp_path):
