@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run clip readme
+.PHONY: demo test check lab meadow-run meadow clip readme
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -35,9 +35,14 @@ meadow-run: .venv/ready
 	rm -rf papermill_runs/demo/store
 	DATADESC_STORE=papermill_runs/demo/store $(BIN)/datadesc run meadow --force
 
-# Trains the small CLIP of the package again; the notebook keeps its own outputs.
+# Records the answers about the bundled dataset again, which is needed when a prompt has changed.
+meadow: .venv/ready-dev
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/make_meadow.ipynb nbs/runs/make_meadow.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/make_meadow.ipynb
+
+# Trains the small CLIP of the package again; the notebook keeps its own outputs. Keeping freed memory saves a third of the time on a CPU.
 clip: .venv/ready-dev
-	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb nbs/runs/train_clip.ipynb
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb nbs/runs/train_clip.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/train_clip.ipynb
 
 readme: .venv/ready
