@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'SYLLABLES', 'ABERRANT', 'SPLITS', 'COMPONENTS', 'TRUTHS', '
            'looks_of', 'photographs', 'image_set', 'deal', 'misled', 'sentences', 'put', 'answers', 'article',
            'field_guide', 'World', 'make_world', 'write', 'fingerprint', 'load', 'records', 'truth_of']
 
-# %% ../nbs/07_meadow.ipynb #efc6b308
+# %% ../nbs/07_meadow.ipynb #a5c36aa1
 import gzip, hashlib, io, json, zipfile
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from PIL import Image
 from .data import ImageSet
 from .pencil import FEATURES, GENERIC, UNSEEN, VALUES, Look, colour_word, distinct, draw, kept_back, overall, phrases, random_look, unseen
 
-# %% ../nbs/07_meadow.ipynb #3b940227
+# %% ../nbs/07_meadow.ipynb #f27bad48
 def differences(a:Look, # one look
                 b:Look # another
                )->list:
@@ -36,7 +36,7 @@ def twins(look:Look, # the look to vary
     others = (replace(look, **{feature: value}) for value in VALUES[feature] if value != getattr(look, feature))
     return [other for other in others if distinct(other) and kept_back(other)]
 
-# %% ../nbs/07_meadow.ipynb #c8ee4792
+# %% ../nbs/07_meadow.ipynb #43c55a68
 def species_looks(rng:np.random.Generator, # source of chance
                   n:int=24 # number of species
                  )->list:
@@ -52,7 +52,7 @@ def species_looks(rng:np.random.Generator, # source of chance
         if pool: looks.append(pool[rng.integers(len(pool))])
     return looks
 
-# %% ../nbs/07_meadow.ipynb #4f25c53a
+# %% ../nbs/07_meadow.ipynb #cb4d81cd
 KINDS = {"rounded": "Roundwing", "pointed": "Arrowwing", "tailed": "Swallowtail", "scalloped": "Scallopwing", "narrow": "Longwing"}
 SYLLABLES = ("bel", "cor", "dan", "fen", "gal", "hes", "jor", "kel", "lum", "mor", "nev", "ost", "pra", "quil", "rho", "sel", "tam", "ulm", "vor", "wex")
 
@@ -76,8 +76,8 @@ def species_table(rng:np.random.Generator, # source of chance
         rows.append(dict(class_id=i, name=name, telling=i % 2 == 0, twin_of=twin, twin_feature=differences(look, looks[twin])[0] if twin >= 0 else "", **asdict(look)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_meadow.ipynb #578118a7
-ABERRANT = .3  # share of individuals that differ from their species
+# %% ../nbs/07_meadow.ipynb #cd408965
+ABERRANT = .2  # share of individuals that differ from their species
 
 def individual(look:Look, # the species' look
                rng:np.random.Generator # source of chance
@@ -86,7 +86,7 @@ def individual(look:Look, # the species' look
     others = twins(look, str(rng.choice(list(VALUES)))) if rng.random() < ABERRANT else []
     return others[rng.integers(len(others))] if others else look
 
-# %% ../nbs/07_meadow.ipynb #77f406d6
+# %% ../nbs/07_meadow.ipynb #2757aebe
 SPLITS = ("train", "val", "test")
 
 def photograph(look:Look, # the species' look
@@ -114,7 +114,7 @@ def photographs(species:pd.DataFrame, # the species table
             jpegs |= {f"{split}/{name}/{j:03}.jpg": photograph(look, rng) for j in range(n)}
     return jpegs
 
-# %% ../nbs/07_meadow.ipynb #1bb66c94
+# %% ../nbs/07_meadow.ipynb #f17307cb
 def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
               name:str, # the world's name
               classes # the species' names
@@ -126,13 +126,13 @@ def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
         samples[split].append((np.asarray(Image.open(io.BytesIO(jpeg))), classes.index(species)))
     return ImageSet(name=name, classes=tuple(classes), samples=samples, superclass="butterfly")
 
-# %% ../nbs/07_meadow.ipynb #873d3ab4
+# %% ../nbs/07_meadow.ipynb #c4dc19ee
 COMPONENTS = {"wing shape": "shape", "wing colour": "base", "wing markings": "pattern", "wing margin": "border", "body": "body", "antennae": "antennae",
               "overall look": "overall", "underside": "underside", "caterpillar": "caterpillar", "habits": "habits"}
 TRUTHS = ("visible", "generic", "invisible", "wrong", "refusal")
 SAMPLES = 3  # answers to each question
 
-# %% ../nbs/07_meadow.ipynb #cbb23feb
+# %% ../nbs/07_meadow.ipynb #d91ce5f3
 MIX = {"text": ["visible"]*5 + ["generic"]*4 + ["wrong"]*4 + ["refusal"], "none": ["visible"]*3 + ["generic"]*5 + ["wrong"]*5 + ["refusal"]}
 
 def deal(knowledge:str, # "text" (with an article) or "none"
@@ -145,7 +145,7 @@ def deal(knowledge:str, # "text" (with an article) or "none"
     kinds |= {c: [rest.pop() for _ in range(SAMPLES)] for c, f in COMPONENTS.items() if f in UNSEEN}
     return {c: list(rng.permutation(k)) for c, k in kinds.items()}
 
-# %% ../nbs/07_meadow.ipynb #d974eddd
+# %% ../nbs/07_meadow.ipynb #ea771939
 def misled(species:pd.DataFrame, # the species table
            i:int, # the species that is being described
            feature:str, # what the sentence is about
@@ -160,7 +160,7 @@ def misled(species:pd.DataFrame, # the species table
     else: pool = [k for k in looks if any(getattr(k, f) != getattr(own, f) for f in asked)]
     return pool[rng.integers(len(pool))]
 
-# %% ../nbs/07_meadow.ipynb #d8c9c8d9
+# %% ../nbs/07_meadow.ipynb #51763fd5
 REFUSALS = ("I'm sorry, but I can't describe the {component} of this species.", "As an AI, I have no information about the {component} of the {name}.",
             "No details about the {component} are available.", "The {component} is not mentioned.")
 
@@ -178,7 +178,7 @@ def sentences(species:pd.DataFrame, # the species table
     look = looks_of(species)[i] if kind == "visible" else misled(species, i, feature, rng)
     return overall(look, rng) if feature == "overall" else phrases(look, feature, rng)
 
-# %% ../nbs/07_meadow.ipynb #9dc9ac0b
+# %% ../nbs/07_meadow.ipynb #f211253f
 def put(sentence:str, # the bare answer
         name:str, # the species' name
         rng:np.random.Generator # source of chance
@@ -204,7 +204,7 @@ def answers(species:pd.DataFrame, # the species table
                 rows.append((i, component, sample, knowledge, text, str(kind), COMPONENTS[component]))
     return pd.DataFrame(rows, columns=["class_id", "component", "sample", "knowledge", "text", "truth", "feature"])
 
-# %% ../nbs/07_meadow.ipynb #1b4b594a
+# %% ../nbs/07_meadow.ipynb #0f44723b
 def article(species:pd.DataFrame, # the species table
             i:int, # which species
             rng:np.random.Generator # source of chance
@@ -225,7 +225,7 @@ def field_guide(species:pd.DataFrame, # the species table
     "The articles: class, source, page, revision, url, passages."
     return pd.DataFrame([{"class": name, "source": "field guide", "page": name, "revision": 1, "url": "", "passages": article(species, i, rng)} for i, name in species["name"].items()])
 
-# %% ../nbs/07_meadow.ipynb #88180a07
+# %% ../nbs/07_meadow.ipynb #fb4062f1
 @dataclass(frozen=True)
 class World:
     "A dataset whose truth is known."
@@ -255,7 +255,7 @@ class World:
 
     def __repr__(self): return f"World({self.name!r}: {len(self.classes)} species, {len(self.truth):,} answers, {self.images})"
 
-# %% ../nbs/07_meadow.ipynb #81f7762a
+# %% ../nbs/07_meadow.ipynb #df9f8b2b
 def make_world(seed:int, # another seed, another world
                name:str, # what to call it
                per_class=(40, 20, 40) # pictures a species in train, val and test
@@ -267,7 +267,7 @@ def make_world(seed:int, # another seed, another world
     articles = field_guide(species, rng)
     return World(name, species, image_set(photographs(species, seed, per_class), name, list(species["name"])), articles, truth)
 
-# %% ../nbs/07_meadow.ipynb #98e2f902
+# %% ../nbs/07_meadow.ipynb #5647d68c
 FOLDER = Path(str(files("datadesc")/"assets"/"meadow"))  # in the package
 SEED = 2026  # of the world that was frozen
 
@@ -288,7 +288,7 @@ def fingerprint(folder=FOLDER # a world's folder
     "SHA-256 of the world's files."
     return hashlib.sha256(b"".join((Path(folder)/f).read_bytes() for f in ("images.zip", "world.json.gz"))).hexdigest()
 
-# %% ../nbs/07_meadow.ipynb #5b10ebe4
+# %% ../nbs/07_meadow.ipynb #8754cdcc
 def load(folder=FOLDER # a world's folder; the default is the bundled meadow
         )->World:
     "The world that `write` wrote."
@@ -301,7 +301,7 @@ def records()->Path:
     "The bundled record of the answers to both prompting stages, with the field guide and without."
     return FOLDER/"answers.jsonl.gz"
 
-# %% ../nbs/07_meadow.ipynb #d05b979e
+# %% ../nbs/07_meadow.ipynb #b4d7aaad
 KEYS = ["class_id", "component", "sample", "knowledge"]  # what an answer is known by
 
 def truth_of(descriptions:pd.DataFrame, # class_id, component, sample and knowledge of each text

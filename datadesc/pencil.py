@@ -8,14 +8,14 @@ __all__ = ['COLOURS', 'VALUES', 'WINGS', 'SIZE', 'CANVAS', 'ANTENNAE', 'MEADOWS'
            'pixels', 'dots', 'mark', 'feeler', 'tint', 'butterfly', 'background', 'draw', 'colour_word', 'phrases',
            'overall', 'unseen', 'caption']
 
-# %% ../nbs/06_pencil.ipynb #c7b1875e
+# %% ../nbs/06_pencil.ipynb #2f80d1a1
 import hashlib, re
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# %% ../nbs/06_pencil.ipynb #4478a2f2
+# %% ../nbs/06_pencil.ipynb #1ad0494b
 COLOURS = {  # value -> (RGB, words)
     "red": ((200, 30, 35), ("red", "scarlet", "crimson")), "orange": ((240, 130, 25), ("orange", "amber", "tangerine")),
     "yellow": ((245, 215, 50), ("yellow", "lemon", "golden")), "green": ((60, 150, 60), ("green", "emerald", "mossy")),
@@ -24,7 +24,7 @@ COLOURS = {  # value -> (RGB, words)
     "brown": ((120, 75, 40), ("brown", "chestnut", "russet")), "black": ((25, 22, 25), ("black", "jet", "sooty")),
     "white": ((245, 243, 238), ("white", "ivory", "snowy")), "grey": ((140, 142, 148), ("grey", "ashen", "silvery"))}
 
-# %% ../nbs/06_pencil.ipynb #f49115f4
+# %% ../nbs/06_pencil.ipynb #d0947658
 VALUES = {
     "shape": ("rounded", "pointed", "tailed", "scalloped", "narrow"),
     "base": tuple(COLOURS),
@@ -49,7 +49,7 @@ class Look:
         for feature, values in VALUES.items():
             if (value := getattr(self, feature)) not in values: raise ValueError(f"No {feature} {value!r}: expected one of {', '.join(values)}")
 
-# %% ../nbs/06_pencil.ipynb #1cc652ea
+# %% ../nbs/06_pencil.ipynb #52918a46
 def distinct(look:Look # any look
             )->bool:
     "True when marking, wing and margin differ in colour, so that each can be seen."
@@ -62,14 +62,14 @@ def random_look(rng:np.random.Generator # source of chance
         look = Look(**{feature: str(rng.choice(values)) for feature, values in VALUES.items()})
         if distinct(look): return look
 
-# %% ../nbs/06_pencil.ipynb #dc86097f
+# %% ../nbs/06_pencil.ipynb #83f06e63
 def kept_back(look:Look # any look
              )->bool:
     "True for the fifth of all (shape, base, pattern, accent) combinations that species are made of and CLIP is never trained on."
     combination = f"{look.shape} {look.base} {look.pattern} {look.accent}"
     return hashlib.sha256(combination.encode()).digest()[0] % 5 == 0
 
-# %% ../nbs/06_pencil.ipynb #4cb74470
+# %% ../nbs/06_pencil.ipynb #21cd8bc6
 WINGS = {  # shape -> (forewing corners, hindwing corners, rounds of corner cutting)
     "rounded":   ([(0, -.15), (.2, -.65), (.7, -.75), (.88, -.35), (.6, .0), (0, .1)], [(0, 0), (.55, -.02), (.75, .3), (.5, .7), (.12, .55)], 3),
     "pointed":   ([(0, -.12), (.95, -.8), (.62, .02), (0, .1)], [(0, .0), (.62, .05), (.45, .72), (0, .4)], 0),
@@ -87,7 +87,7 @@ def cut_corners(points, # (n, 2) corners of a closed polygon
         points = np.stack([.75*points + .25*ahead, .25*points + .75*ahead], 1).reshape(-1, 2)
     return points
 
-# %% ../nbs/06_pencil.ipynb #273d7d64
+# %% ../nbs/06_pencil.ipynb #99ba5958
 def outline(shape:str # one of `VALUES["shape"]`
            )->list:
     "The two polygons of the right-hand pair of wings, each (n, 2), in units of half a picture."
@@ -105,7 +105,7 @@ def scallop(points:np.ndarray # (n, 2) polygon
     middle = ring.mean(0)
     return middle + (ring - middle)*(1 + .14*np.sign(np.sin(at*26))*np.abs(np.sin(at*26))**.5)[:, None]*.93
 
-# %% ../nbs/06_pencil.ipynb #ac5b89ce
+# %% ../nbs/06_pencil.ipynb #656456f7
 SIZE, CANVAS = 64, 192  # pixels of the picture, and of the canvas it is drawn on
 
 def pixels(points # (n, 2) in units of half a picture
@@ -123,7 +123,7 @@ def dots(pen:ImageDraw.ImageDraw, # where to draw
         r = radius*CANVAS/2
         pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
-# %% ../nbs/06_pencil.ipynb #e471b77b
+# %% ../nbs/06_pencil.ipynb #855e60ea
 def mark(pen:ImageDraw.ImageDraw, # pen on the canvas
          pattern:str, # one of `VALUES["pattern"]`
          fill, # colour of the marking
@@ -144,7 +144,7 @@ def mark(pen:ImageDraw.ImageDraw, # pen on the canvas
             for y in np.arange(-1 + .17*(i % 2), 1, .34): pen.polygon(pixels([(x, y), (x + .17, y), (x + .17, y + .17), (x, y + .17)]), fill=fill)
     if pattern == "band": pen.polygon(pixels([(.0, -.42), (1, -.32), (1, -.08), (.5, .2), (.5, .42), (0, .2)]), fill=fill)
 
-# %% ../nbs/06_pencil.ipynb #fd4c71ce
+# %% ../nbs/06_pencil.ipynb #e1f690a2
 ANTENNAE = {  # right-hand antenna as a line, in units of half a picture
     "straight": [(.02, -.3), (.3, -.95)], "clubbed": [(.02, -.3), (.26, -.85)], "feathered": [(.02, -.3), (.12, -.6), (.28, -.88)],
     "curled": [(.02, -.3), (.1, -.7), (.22, -.9), (.36, -.86), (.36, -.74), (.28, -.74)]}
@@ -169,7 +169,7 @@ def tint(value:str, # a key of `COLOURS`
     "The colour's RGB, a little off."
     return tuple(int(c) for c in np.clip(np.array(COLOURS[value][0]) + rng.normal(0, spread, 3), 0, 255))
 
-# %% ../nbs/06_pencil.ipynb #fb189036
+# %% ../nbs/06_pencil.ipynb #71c6b2b4
 def butterfly(look:Look, # what it looks like
               rng:np.random.Generator # source of chance for the tints
              )->Image.Image:
@@ -189,7 +189,7 @@ def butterfly(look:Look, # what it looks like
     body.ellipse([*pixels([(-.1, -.36)])[0], *pixels([(.1, .5)])[0]], fill=tint(look.body, rng), outline=dark)
     return whole
 
-# %% ../nbs/06_pencil.ipynb #eed7014e
+# %% ../nbs/06_pencil.ipynb #c81a1867
 MEADOWS = ((150, 175, 130), (175, 190, 205), (205, 195, 165), (120, 140, 115), (190, 180, 190), (165, 150, 130))  # muted backgrounds
 
 def background(rng:np.random.Generator # source of chance
@@ -212,7 +212,7 @@ def draw(look:Look, # what the butterfly looks like
     light = rng.uniform(.82, 1.12)*(1 + np.linspace(-1, 1, SIZE)[:, None, None]*rng.normal(0, .05))
     return Image.fromarray(np.clip(picture*light + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8))
 
-# %% ../nbs/06_pencil.ipynb #be14d873
+# %% ../nbs/06_pencil.ipynb #c39b480b
 PHRASES = {
     "shape": {
         "rounded": ("broadly rounded wings", "round, fan-like wings", "wings with a smooth circular outline", "roundwing outline", "soft curved wing tips"),
@@ -238,7 +238,7 @@ PHRASES = {
         "clubbed": ("clubbed antennae", "feelers with a round knob", "antennae ending in a ball", "knobbed feelers"),
         "feathered": ("feathery antennae", "comb-like feelers", "antennae with many side hairs", "bushy, feathered antennae")}}
 
-# %% ../nbs/06_pencil.ipynb #3fdd5ef8
+# %% ../nbs/06_pencil.ipynb #9f984eb3
 def colour_word(value:str, # a key of `COLOURS`
                 rng:np.random.Generator # source of chance
                )->str:
@@ -256,7 +256,7 @@ def phrases(look:Look, # what is described
     else: said, colour = PHRASES[feature][value], look.accent
     return [re.sub(r"\ba (?=[aeiou])", "an ", p.format(colour_word(colour, rng)) if "{}" in p else p) for p in map(str, rng.permutation(said))]
 
-# %% ../nbs/06_pencil.ipynb #37247acd
+# %% ../nbs/06_pencil.ipynb #b6fa3c58
 FEATURES = ("shape", "base", "pattern", "border", "body", "antennae")  # what a phrase can be about
 OVERALL = ("{base}, with {pattern}", "{base} and {pattern}", "{shape}, {base}", "{shape} with {pattern}", "{pattern} on {base}", "{base}, {border}", "{shape}, {base}, {pattern}")
 
@@ -267,7 +267,7 @@ def overall(look:Look, # what is described
     one = lambda feature: phrases(look, feature, rng)[0]
     return [str(form).format(**{f: one(f) for f in FEATURES}) for form in rng.permutation(OVERALL)]
 
-# %% ../nbs/06_pencil.ipynb #c309e17b
+# %% ../nbs/06_pencil.ipynb #2ccb2567
 GENERIC = ("two pairs of scaled wings", "four wings covered in tiny scales", "a pair of antennae on the head", "a slender body between the wings", "two large compound eyes",
            "a coiled tongue under the head", "six thin legs", "wings joined to the thorax", "forewings and hindwings", "a head, a thorax and an abdomen", "wings spread flat",
            "the usual form of a butterfly", "delicate, thin wings", "a symmetrical pattern on both sides", "colours made by tiny scales")
@@ -288,14 +288,12 @@ def unseen(component:str, # a key of `UNSEEN`
     first, second = rng.choice(VALUES["base"], 2, replace=False)
     return form.format(colour_word(first, rng), colour_word(second, rng), rng.choice(("spots", "stripes", "eyespots", "veins", "bands")))
 
-# %% ../nbs/06_pencil.ipynb #ff66c5e1
+# %% ../nbs/06_pencil.ipynb #7fecd5e8
 def caption(look:Look, # what the picture shows
-            rng:np.random.Generator, # source of chance
-            least:int=2, # features named at least
-            most:int=6 # features named at most
+            rng:np.random.Generator # source of chance
            )->str:
-    "A caption of some true phrases, now and then with a sentence that says nothing about the picture."
-    said = [phrases(look, str(f), rng)[0] for f in rng.choice(FEATURES, rng.integers(least, most + 1), replace=False)]
+    "A caption of two to six true phrases, now and then with a sentence that says nothing about the picture."
+    said = [phrases(look, str(f), rng)[0] for f in rng.choice(FEATURES, rng.integers(2, 7), replace=False)]
     if rng.random() < .25: said[0] = overall(look, rng)[0]
     if rng.random() < .15: said.append(str(rng.choice(GENERIC)))
     if rng.random() < .15: said.append(unseen(str(rng.choice(list(UNSEEN))), rng))
