@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from datadesc import meadow, runs
+from datadesc import runs
 from datadesc.embed import open_clip
+from datadesc.llm import Record
 from llm_server import llm_server
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -135,11 +136,11 @@ def test_photographs_described_by_a_server(tmp_path):
     with llm_server(answer) as (url, server):
         done = datadesc("run", folder, "--llm-base-url", url, "--llm-model", "tiny", "--model", "meadow-clip", "-p", "superclass=garment", "-p", "samples=2", "-p", "shots=[2]", "-p", "seeds=1", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        asked = len(server.chats)
-        again = datadesc("run", folder, "--llm-base-url", url, "--llm-model", "tiny", "--model", "meadow-clip", "-p", "superclass=garment", "-p", "samples=2", "-p", "shots=[2]", "-p", "seeds=1", "--force", cwd=tmp_path)
-        assert again.returncode == 0 and len(server.chats) == asked == 1 + 10*3*2
+        assert len(server.chats) == 1 + 10*3*2
     texts = pd.read_parquet(tmp_path/"papermill_runs"/"clothing"/"tables"/"descriptions.parquet")
     assert len(texts) == 60 and set(texts.source) == {"tiny"}
+    with Record(tmp_path/"store"/"answers.sqlite").connect() as record:
+        assert record.execute("select count(*) from answers").fetchone() == (len(server.chats),)
 
 
 def picture_folder(tmp_path, classes=("cat", "dog"), n=6):
@@ -152,25 +153,17 @@ def picture_folder(tmp_path, classes=("cat", "dog"), n=6):
 
 
 def broken(tmp_path, what):
-    "Arguments of a run that cannot end well, on a folder that is right but for `what`."
+    "Arguments of a run that cannot end well, on a folder that is right but for `what`; the chapters' own tests hold the other ways to go wrong."
     folder, arguments = picture_folder(tmp_path), ["--descriptions", "said.json", "--model", "meadow-clip"]
     if what == "zero-byte image": (folder/"cat"/"0.png").write_bytes(b"")
-    if what == "one class": shutil.rmtree(folder/"dog")
-    if what == "class without image": (folder/"emu").mkdir()
     if what == "class the dataset lacks": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["fur"], "emu": ["feathers"]}))
-    if what == "class without sentences": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"]}))
-    if what == "empty description": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["fur", " "]}))
-    if what == "wrong checkpoint":
-        shutil.copy(meadow.FOLDER.parent/"clip"/"open_clip_model.safetensors", tmp_path/"w.safetensors")
-        arguments = [*arguments[:2], "--model", "ViT-B-32", "--checkpoint", "w.safetensors"]
     if what == "weights out of reach": arguments = arguments[:2]
     if what == "nobody to ask": arguments = arguments[2:]
     return [folder, *arguments]
 
 
 @pytest.mark.parametrize("what, words", [
-    ("zero-byte image", ["0.png"]), ("one class", ["one class"]), ("class without image", ["emu"]), ("class the dataset lacks", ["emu"]), ("class without sentences", ["dog"]),
-    ("empty description", ["dog", "empty"]), ("wrong checkpoint", ["w.safetensors", "another model", "--model"]), ("weights out of reach", ["--model", "--checkpoint"]),
+    ("zero-byte image", ["0.png", "--on-bad-image"]), ("class the dataset lacks", ["emu"]), ("weights out of reach", ["--model", "--checkpoint"]),
     ("nobody to ask", ["OPENAI_API_KEY", "--llm-base-url", "--descriptions"])])
 def test_one_clear_error(tmp_path, what, words):
     done = datadesc("run", *broken(tmp_path, what), cwd=tmp_path)
