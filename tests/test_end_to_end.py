@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from PIL import Image
 
 from datadesc import runs
 from datadesc.embed import open_clip
-from datadesc.llm import Record
 from llm_server import llm_server
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -139,7 +139,7 @@ def test_photographs_described_by_a_server(tmp_path):
         assert len(server.chats) == 1 + 10*3*2
     texts = pd.read_parquet(tmp_path/"papermill_runs"/"clothing"/"tables"/"descriptions.parquet")
     assert len(texts) == 60 and set(texts.source) == {"tiny"}
-    with Record(tmp_path/"store"/"answers.sqlite").connect() as record:
+    with sqlite3.connect(tmp_path/"store"/"answers.sqlite") as record:
         assert record.execute("select count(*) from answers").fetchone() == (len(server.chats),)
 
 
