@@ -10,8 +10,8 @@ __all__ = ['BUNDLED', 'THIS_PYTHON', 'Parameter', 'read_cells', 'parameters', 'f
            'execute', 'finish', 'keep_failed', 'attempt', 'changes', 'is_current', 'run', 'state', 'run_names',
            'status', 'datasets', 'result', 'accuracies', 'chosen_texts']
 
-# %% ../nbs/90_runs.ipynb #9589a226
-import ast, difflib, json, logging, os, shutil, sys, tempfile, time, typing
+# %% ../nbs/90_runs.ipynb #8536b88c
+import ast, difflib, json, logging, os, shutil, sys, tempfile, textwrap, time, typing
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,7 +24,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from pydantic import TypeAdapter, ValidationError
 
-# %% ../nbs/90_runs.ipynb #43db7bd9
+# %% ../nbs/90_runs.ipynb #1143bb13
 @dataclass(frozen=True)
 class Parameter:
     "One annotated name of a run notebook's parameters cell."
@@ -33,14 +33,14 @@ class Parameter:
     default: object # its value when nothing is said
     help: str # the comment beside it
 
-# %% ../nbs/90_runs.ipynb #94746f46
+# %% ../nbs/90_runs.ipynb #db2553c0
 def read_cells(notebook:Path # a notebook file
               )->list[dict]: # its cells; `source` is one string
     "The cells of `notebook`, read as plain JSON."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
-# %% ../nbs/90_runs.ipynb #f018ab0c
+# %% ../nbs/90_runs.ipynb #995abdc6
 def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
               )->dict[str, Parameter]: # in the order of the cell
     "The annotated names of the parameters cell of `notebook`."
@@ -53,7 +53,7 @@ def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
         found[line.target.id] = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value), comment)
     return found
 
-# %% ../nbs/90_runs.ipynb #39bd56d0
+# %% ../nbs/90_runs.ipynb #fb90c143
 def fitting(parameter:Parameter, # what the notebook declares
             value:object # what somebody gave
            )->object: # the same value
@@ -63,21 +63,21 @@ def fitting(parameter:Parameter, # what the notebook declares
         reason = error.errors()[0]["msg"].lower()
         raise ValueError(f"Parameter '{parameter.name}' is {parameter.annotation} ({parameter.help}), got {value!r}: {reason}") from None
 
-# %% ../nbs/90_runs.ipynb #ed8dd67c
+# %% ../nbs/90_runs.ipynb #92c64869
 def from_json(text:str # one value as somebody types it
              )->object: # the value, or `text` itself where it is no JSON
     "`text` as a number, a boolean, a list ... if it is one."
     with suppress(ValueError): return json.loads(text.lower() if text in ("True", "False") else text)
     return text
 
-# %% ../nbs/90_runs.ipynb #94a5ff94
+# %% ../nbs/90_runs.ipynb #0f55296b
 def readings(text:str # what stands behind `name=` on the command line
             )->list: # the most literal first
     "The values that `text` may stand for."
     parts = [part.strip() for part in text.split(",")]
     return [text, from_json(text), [from_json(part) for part in parts], parts]
 
-# %% ../nbs/90_runs.ipynb #06307c19
+# %% ../nbs/90_runs.ipynb #2dc698a1
 def read_value(parameter:Parameter, # what the notebook declares
                text:str # what stands behind `name=` on the command line
               )->object:
@@ -86,7 +86,7 @@ def read_value(parameter:Parameter, # what the notebook declares
         with suppress(ValueError): return fitting(parameter, value)
     return fitting(parameter, text)
 
-# %% ../nbs/90_runs.ipynb #0ce532d5
+# %% ../nbs/90_runs.ipynb #1e9707b4
 def known_name(name:str, # what somebody wrote
                known:dict # what there is
               )->str: # the same name
@@ -95,7 +95,7 @@ def known_name(name:str, # what somebody wrote
     near = difflib.get_close_matches(name, known, n=1)
     raise ValueError(f"No parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else f": there are {', '.join(known)}"))
 
-# %% ../nbs/90_runs.ipynb #d6a343bc
+# %% ../nbs/90_runs.ipynb #ceb6f6d2
 def check_parameters(given:dict, # values by name; a text is read as its parameter wants
                      known:dict[str, Parameter] # from `parameters`
                     )->dict: # values by name, each of its parameter's type
@@ -103,7 +103,7 @@ def check_parameters(given:dict, # values by name; a text is read as its paramet
     read = lambda parameter, value: read_value(parameter, value) if isinstance(value, str) else fitting(parameter, value)
     return {name: read(known[known_name(name, known)], value) for name, value in given.items()}
 
-# %% ../nbs/90_runs.ipynb #d8ffaf7c
+# %% ../nbs/90_runs.ipynb #9ae97e58
 def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     "Folders of a clone where the package is used from one, else the copies in the installed package."
     package = Path(str(files("datadesc")))
@@ -111,13 +111,13 @@ def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     if (clone/"nbs"/"runs").is_dir(): return clone/"nbs"/"runs", clone/"papermill_runs"
     return package/"assets"/"runs", package/"assets"/"runs"
 
-# %% ../nbs/90_runs.ipynb #b5e43fbd
+# %% ../nbs/90_runs.ipynb #05a6aab9
 def parameter_files(root:Path # folder that holds the runs
                    )->dict[str, Path]: # by dataset name
     "The parameter files of the project and of `root`; those of `root` come first."
     return {file.stem: file for folder in (sources()[1], Path(root)) for file in sorted(folder.glob("*.yaml"))}
 
-# %% ../nbs/90_runs.ipynb #ba97268c
+# %% ../nbs/90_runs.ipynb #d3e702b3
 def read_parameter_file(file:Path # YAML: one `name: value` a line
                        )->dict: # values by name
     "The values in `file`; `ValueError` where it is not a YAML mapping."
@@ -126,7 +126,7 @@ def read_parameter_file(file:Path # YAML: one `name: value` a line
     if not isinstance(values, dict): raise ValueError(f"{file} must hold one 'name: value' a line, it holds {values!r}")
     return values
 
-# %% ../nbs/90_runs.ipynb #f32b3cf6
+# %% ../nbs/90_runs.ipynb #00d8f74e
 def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
                  root:Path # folder that holds the runs
                 )->tuple[str, dict]: # (name of the run, its parameters)
@@ -139,7 +139,7 @@ def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
     raise ValueError(f"'{name_or_path}' is no dataset and no folder" + (f", did you mean '{near[0]}'?" if near else
         f": give one of {', '.join(files)}, a folder of images (<class>/<image>) or a CSV (path,label)"))
 
-# %% ../nbs/90_runs.ipynb #7bcf8704
+# %% ../nbs/90_runs.ipynb #49455f96
 BUNDLED = ("meadow",) # datasets that travel with the package
 
 def missing_files(given:dict # the parameters of a dataset
@@ -150,7 +150,7 @@ def missing_files(given:dict # the parameters of a dataset
     needed = [(name, place) for name, place in places.items() if place not in BUNDLED and not published(name, place)]
     return [f"{name}: {place}" for name, place in needed if not Path(place).exists()]
 
-# %% ../nbs/90_runs.ipynb #36915550
+# %% ../nbs/90_runs.ipynb #99ab7739
 THIS_PYTHON = "this environment" # not a name that a kernel may have, so it hides none
 
 class KernelSpecs(KernelSpecManager):
@@ -163,7 +163,7 @@ class KernelSpecs(KernelSpecManager):
         try: return super().get_kernel_spec(kernel_name)
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
-# %% ../nbs/90_runs.ipynb #9189a9da
+# %% ../nbs/90_runs.ipynb #c1b62318
 class SocketKernelManager(AsyncKernelManager):
     "Starts a kernel and talks to it through Unix sockets in a temporary folder of its own."
     def __init__(self, **kwargs):
@@ -171,7 +171,7 @@ class SocketKernelManager(AsyncKernelManager):
         connection = f"{self.folder.name}/kernel.json"
         super().__init__(transport="ipc", connection_file=connection, kernel_spec_manager=KernelSpecs(), **kwargs)
 
-# %% ../nbs/90_runs.ipynb #476aa7a0
+# %% ../nbs/90_runs.ipynb #76ffe244
 def is_running(root:Path, # folder that holds the runs
                name:str # of the run
               )->bool:
@@ -182,7 +182,7 @@ def is_running(root:Path, # folder that holds the runs
         with FileLock(lock, timeout=0): return False
     except Timeout: return True
 
-# %% ../nbs/90_runs.ipynb #de9d128f
+# %% ../nbs/90_runs.ipynb #94f4ff71
 @contextmanager
 def working_folder(root:Path, # folder that holds the runs
                    name:str # of the run
@@ -197,7 +197,7 @@ def working_folder(root:Path, # folder that holds the runs
             yield work
     except Timeout: raise ValueError(f"'{name}' is running already in {root}: see `datadesc status`, or wait for it") from None
 
-# %% ../nbs/90_runs.ipynb #3582e19f
+# %% ../nbs/90_runs.ipynb #3a3dd125
 def put(work:Path, # a folder that is complete
         place:Path # where it belongs, on the same file system
        )->Path: # `place`
@@ -209,13 +209,13 @@ def put(work:Path, # a folder that is complete
     shutil.rmtree(old, ignore_errors=True)
     return place
 
-# %% ../nbs/90_runs.ipynb #89931c0a
+# %% ../nbs/90_runs.ipynb #cad0fea3
 def heading(source:str # of a markdown cell
            )->str|None:
     "The text of the cell's `## ` heading, if it opens with one."
     return source.splitlines()[0][3:].strip() if source.startswith("## ") else None
 
-# %% ../nbs/90_runs.ipynb #452b712c
+# %% ../nbs/90_runs.ipynb #5ca4e0c4
 def announce_parts(notebook:Path # a run notebook
                   )->typing.Callable: # a hook for nbclient's `on_cell_start`
     "Prints each part of the report as its turn comes, with the seconds since the start."
@@ -224,7 +224,7 @@ def announce_parts(notebook:Path # a run notebook
         if (part := heading(cell.source)): print(f"{time.monotonic() - start:5.0f} s  {parts.index(part) + 1}/{len(parts)}  {part}", flush=True)
     return announce
 
-# %% ../nbs/90_runs.ipynb #7d49a36f
+# %% ../nbs/90_runs.ipynb #ae736f7e
 def tidy(report:Path, # an executed notebook, written anew
          work:Path, # the folder it was executed for
          place:Path # the folder that this becomes
@@ -241,7 +241,7 @@ def tidy(report:Path, # an executed notebook, written anew
     nbformat.write(notebook, report)
     return notebook
 
-# %% ../nbs/90_runs.ipynb #9619f469
+# %% ../nbs/90_runs.ipynb #e7af1d50
 def report_html(notebook:dict # an executed notebook
                )->str: # a page that needs nothing but itself
     "The web page of `notebook`."
@@ -251,11 +251,11 @@ def report_html(notebook:dict # an executed notebook
     page = HTMLExporter(template_name="report", extra_template_basedirs=[templates], embed_images=True)
     return page.from_notebook_node(notebook)[0]
 
-# %% ../nbs/90_runs.ipynb #135bee89
+# %% ../nbs/90_runs.ipynb #78a4acd0
 class RunFailed(RuntimeError):
     "A run that started and did not finish; the message says where and why."
 
-# %% ../nbs/90_runs.ipynb #b846aad0
+# %% ../nbs/90_runs.ipynb #dfc877ec
 def where(cells:list[dict], # of a report, in order
           index:int # of the cell that failed
          )->str:
@@ -263,7 +263,7 @@ def where(cells:list[dict], # of a report, in order
     parts = [h for cell in cells[:index + 1] if (h := heading(cell["source"]))]
     return f"under '{parts[-1]}'" if parts else "before the first heading"
 
-# %% ../nbs/90_runs.ipynb #c5c48eb4
+# %% ../nbs/90_runs.ipynb #9f5457da
 def open_cell(cells:list[dict] # of a report, in order
              )->int: # its index
     "The first code cell that has not come to a good end: the one a run is at, or died in."
@@ -271,7 +271,7 @@ def open_cell(cells:list[dict] # of a report, in order
     ended_well = lambda cell: cell["execution_count"] and all(output["output_type"] != "error" for output in cell["outputs"])
     return next((index for index in code if not ended_well(cells[index])), code[-1])
 
-# %% ../nbs/90_runs.ipynb #41323abf
+# %% ../nbs/90_runs.ipynb #92ab745a
 def progress(report:Path # the executed notebook of a run that has not finished
             )->tuple[str, str]: # (where it is, what it said if it failed)
     "How far a run came. papermill writes the report before and after each cell, so it may be missing or half written."
@@ -281,14 +281,14 @@ def progress(report:Path # the executed notebook of a run that has not finished
     errors = [f"{output['ename']}: {output['evalue']}".removesuffix(": ") for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
     return where(cells, index), "".join(errors[:1])
 
-# %% ../nbs/90_runs.ipynb #4eb2e038
+# %% ../nbs/90_runs.ipynb #f9a756da
 def unfinished(report:Path # the executed notebook of a run that has not finished
               )->str:
     "One line on where a run stopped and why."
     place, error = progress(report)
     return f"stopped {place}: {error or 'from outside'}"
 
-# %% ../nbs/90_runs.ipynb #e11ff8be
+# %% ../nbs/90_runs.ipynb #954e8df2
 def execute(notebook:Path, # a run notebook
             work:Path, # empty folder for what it makes
             given:dict, # values of its parameters; the others keep their defaults
@@ -303,7 +303,7 @@ def execute(notebook:Path, # a run notebook
         stderr_file=sys.stderr if sys.stderr.isatty() else None)
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
 
-# %% ../nbs/90_runs.ipynb #17186e68
+# %% ../nbs/90_runs.ipynb #78b14062
 def finish(work:Path, # folder of an executed run
            place:Path # where it belongs
           )->Path: # `place`
@@ -314,7 +314,7 @@ def finish(work:Path, # folder of an executed run
     shutil.rmtree(place.with_name(f"{place.name}.failed"), ignore_errors=True)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #a7b498c7
+# %% ../nbs/90_runs.ipynb #0c8e77cf
 def keep_failed(work:Path, # folder of a run that did not finish
                 place:Path # where its result would belong
                )->Path: # where it lies now
@@ -324,7 +324,7 @@ def keep_failed(work:Path, # folder of a run that did not finish
     if (work/"report.ipynb").exists(): tidy(work/"report.ipynb", work, place)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #634b0e31
+# %% ../nbs/90_runs.ipynb #ea28f7c5
 def attempt(notebook:Path, # a run notebook
             work:Path, # empty folder of its own
             place:Path, # where the result belongs
@@ -340,7 +340,7 @@ def attempt(notebook:Path, # a run notebook
         reason = error if isinstance(error, RunFailed) else unfinished(work/"report.ipynb")
         raise RunFailed(f"'{place.name}' {reason}\nThe report so far: {keep_failed(work, place)/'report.ipynb'}") from None
 
-# %% ../nbs/90_runs.ipynb #84d24281
+# %% ../nbs/90_runs.ipynb #6e65c55b
 def changes(place:Path, # folder of a finished run
             given:dict, # values asked for now
             known:dict[str, Parameter] # from `parameters`
@@ -351,18 +351,19 @@ def changes(place:Path, # folder of a finished run
     return [f"{name}: {had.get(name, value)} -> {given.get(name, value)}" for name, value in default.items()
             if had.get(name, value) != given.get(name, value)]
 
-# %% ../nbs/90_runs.ipynb #c1ea0d09
+# %% ../nbs/90_runs.ipynb #b59afb0c
 def is_current(place:Path, # folder of a run, or nothing
                given:dict, # values asked for
                known:dict[str, Parameter] # from `parameters`
               )->bool:
-    "Whether `place` holds a finished run with the values `given`; prints what is different if it has others."
+    "Whether `place` holds a finished run with the values `given`; prints that it has, or what is different."
     if not (place/"result.json").exists(): return False
     different = changes(place, given, known)
     if different: print(f"{place} was run with other parameters ({'; '.join(different)}): running again")
+    else: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
     return not different
 
-# %% ../nbs/90_runs.ipynb #b31e53f0
+# %% ../nbs/90_runs.ipynb #48bf2d63
 def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         given:dict|None=None, # values of the notebook's parameters; texts are read by annotation
         root:Path="papermill_runs", # folder that holds the runs
@@ -377,10 +378,12 @@ def run(name_or_path:str, # a dataset name, a folder of images or a CSV
     given = check_parameters(own | (given or {}), known)
     if (missing := missing_files(given)): raise ValueError(f"'{name}' needs files that are not there: {'; '.join(missing)}")
     KernelSpecs().get_kernel_spec(kernel or THIS_PYTHON)
-    if not force and is_current(root/name, given, known): return root/name
+    if not force and is_current(root/name, given, known):
+        shutil.rmtree(root/f"{name}.failed", ignore_errors=True)  # an attempt with other parameters is not the latest any more
+        return root/name
     with working_folder(root, name) as work: return attempt(notebook, work, root/name, given, kernel)
 
-# %% ../nbs/90_runs.ipynb #af9baa01
+# %% ../nbs/90_runs.ipynb #aabafe92
 def state(root:Path, # folder that holds the runs
           name:str # of a run
          )->tuple[str, str]: # ("done" | "failed" | "running" | "never", what there is to say)
@@ -391,7 +394,7 @@ def state(root:Path, # folder that holds the runs
         if folder.exists() and not (folder/"result.json").exists(): return "failed", unfinished(folder/"report.ipynb")
     return ("done", str(place/"report.html")) if place.exists() else ("never", f"datadesc run {name}")
 
-# %% ../nbs/90_runs.ipynb #441279aa
+# %% ../nbs/90_runs.ipynb #831c82af
 def run_names(root:Path # folder that holds the runs
              )->list[str]:
     "Every dataset with a name, and every run in `root` of one without."
@@ -399,20 +402,21 @@ def run_names(root:Path # folder that holds the runs
     begun = [folder.name for folder in Path(root).glob(".running/*/")]
     return sorted({*parameter_files(root), *held, *begun})
 
-# %% ../nbs/90_runs.ipynb #a4471067
+# %% ../nbs/90_runs.ipynb #54a6b4dd
 def status(root:Path="papermill_runs" # folder that holds the runs
           )->pd.DataFrame: # columns run, state, note
     "How every run stands."
-    return pd.DataFrame([(name, *state(root, name)) for name in run_names(root)], columns=["run", "state", "note"])
+    rows = [(name, *state(root, name)) for name in run_names(root)]
+    return pd.DataFrame([(name, how, textwrap.shorten(note, 110, placeholder=" ...")) for name, how, note in rows], columns=["run", "state", "note"])
 
-# %% ../nbs/90_runs.ipynb #c1f46ed0
+# %% ../nbs/90_runs.ipynb #b997c437
 def datasets(root:Path="papermill_runs" # folder that holds the runs
             )->pd.DataFrame: # columns dataset, needs
     "Every dataset with a name, and what it still needs."
     needs = {name: missing_files(read_parameter_file(file)) for name, file in parameter_files(root).items()}
     return pd.DataFrame([(name, "; ".join(files) or "nothing") for name, files in sorted(needs.items())], columns=["dataset", "needs"])
 
-# %% ../nbs/90_runs.ipynb #4732ca98
+# %% ../nbs/90_runs.ipynb #5d113018
 def result(root:Path, # folder that holds the runs
            name:str # of a run
           )->dict: # what result.json says
@@ -421,14 +425,14 @@ def result(root:Path, # folder that holds the runs
     if not file.exists(): raise ValueError(f"No finished run '{name}' in {root}: datadesc run {name}")
     return json.loads(file.read_text(encoding="utf-8"))
 
-# %% ../nbs/90_runs.ipynb #da01c6d8
+# %% ../nbs/90_runs.ipynb #42fe037c
 def accuracies(root:Path, # folder that holds the runs
                name:str # of a run
               )->pd.DataFrame: # one row a figure, as in result.json
     "The accuracies of the finished run `name`."
     return pd.DataFrame(result(root, name)["accuracy"])
 
-# %% ../nbs/90_runs.ipynb #7a1ed479
+# %% ../nbs/90_runs.ipynb #381b3111
 def chosen_texts(root:Path, # folder that holds the runs
                  name:str # of a run
                 )->pd.DataFrame: # columns class_id, class, text, ift, rank; best first

@@ -134,3 +134,11 @@ def test_list_and_status(datadesc):
     assert "coin  never" in datadesc("status").stdout
     datadesc("run", "coin")
     assert "coin  done" in datadesc("status").stdout
+
+
+def test_a_failed_attempt_is_forgotten_once_the_finished_run_is_asked_for_again(datadesc):
+    datadesc("run", "coin")
+    assert datadesc("run", "coin", "-p", "throws=0").code == 1
+    assert re.search(r"^coin +failed", datadesc("status").stdout, re.M)
+    assert "nothing to run" in datadesc("run", "coin").stdout
+    assert re.search(r"^coin +done", datadesc("status").stdout, re.M)
