@@ -1,6 +1,7 @@
 "What several test files need: the repository, and a small installed package whose runs take a second."
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import nbformat
 import pytest
 
 from datadesc import cli, runs
+
+# A shell that starts the tests in the background makes them, and all they start, deaf to Ctrl-C: the tests that send one would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parents[1]
 
