@@ -13,7 +13,7 @@ import hashlib, re
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 # %% ../nbs/06_pencil.ipynb #1ad0494b
 COLOURS = {  # value -> (RGB, words)
