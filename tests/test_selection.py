@@ -1,4 +1,6 @@
 "Every form of the score by its own definition, ranks, precision, fall-backs, and every input a user can get wrong."
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -123,8 +125,9 @@ def test_no_positive_influence_falls_back_to_clip(world):
     e = world.evidence
     found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
     positive = torch.stack([S[world.w == c].clamp(min=0).mean(0) for c in range(C)])
-    none = found.__class__(found.proponents, torch.where((world.w == 2)[:, None], -1., 1.).expand_as(found.proponent_scores), found.opponents,
-                           found.opponent_scores, found.self_influence, found.by_class, positive, found.class_counts)
+    mean = F.normalize(positive, p=1, dim=1) @ e.train
+    none = replace(found, proponent_scores=torch.where((world.w == 2)[:, None], -1., 1.).expand_as(found.proponent_scores), positive_by_class=positive,
+                   positive_mean=mean.index_fill(0, torch.tensor([2]), torch.nan))
     clip_scores = world.ift("clip")
     for form in ("proponent", "weighted"):
         scores = world.ift(form, image_influence=none)
