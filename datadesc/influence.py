@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Stack', 'stack', 'stacked_errors', 'influence_matrix', 'self_influence', 'top', 'block_rows', 'Influence', 'collect',
-           'influence', 'mean_influence', 'mean_text_influence', 'text_influence', 'own_text_influence']
+           'influence', 'class_proponents', 'class_opponents', 'mean_influence', 'mean_text_influence',
+           'text_influence', 'own_text_influence']
 
-# %% ../nbs/40_influence.ipynb #aad045b2
+# %% ../nbs/40_influence.ipynb #4788dcf5
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .head import Checkpoint, check_features
 
-# %% ../nbs/40_influence.ipynb #78c1a17a
+# %% ../nbs/40_influence.ipynb #39243394
 def _check_head(checkpoints):
     "Raise a ValueError unless the checkpoints are of one layer: same shape, same logit scale, bias or none."
     if not checkpoints: raise ValueError("checkpoints: the list is empty, expected what train_head returns")
@@ -30,7 +31,7 @@ def _check_head(checkpoints):
             raise ValueError(f"checkpoints: number {i} differs from number 0 in logit scale or bias; expected moments of one training")
     return first
 
-# %% ../nbs/40_influence.ipynb #3026291e
+# %% ../nbs/40_influence.ipynb #a2a00b8d
 class Stack(NamedTuple):
     "The checkpoints of one training as a single layer with K*C outputs."
     weight: Tensor  # (K*C, D), times the logit scale
@@ -38,7 +39,7 @@ class Stack(NamedTuple):
     root_lr: Tensor  # (K, 1) square roots of the learning rates
     likeness: tuple[float, float]  # factor on the inner product of two features, and what the bias adds to it
 
-# %% ../nbs/40_influence.ipynb #cc13cfbb
+# %% ../nbs/40_influence.ipynb #62cffee1
 def stack(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
 ) -> Stack:
@@ -50,7 +51,7 @@ def stack(
         first.weight.new_tensor([c.lr for c in checkpoints]).sqrt()[:, None],
         (first.logit_scale ** 2, float(first.bias is not None)))
 
-# %% ../nbs/40_influence.ipynb #96f4a774
+# %% ../nbs/40_influence.ipynb #baa76cd2
 def stacked_errors(
     layer: Stack,  # of K checkpoints of C classes
     x: Tensor,  # (N, D) features
@@ -64,14 +65,14 @@ def stacked_errors(
     if normalised: d = F.normalize(d, dim=2)
     return d.mul_(layer.root_lr).flatten(1)
 
-# %% ../nbs/40_influence.ipynb #bc16ffde
+# %% ../nbs/40_influence.ipynb #b65d29cc
 def _pairs(layer, errors_a, x_a, errors_b, x_b):
     "Influence (A, B) of every pair of two blocks from their stacked errors and features: the two products."
     scale, bias = layer.likeness
     likeness = torch.addmm(x_a.new_full((), bias), x_a, x_b.T, alpha=scale)
     return (errors_a @ errors_b.T).mul_(likeness)
 
-# %% ../nbs/40_influence.ipynb #7c957490
+# %% ../nbs/40_influence.ipynb #e578c214
 def _check_examples(checkpoints, x, y, name):
     "Raise a ValueError unless `x`, `y` are examples that the checkpoints can see."
     n_classes, width = _check_head(checkpoints).weight.shape
@@ -80,7 +81,7 @@ def _check_examples(checkpoints, x, y, name):
     if y.shape != (len(x),): raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(y.shape)}; expected one label a row")
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
 
-# %% ../nbs/40_influence.ipynb #482657c0
+# %% ../nbs/40_influence.ipynb #5044172a
 def influence_matrix(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -95,7 +96,7 @@ def influence_matrix(
     train, val = train.to(layer.weight.dtype), val.to(layer.weight.dtype)
     return _pairs(layer, stacked_errors(layer, train, train_labels), train, stacked_errors(layer, val, val_labels), val)
 
-# %% ../nbs/40_influence.ipynb #bbbcfcfe
+# %% ../nbs/40_influence.ipynb #6b229866
 def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Tensor, Tensor]]:
     "Portions (rows, their features, their stacked errors) of the examples."
     step = max(1, int(memory_mb * 2 ** 20 / layer.weight.dtype.itemsize / (2 * len(layer.weight))))
@@ -104,12 +105,12 @@ def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Ten
         part = x[rows].to(layer.weight.dtype)
         yield rows, part, stacked_errors(layer, part, y[rows], normalised)
 
-# %% ../nbs/40_influence.ipynb #1a212dc7
+# %% ../nbs/40_influence.ipynb #18c31f73
 def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
     checkpoints: list[Checkpoint],  # as train_head returns them
-    memory_mb: float = 80,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for everything that is neither input nor output
 ) -> Tensor:  # (N,)
     "Influence (N,) of each example on itself: the diagonal of the matrix, without the matrix."
     _check_examples(checkpoints, x, y, "features")
@@ -117,7 +118,7 @@ def self_influence(
     scale, bias = layer.likeness
     return torch.cat([d.square().sum(1) * (scale * part.square().sum(1) + bias) for _, part, d in _rows(layer, x, y, memory_mb)])
 
-# %% ../nbs/40_influence.ipynb #4b070c21
+# %% ../nbs/40_influence.ipynb #66ca12ec
 def top(
     scores: Tensor,  # (R, N)
     k: int,  # how many to keep of each row
@@ -133,7 +134,7 @@ def top(
     at = at.gather(1, order)
     return best, at if index is None else index.gather(1, at)
 
-# %% ../nbs/40_influence.ipynb #4efd2c1d
+# %% ../nbs/40_influence.ipynb #f440de5b
 def block_rows(
     width: int,  # K*C, the width of the stacked errors
     memory_mb: float,  # budget for everything that is neither input nor output
@@ -144,9 +145,9 @@ def block_rows(
     cells = memory_mb * 2 ** 20 / bytes_each
     parts = math.ceil(n_val / max(1, cells // 2 // width))
     val_rows = math.ceil(n_val / max(1, parts)) or 1
-    return val_rows, max(1, int((cells - val_rows * width) / (width + 3 * val_rows)))
+    return val_rows, max(1, int((cells - val_rows * width) / (width + 5 * val_rows)))
 
-# %% ../nbs/40_influence.ipynb #ec2c9688
+# %% ../nbs/40_influence.ipynb #d2762c6b
 def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs."
     dtype = layer.weight.dtype
@@ -160,7 +161,7 @@ def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=F
             x_t = train[t].to(dtype)
             yield v, t, _pairs(layer, errors_v, x_v, stacked_errors(layer, x_t, train_labels[t], normalised), x_t)
 
-# %% ../nbs/40_influence.ipynb #7dbde0c4
+# %% ../nbs/40_influence.ipynb #ccd396b5
 class _Best:
     "Running top `k` of each row while blocks of columns, in ascending order, pass by."
     def __init__(self, rows, k, like):
@@ -170,11 +171,12 @@ class _Best:
     def add(self, block, start):
         "See a block whose first column is number `start`."
         better = block > self.bar
-        count = better.sum(1)
+        count = better.sum(1, dtype=torch.int32)
         full = self.filled + count > self.scores.shape[1]
         if full.any():
             self._settle(full, block[full], start)
-            better[full], count[full] = False, 0
+            better &= ~full[:, None]
+            count[full] = 0
         row, col = better.nonzero(as_tuple=True)
         place = torch.arange(len(row), device=row.device) + (self.filled + count - count.cumsum(0))[row]
         self.scores[row, place], self.at[row, place] = block[row, col], col + start
@@ -190,12 +192,12 @@ class _Best:
 
     def best(self): return top(self.scores, self.k, self.at)
 
-# %% ../nbs/40_influence.ipynb #d9880749
+# %% ../nbs/40_influence.ipynb #3c7b1f94
 def _class_sums(block, labels, n_classes):
     "Rows of a block (M, N) summed by class: (C, N)."
     return block.new_zeros(n_classes, block.shape[1]).index_add_(0, labels, block)
 
-# %% ../nbs/40_influence.ipynb #7d1eeecf
+# %% ../nbs/40_influence.ipynb #3906985e
 @dataclass(frozen=True)
 class Influence:
     "What is kept of the influence of N train images on M validation images of C classes; a class without validation images has NaN in its rows."
@@ -211,7 +213,7 @@ class Influence:
 
     def __repr__(self): return f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, {len(self.class_counts)} classes, top {self.proponents.shape[1]})"
 
-# %% ../nbs/40_influence.ipynb #b3f9be78
+# %% ../nbs/40_influence.ipynb #a34545ad
 def collect(
     blocks: Iterator[tuple[slice, slice, Tensor]],  # validation rows, train rows, influence (V, T); for each V, the T ascending
     train_embeddings: Tensor,  # (N, D) of which to take the means
@@ -229,20 +231,19 @@ def collect(
     mean, weight = new(n_classes, train_embeddings.shape[1]), new(n_classes)
     for v, t, block in blocks:
         if t.start == 0: best = [_Best(len(block), k, block) for _ in range(2)]
-        for side, sign in ((0, 1), (1, -1)): best[side].add(sign * block, t.start)
-        if t.stop >= n:
-            for side in range(2): scores[side, v], at[side, v] = best[side].best()
         good = _class_sums(block.clamp(min=0), val_labels[v], n_classes)
         mean, weight = mean.addmm_(good, train_embeddings[t].to(good.dtype)), weight.add_(good.sum(1))
         if by_class:
             total[:, t] += _class_sums(block, val_labels[v], n_classes)
             positive[:, t] += good
+        for side in best: side.add(block, t.start), block.neg_()
+        if t.stop >= n: scores[:, v], at[:, v] = (torch.stack(both) for both in zip(*(side.best() for side in best)))
         del block, good  # else they would still be held while the next block is made
     counts = val_labels.bincount(minlength=n_classes)
     if by_class: total, positive = total / counts[:, None], positive / counts[:, None]
     return Influence(at[0], scores[0], at[1], -scores[1], self_influence, total, positive, mean / weight[:, None], counts)
 
-# %% ../nbs/40_influence.ipynb #57f0b8bf
+# %% ../nbs/40_influence.ipynb #745f5c42
 def influence(
     train: Tensor,  # (N, D) features of the train images; may be stored in bfloat16 or float16
     train_labels: Tensor,  # (N,)
@@ -250,7 +251,7 @@ def influence(
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
     top_k: int = 50,  # proponents and opponents kept per validation image
-    memory_mb: float = 80,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for everything that is neither input nor output
     by_class: bool = True,  # keep the two (C, N) tables
 ) -> Influence:
     "TracInCP influence of the train images on the validation images: top proponents and opponents, self-influence, sums by class."
@@ -260,7 +261,30 @@ def influence(
     own = self_influence(train, train_labels, checkpoints, memory_mb)
     return collect(blocks, train, val_labels, len(checkpoints[0].weight), top_k, own, by_class)
 
-# %% ../nbs/40_influence.ipynb #626fff5f
+# %% ../nbs/40_influence.ipynb #199c1043
+def _class_best(found, top_k, sign):
+    if found.by_class is None: raise ValueError("found: its table by class was left out; compute the influence with by_class=True")
+    seen = (found.class_counts > 0)[:, None]
+    scores, at = top(torch.where(seen, sign * found.by_class, -torch.inf), top_k)
+    return at, torch.where(seen, sign * scores, torch.nan)
+
+# %% ../nbs/40_influence.ipynb #28df07d7
+def class_proponents(
+    found: Influence,  # with its tables by class
+    top_k: int = 10,  # images per class
+) -> tuple[Tensor, Tensor]:  # (C, k) train images, (C, k) their mean influence
+    "The train images that help each class most, best first; scores are NaN where a class has no validation image."
+    return _class_best(found, top_k, 1)
+
+# %% ../nbs/40_influence.ipynb #6fe3616f
+def class_opponents(
+    found: Influence,  # with its tables by class
+    top_k: int = 10,  # images per class
+) -> tuple[Tensor, Tensor]:  # (C, k) train images, (C, k) their mean influence
+    "The train images that hurt each class most, worst first; scores are NaN where a class has no validation image."
+    return _class_best(found, top_k, -1)
+
+# %% ../nbs/40_influence.ipynb #b209968b
 def _mean_gradient(layer, x, y, memory_mb, normalised=False):
     "Mean of d h^T (K*C, D) and of d (K*C,) over the examples, at all checkpoints, each times the square root of its learning rate."
     weight, bias = torch.zeros_like(layer.weight), layer.weight.new_zeros(len(layer.weight))
@@ -269,14 +293,14 @@ def _mean_gradient(layer, x, y, memory_mb, normalised=False):
         bias += d.sum(0)
     return weight / len(x), bias / len(x)
 
-# %% ../nbs/40_influence.ipynb #82755fae
+# %% ../nbs/40_influence.ipynb #55320279
 def mean_influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
     val: Tensor,  # (M, D) features of the validation images
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
-    memory_mb: float = 80,  # budget for the errors of a portion of rows
+    memory_mb: float = 64,  # budget for the errors of a portion of rows
 ) -> float:
     "Mean influence over all pairs, from the two mean gradients of each checkpoint: no pair is ever formed."
     _check_examples(checkpoints, train, train_labels, "train")
@@ -286,13 +310,13 @@ def mean_influence(
     scale, bias = layer.likeness
     return (scale * (a * b).sum() + bias * (a_bias @ b_bias)).item()
 
-# %% ../nbs/40_influence.ipynb #592fa17d
+# %% ../nbs/40_influence.ipynb #67b1fa96
 def _on_gradient(layer, gradient, x, d):
     "Influence (N,) of examples with features `x` and stacked errors `d` on a loss with this mean gradient."
     scale, bias = layer.likeness
     return scale * ((d @ gradient[0]) * x).sum(1) + bias * (d @ gradient[1])
 
-# %% ../nbs/40_influence.ipynb #ba00b1de
+# %% ../nbs/40_influence.ipynb #f26a6b30
 def mean_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -300,7 +324,7 @@ def mean_text_influence(
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
     normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 80,  # budget for the errors of a portion of rows
+    memory_mb: float = 64,  # budget for the errors of a portion of rows
 ) -> Tensor:  # (T,)
     "Influence (T,) of training on each text, on the mean loss of all validation images: no pair is ever formed."
     _check_examples(checkpoints, text_emb, text_labels, "text_emb")
@@ -309,13 +333,13 @@ def mean_text_influence(
     gradient = _mean_gradient(layer, val, val_labels, memory_mb, normalised)
     return torch.cat([_on_gradient(layer, gradient, x, d) for _, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised)])
 
-# %% ../nbs/40_influence.ipynb #a24e63a1
+# %% ../nbs/40_influence.ipynb #60facf23
 def _class_columns(layer, x, d, val, val_labels, classes, memory_mb, normalised):
     "Influence (N, classes) of examples on the mean loss of each class, through the class's mean gradient."
     own = [val_labels == c for c in classes]
     return torch.stack([_on_gradient(layer, _mean_gradient(layer, val[o], val_labels[o], memory_mb, normalised), x, d) for o in own], 1)
 
-# %% ../nbs/40_influence.ipynb #906bb541
+# %% ../nbs/40_influence.ipynb #22e6de1c
 def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -324,7 +348,7 @@ def text_influence(
     checkpoints: list[Checkpoint],  # as train_head returns them
     n_classes: int,  # C
     normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 80,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for everything that is neither input nor output
 ) -> Tensor:  # (T, C)
     "Influence (T, C) of training on each text, on the mean loss of each class's validation images; above zero helps. NaN where a class has no image."
     _check_examples(checkpoints, text_emb, text_labels, "text_emb")
@@ -342,7 +366,7 @@ def text_influence(
             by_class[rows, large] = _class_columns(layer, x, d, val, val_labels, large, memory_mb, normalised)
     return by_class
 
-# %% ../nbs/40_influence.ipynb #baa6fe5b
+# %% ../nbs/40_influence.ipynb #b3679979
 def own_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -350,7 +374,7 @@ def own_text_influence(
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
     normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 80,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for everything that is neither input nor output
 ) -> Tensor:  # (T,)
     "Influence (T,) of training on each text, on the mean loss of its own class's validation images; NaN where the class has no image."
     _check_examples(checkpoints, text_emb, text_labels, "text_emb")
