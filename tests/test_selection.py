@@ -1,4 +1,6 @@
-"Every form of the score by its own definition, ranks, precision, fall-backs, and every input a user can get wrong."
+"Every form of the score by its own definition, ranks, the chosen list with its reasons, precision, fall-backs, and every input a user can get wrong."
+from dataclasses import replace
+
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 
 from datadesc.head import HeadOptions, center, common_part, train_head
 from datadesc.influence import influence, influence_matrix
-from datadesc.selection import (FORMS, Evidence, ift, precision_at, precision_by_class, proponent_images, top_texts)
+from datadesc.selection import (FORMS, Evidence, choose, ift, precision_at, precision_by_class, proponent_images, top_texts)
 
 C, D = 4, 8
 
@@ -120,14 +122,10 @@ def test_top_texts_come_best_first(world):
 
 
 def test_no_positive_influence_falls_back_to_clip(world):
-    S = -torch.ones(len(world.val), len(world.y))
-    S[world.w != 2] *= -1  # only class 2 has no train image that helps it
     e = world.evidence
     found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
-    positive = torch.stack([S[world.w == c].clamp(min=0).mean(0) for c in range(C)])
-    mean = F.normalize(positive, p=1, dim=1) @ e.train
-    none = replace(found, proponent_scores=torch.where((world.w == 2)[:, None], -1., 1.).expand_as(found.proponent_scores), positive_by_class=positive,
-                   positive_mean=mean.index_fill(0, torch.tensor([2]), torch.nan))
+    hurt = (world.w == 2)[:, None]  # only class 2 has no train image that helps it
+    none = replace(found, proponent_scores=torch.where(hurt, -1., 1.).expand_as(found.proponent_scores), positive_mean=found.positive_mean.index_fill(0, torch.tensor([2]), torch.nan))
     clip_scores = world.ift("clip")
     for form in ("proponent", "weighted"):
         scores = world.ift(form, image_influence=none)
@@ -139,10 +137,138 @@ def test_no_positive_influence_falls_back_to_clip(world):
 
 def test_proponent_images_add_up_to_the_weighted_score(world):
     e = world.evidence
-    index, added = proponent_images(e.text, e.text_class, e.train, e.images, top_k=len(world.y))
+    found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
+    index, added = proponent_images(e.text, e.text_class, e.train, found, top_k=len(world.y))
     torch.testing.assert_close(added.sum(1), numbers(world.ift("weighted").ift))
-    few, most = proponent_images(e.text, e.text_class, e.train, e.images, top_k=3)
+    few, most = proponent_images(e.text, e.text_class, e.train, found, top_k=3)
     assert torch.equal(few, index[:, :3]) and (most[:, 0] >= most[:, 2]).all()
+
+
+def test_proponent_images_need_the_tables_by_class(world):
+    e = world.evidence
+    with pytest.raises(ValueError, match="compute it with by_class=True"): proponent_images(e.text, e.text_class, e.train, e.images)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_form_needs_the_tables_by_class(world, form):
+    e = world.evidence
+    found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
+    slim = influence(e.train, e.train_class, e.val, e.val_class, world.head, by_class=False)
+    pd.testing.assert_frame_equal(world.ift(form, image_influence=slim), world.ift(form, image_influence=found))
+
+
+def test_validation_images_in_any_order(world):
+    turn = torch.randperm(len(world.w), generator=torch.Generator().manual_seed(5))
+    before = world.ift("proponent", top_m=3).ift
+    world.val, world.w = world.val[turn], world.w[turn]
+    torch.testing.assert_close(numbers(world.ift("proponent", top_m=3).ift), numbers(before))
+
+
+WORDS = ["red wings", "Red wings.", "blue feet", "I'm sorry, I don't know.", "long tail", "tiny eyes"]
+
+
+class Pool:
+    "Two classes of six sentences: the second repeats the first in other letters, the fourth is a refusal, the last two point nearly the same way."
+    def __init__(self):
+        x = torch.tensor([[1., 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, .1, 1]])
+        self.emb = F.normalize(torch.cat([x, -x]), dim=1)  # the mean is zero: centring changes nothing
+        ids = range(100, 112)
+        self.texts = pd.DataFrame(dict(text_id=ids, class_id=[0] * 6 + [1] * 6, text=WORDS * 2, refusal=[t.startswith("I'm") for t in WORDS * 2], duplicate=[t == "Red wings." for t in WORDS * 2]))
+        score = [.1, .2, -.3, .9, .6, .5]
+        self.scores = pd.DataFrame(dict(text_id=ids, class_id=self.texts.class_id, form="clip", ift=score * 2, influence_part=0., clip_part=score * 2, rank=[5, 4, 6, 1, 2, 3] * 2, proponent=False))
+
+    def choose(self, **options): return choose(self.scores, self.texts, self.emb, **options)
+
+
+@pytest.fixture
+def pool(): return Pool()
+
+
+def test_refusals_and_duplicates_are_never_chosen(pool):
+    first = pool.choose(top_k=2).iloc[:6]
+    assert first.why_not.tolist() == ["others rank higher", "duplicate of 100", "low cosine", "refusal", "", ""]
+    assert first.proponent.tolist() == [False] * 4 + [True] * 2
+    assert pool.choose(top_k=2).iloc[6:].why_not.tolist()[1] == "duplicate of 106"
+
+
+def test_rank_is_the_place_in_the_list_and_then_the_score(pool):
+    assert pool.choose(top_k=2).iloc[:6]["rank"].tolist() == [5, 4, 6, 3, 1, 2]
+
+
+def test_fewer_texts_than_top_k_keep_all_but_refusals_and_duplicates(pool):
+    assert pool.choose(top_k=99).why_not.tolist() == ["", "duplicate of 100", "", "refusal", "", "", "", "duplicate of 106", "", "refusal", "", ""]
+
+
+def test_near_duplicate_keeps_the_better_of_two(pool):
+    assert pool.choose(top_k=2, near_duplicate=.9).why_not.iloc[5] == "near duplicate of 104"
+    assert pool.choose(top_k=2, near_duplicate=.9).proponent.iloc[:6].tolist() == [True, False, False, False, True, False]
+    assert pool.choose(near_duplicate=1.).why_not.iloc[5] == ""
+
+
+def test_diversity_takes_another_thing(pool):
+    chosen = pool.choose(top_k=2, diversity=.9).iloc[:6]
+    assert chosen.why_not.iloc[5] == "too like 104" and chosen.proponent.sum() == 2 and chosen.proponent.iloc[4]
+
+
+def test_no_diversity_is_the_score_alone(pool):
+    kept = pool.choose(top_k=3)
+    assert kept[kept.class_id == 0].sort_values("rank").text_id.tolist()[:3] == [104, 105, 100]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1., 1e6])
+def test_diversity_does_not_depend_on_the_unit_of_the_score(pool, scale):
+    plain = pool.choose(top_k=3, diversity=.4)["rank"]
+    pool.scores["ift"] *= scale
+    assert pool.choose(top_k=3, diversity=.4)["rank"].equals(plain)
+
+
+def test_negative_influence_is_a_reason(pool):
+    pool.scores["influence_part"] = pool.scores.ift - 1
+    assert pool.choose(top_k=1).why_not.iloc[0] == "negative influence"
+
+
+def test_a_class_of_refusals_keeps_none(pool):
+    pool.texts["refusal"] = pool.texts.refusal | (pool.texts.class_id == 1)
+    assert pool.choose().groupby("class_id").proponent.sum().tolist() == [4, 0]
+
+
+def test_equal_scores_and_one_text(pool):
+    pool.scores["ift"] = 0.
+    assert pool.choose(top_k=2, diversity=.5).groupby("class_id").proponent.sum().tolist() == [2, 2]
+    one = [0]
+    assert choose(pool.scores.iloc[one], pool.texts.iloc[one], pool.emb[one], diversity=1., near_duplicate=.5).proponent.all()
+
+
+def test_any_index_and_any_order(pool):
+    turn = [7, 3, 11, 0, 5, 2, 9, 1, 4, 10, 6, 8]
+    turned = choose(pool.scores.iloc[turn], pool.texts.iloc[turn], pool.emb[turn], top_k=2, near_duplicate=.9)
+    straight = pool.choose(top_k=2, near_duplicate=.9)
+    assert turned["rank"].sort_index().equals(straight["rank"]) and turned.proponent.sort_index().equals(straight.proponent)
+
+
+def test_a_duplicate_whose_twin_is_not_there(pool):
+    pool.texts["text"] = [f"text {i}" for i in range(12)]
+    assert pool.choose().why_not.iloc[1] == "duplicate"
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(top_k=0), "top_k=0: expected at least one"),
+    (dict(diversity=-.1), r"diversity=-0.1: expected 0 \(by score alone\) to 1"),
+    (dict(diversity=1.1), "diversity=1.1: expected 0"),
+    (dict(diversity=float("nan")), "diversity=nan: expected 0"),
+    (dict(near_duplicate=0), "near_duplicate=0: expected a cosine above 0 and up to 1, or None"),
+    (dict(near_duplicate=90), "near_duplicate=90: expected a cosine"),
+])
+def test_bad_options_of_the_list_are_named(pool, options, message):
+    with pytest.raises(ValueError, match=message): pool.choose(**options)
+
+
+def test_bad_input_of_the_list_is_named(pool):
+    with pytest.raises(ValueError, match="descriptions: no column text, refusal; expected the table"): choose(pool.scores, pool.texts.drop(columns=["text", "refusal"]), pool.emb)
+    with pytest.raises(ValueError, match="scores: its text_id differ"): choose(pool.scores.iloc[::-1], pool.texts, pool.emb)
+    with pytest.raises(ValueError, match="descriptions has 12 rows and text_emb 11"): choose(pool.scores, pool.texts, pool.emb[:-1])
+    with pytest.raises(ValueError, match="text_emb: row 0 has length 2"): choose(pool.scores, pool.texts, 2 * pool.emb)
+    with pytest.raises(ValueError, match="text_emb: 1 of 12 rows hold NaN"): choose(pool.scores, pool.texts, holed(pool.emb))
 
 
 def test_precision_by_hand():
