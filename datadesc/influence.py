@@ -7,9 +7,9 @@ __all__ = ['Stack', 'stack', 'stacked_errors', 'influence_matrix', 'self_influen
            'influence', 'class_proponents', 'class_opponents', 'mean_influence', 'mean_text_influence',
            'text_influence', 'own_text_influence']
 
-# %% ../nbs/40_influence.ipynb #4788dcf5
+# %% ../nbs/40_influence.ipynb #05b2f570
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .head import Checkpoint, check_features
 
-# %% ../nbs/40_influence.ipynb #39243394
+# %% ../nbs/40_influence.ipynb #a242e2bf
 def _check_head(checkpoints):
     "Raise a ValueError unless the checkpoints are of one layer: same shape, same logit scale, bias or none."
     if not checkpoints: raise ValueError("checkpoints: the list is empty, expected what train_head returns")
@@ -31,7 +31,7 @@ def _check_head(checkpoints):
             raise ValueError(f"checkpoints: number {i} differs from number 0 in logit scale or bias; expected moments of one training")
     return first
 
-# %% ../nbs/40_influence.ipynb #a2a00b8d
+# %% ../nbs/40_influence.ipynb #fc8f00ce
 class Stack(NamedTuple):
     "The checkpoints of one training as a single layer with K*C outputs."
     weight: Tensor  # (K*C, D), times the logit scale
@@ -39,7 +39,7 @@ class Stack(NamedTuple):
     root_lr: Tensor  # (K, 1) square roots of the learning rates
     likeness: tuple[float, float]  # factor on the inner product of two features, and what the bias adds to it
 
-# %% ../nbs/40_influence.ipynb #62cffee1
+# %% ../nbs/40_influence.ipynb #061d16d0
 def stack(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
 ) -> Stack:
@@ -51,7 +51,7 @@ def stack(
         first.weight.new_tensor([c.lr for c in checkpoints]).sqrt()[:, None],
         (first.logit_scale ** 2, float(first.bias is not None)))
 
-# %% ../nbs/40_influence.ipynb #baa76cd2
+# %% ../nbs/40_influence.ipynb #8a5ffd67
 def stacked_errors(
     layer: Stack,  # of K checkpoints of C classes
     x: Tensor,  # (N, D) features
@@ -65,14 +65,14 @@ def stacked_errors(
     if normalised: d = F.normalize(d, dim=2)
     return d.mul_(layer.root_lr).flatten(1)
 
-# %% ../nbs/40_influence.ipynb #b65d29cc
+# %% ../nbs/40_influence.ipynb #c6d8955d
 def _pairs(layer, errors_a, x_a, errors_b, x_b):
     "Influence (A, B) of every pair of two blocks from their stacked errors and features: the two products."
     scale, bias = layer.likeness
     likeness = torch.addmm(x_a.new_full((), bias), x_a, x_b.T, alpha=scale)
     return (errors_a @ errors_b.T).mul_(likeness)
 
-# %% ../nbs/40_influence.ipynb #e578c214
+# %% ../nbs/40_influence.ipynb #c66ba595
 def _check_examples(checkpoints, x, y, name):
     "Raise a ValueError unless `x`, `y` are examples that the checkpoints can see."
     n_classes, width = _check_head(checkpoints).weight.shape
@@ -81,7 +81,7 @@ def _check_examples(checkpoints, x, y, name):
     if y.shape != (len(x),): raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(y.shape)}; expected one label a row")
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
 
-# %% ../nbs/40_influence.ipynb #5044172a
+# %% ../nbs/40_influence.ipynb #ff19415d
 def influence_matrix(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -96,7 +96,7 @@ def influence_matrix(
     train, val = train.to(layer.weight.dtype), val.to(layer.weight.dtype)
     return _pairs(layer, stacked_errors(layer, train, train_labels), train, stacked_errors(layer, val, val_labels), val)
 
-# %% ../nbs/40_influence.ipynb #6b229866
+# %% ../nbs/40_influence.ipynb #6a340630
 def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Tensor, Tensor]]:
     "Portions (rows, their features, their stacked errors) of the examples."
     step = max(1, int(memory_mb * 2 ** 20 / layer.weight.dtype.itemsize / (2 * len(layer.weight))))
@@ -105,7 +105,7 @@ def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Ten
         part = x[rows].to(layer.weight.dtype)
         yield rows, part, stacked_errors(layer, part, y[rows], normalised)
 
-# %% ../nbs/40_influence.ipynb #18c31f73
+# %% ../nbs/40_influence.ipynb #e8ca228f
 def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
@@ -118,7 +118,7 @@ def self_influence(
     scale, bias = layer.likeness
     return torch.cat([d.square().sum(1) * (scale * part.square().sum(1) + bias) for _, part, d in _rows(layer, x, y, memory_mb)])
 
-# %% ../nbs/40_influence.ipynb #66ca12ec
+# %% ../nbs/40_influence.ipynb #abeea469
 def top(
     scores: Tensor,  # (R, N)
     k: int,  # how many to keep of each row
@@ -134,7 +134,7 @@ def top(
     at = at.gather(1, order)
     return best, at if index is None else index.gather(1, at)
 
-# %% ../nbs/40_influence.ipynb #f440de5b
+# %% ../nbs/40_influence.ipynb #2e2f224a
 def block_rows(
     width: int,  # K*C, the width of the stacked errors
     memory_mb: float,  # budget for everything that is neither input nor output
@@ -147,7 +147,7 @@ def block_rows(
     val_rows = math.ceil(n_val / max(1, parts)) or 1
     return val_rows, max(1, int((cells - val_rows * width) / (width + 5 * val_rows)))
 
-# %% ../nbs/40_influence.ipynb #d2762c6b
+# %% ../nbs/40_influence.ipynb #a4b38c3d
 def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs."
     dtype = layer.weight.dtype
@@ -161,7 +161,7 @@ def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=F
             x_t = train[t].to(dtype)
             yield v, t, _pairs(layer, errors_v, x_v, stacked_errors(layer, x_t, train_labels[t], normalised), x_t)
 
-# %% ../nbs/40_influence.ipynb #ccd396b5
+# %% ../nbs/40_influence.ipynb #0094f40e
 class _Best:
     "Running top `k` of each row while blocks of columns, in ascending order, pass by."
     def __init__(self, rows, k, like):
@@ -192,12 +192,12 @@ class _Best:
 
     def best(self): return top(self.scores, self.k, self.at)
 
-# %% ../nbs/40_influence.ipynb #3c7b1f94
+# %% ../nbs/40_influence.ipynb #1e9c0d2d
 def _class_sums(block, labels, n_classes):
     "Rows of a block (M, N) summed by class: (C, N)."
     return block.new_zeros(n_classes, block.shape[1]).index_add_(0, labels, block)
 
-# %% ../nbs/40_influence.ipynb #3906985e
+# %% ../nbs/40_influence.ipynb #db4caeea
 @dataclass(frozen=True)
 class Influence:
     "What is kept of the influence of N train images on M validation images of C classes; a class without validation images has NaN in its rows."
@@ -213,9 +213,31 @@ class Influence:
 
     def __repr__(self): return f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, {len(self.class_counts)} classes, top {self.proponents.shape[1]})"
 
-# %% ../nbs/40_influence.ipynb #a34545ad
+# %% ../nbs/40_influence.ipynb #84bf5370
+class _Sums:
+    "Running sums over blocks: the two tables by class, if asked for, and the mean embeddings."
+    def __init__(self, embeddings, n_classes, like, by_class):
+        self.embeddings, self.n_classes = embeddings, n_classes
+        self.total, self.positive = (like.new_zeros(n_classes, len(embeddings)) if by_class else None for _ in range(2))
+        self.mean, self.weight = like.new_zeros(n_classes, embeddings.shape[1]), like.new_zeros(n_classes, 1)
+
+    def add(self, train_rows, labels, block):
+        "See a block of validation images of these classes and of these train rows."
+        good = _class_sums(block.clamp(min=0), labels, self.n_classes)
+        self.mean += good @ self.embeddings[train_rows].to(good.dtype)
+        self.weight += good.sum(1, keepdim=True)
+        if self.total is None: return
+        self.positive[:, train_rows] += good
+        self.total[:, train_rows] += _class_sums(block, labels, self.n_classes)
+
+    def means(self, counts):
+        "The tables by class per validation image, and the mean embeddings."
+        tables = [None, None] if self.total is None else [self.total.div_(counts[:, None]), self.positive.div_(counts[:, None])]
+        return *tables, self.mean / self.weight
+
+# %% ../nbs/40_influence.ipynb #4fa0354d
 def collect(
-    blocks: Iterator[tuple[slice, slice, Tensor]],  # validation rows, train rows, influence (V, T); for each V, the T ascending
+    blocks: Iterable[tuple[slice, slice, Tensor]],  # validation rows, train rows, influence (V, T), which is overwritten; for each V, the T ascending
     train_embeddings: Tensor,  # (N, D) of which to take the means
     val_labels: Tensor,  # (M,)
     n_classes: int,  # C
@@ -225,25 +247,19 @@ def collect(
 ) -> Influence:
     "What is kept of the influence, from blocks that together cover all pairs."
     n, m, k = len(train_embeddings), len(val_labels), min(top_k, len(train_embeddings))
-    new = self_influence.new_zeros
-    scores, at = new(2, m, k), val_labels.new_zeros(2, m, k)
-    total, positive = (new(n_classes, n) if by_class else None for _ in range(2))
-    mean, weight = new(n_classes, train_embeddings.shape[1]), new(n_classes)
+    scores, at = self_influence.new_zeros(2, m, k), val_labels.new_zeros(2, m, k)
+    sums = _Sums(train_embeddings, n_classes, self_influence, by_class)
     for v, t, block in blocks:
-        if t.start == 0: best = [_Best(len(block), k, block) for _ in range(2)]
-        good = _class_sums(block.clamp(min=0), val_labels[v], n_classes)
-        mean, weight = mean.addmm_(good, train_embeddings[t].to(good.dtype)), weight.add_(good.sum(1))
-        if by_class:
-            total[:, t] += _class_sums(block, val_labels[v], n_classes)
-            positive[:, t] += good
-        for side in best: side.add(block, t.start), block.neg_()
-        if t.stop >= n: scores[:, v], at[:, v] = (torch.stack(both) for both in zip(*(side.best() for side in best)))
-        del block, good  # else they would still be held while the next block is made
+        if t.start == 0: best = [_Best(len(block), k, block) for _ in ("proponents", "opponents")]
+        sums.add(t, val_labels[v], block)
+        for side, sign in enumerate((1, -1)):
+            best[side].add(block.mul_(sign), t.start)
+            if t.stop >= n: scores[side, v], at[side, v] = best[side].best()
+        del block  # else it would still be held while the next is made
     counts = val_labels.bincount(minlength=n_classes)
-    if by_class: total, positive = total / counts[:, None], positive / counts[:, None]
-    return Influence(at[0], scores[0], at[1], -scores[1], self_influence, total, positive, mean / weight[:, None], counts)
+    return Influence(at[0], scores[0], at[1], -scores[1], self_influence, *sums.means(counts), counts)
 
-# %% ../nbs/40_influence.ipynb #745f5c42
+# %% ../nbs/40_influence.ipynb #55fe3863
 def influence(
     train: Tensor,  # (N, D) features of the train images; may be stored in bfloat16 or float16
     train_labels: Tensor,  # (N,)
@@ -261,14 +277,15 @@ def influence(
     own = self_influence(train, train_labels, checkpoints, memory_mb)
     return collect(blocks, train, val_labels, len(checkpoints[0].weight), top_k, own, by_class)
 
-# %% ../nbs/40_influence.ipynb #199c1043
+# %% ../nbs/40_influence.ipynb #fee5e766
 def _class_best(found, top_k, sign):
+    "Train images (C, k) at the upper (`sign` 1) or lower (-1) end of each class's row, and their influence."
     if found.by_class is None: raise ValueError("found: its table by class was left out; compute the influence with by_class=True")
     seen = (found.class_counts > 0)[:, None]
     scores, at = top(torch.where(seen, sign * found.by_class, -torch.inf), top_k)
     return at, torch.where(seen, sign * scores, torch.nan)
 
-# %% ../nbs/40_influence.ipynb #28df07d7
+# %% ../nbs/40_influence.ipynb #07c82220
 def class_proponents(
     found: Influence,  # with its tables by class
     top_k: int = 10,  # images per class
@@ -276,7 +293,7 @@ def class_proponents(
     "The train images that help each class most, best first; scores are NaN where a class has no validation image."
     return _class_best(found, top_k, 1)
 
-# %% ../nbs/40_influence.ipynb #6fe3616f
+# %% ../nbs/40_influence.ipynb #fcd46593
 def class_opponents(
     found: Influence,  # with its tables by class
     top_k: int = 10,  # images per class
@@ -284,7 +301,7 @@ def class_opponents(
     "The train images that hurt each class most, worst first; scores are NaN where a class has no validation image."
     return _class_best(found, top_k, -1)
 
-# %% ../nbs/40_influence.ipynb #b209968b
+# %% ../nbs/40_influence.ipynb #1891a94c
 def _mean_gradient(layer, x, y, memory_mb, normalised=False):
     "Mean of d h^T (K*C, D) and of d (K*C,) over the examples, at all checkpoints, each times the square root of its learning rate."
     weight, bias = torch.zeros_like(layer.weight), layer.weight.new_zeros(len(layer.weight))
@@ -293,7 +310,7 @@ def _mean_gradient(layer, x, y, memory_mb, normalised=False):
         bias += d.sum(0)
     return weight / len(x), bias / len(x)
 
-# %% ../nbs/40_influence.ipynb #55320279
+# %% ../nbs/40_influence.ipynb #1c56e606
 def mean_influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -310,13 +327,13 @@ def mean_influence(
     scale, bias = layer.likeness
     return (scale * (a * b).sum() + bias * (a_bias @ b_bias)).item()
 
-# %% ../nbs/40_influence.ipynb #67b1fa96
+# %% ../nbs/40_influence.ipynb #25ffac7c
 def _on_gradient(layer, gradient, x, d):
     "Influence (N,) of examples with features `x` and stacked errors `d` on a loss with this mean gradient."
     scale, bias = layer.likeness
     return scale * ((d @ gradient[0]) * x).sum(1) + bias * (d @ gradient[1])
 
-# %% ../nbs/40_influence.ipynb #f26a6b30
+# %% ../nbs/40_influence.ipynb #d6ec33c1
 def mean_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -333,13 +350,13 @@ def mean_text_influence(
     gradient = _mean_gradient(layer, val, val_labels, memory_mb, normalised)
     return torch.cat([_on_gradient(layer, gradient, x, d) for _, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised)])
 
-# %% ../nbs/40_influence.ipynb #60facf23
+# %% ../nbs/40_influence.ipynb #74a9d759
 def _class_columns(layer, x, d, val, val_labels, classes, memory_mb, normalised):
     "Influence (N, classes) of examples on the mean loss of each class, through the class's mean gradient."
     own = [val_labels == c for c in classes]
     return torch.stack([_on_gradient(layer, _mean_gradient(layer, val[o], val_labels[o], memory_mb, normalised), x, d) for o in own], 1)
 
-# %% ../nbs/40_influence.ipynb #22e6de1c
+# %% ../nbs/40_influence.ipynb #09be1bdb
 def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -366,7 +383,7 @@ def text_influence(
             by_class[rows, large] = _class_columns(layer, x, d, val, val_labels, large, memory_mb, normalised)
     return by_class
 
-# %% ../nbs/40_influence.ipynb #b3679979
+# %% ../nbs/40_influence.ipynb #3805e200
 def own_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from datadesc.head import (Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, gradients, learning_rate,
                            logits, mean_loss, train_head)
-from datadesc.influence import (block_rows, influence, influence_matrix, mean_influence, self_influence, text_influence, top)
+from datadesc.influence import (block_rows, class_opponents, class_proponents, collect, influence, influence_matrix, mean_influence,
+                                mean_text_influence, own_text_influence, self_influence, text_influence, top)
 
 C, D = 4, 6
 
@@ -56,6 +57,8 @@ def test_closed_form_is_autograd(bias, scale):
     by_class = torch.stack([want[:, w == c].mean(1) for c in range(C)], 1)
     assert (text_influence(x, y, v, w, ck, C) - by_class).abs().max() < 1e-9
     assert (found.by_class.T - by_class).abs().max() < 1e-9
+    assert (own_text_influence(x, y, v, w, ck) - by_class.gather(1, y[:, None])[:, 0]).abs().max() < 1e-9
+    assert (mean_text_influence(x, y, v, w, ck) - want.mean(1)).abs().max() < 1e-9
 
 
 def test_float32_agrees_within_rounding():
@@ -76,7 +79,24 @@ def test_blocks_change_nothing_beyond_rounding(memory_mb):
     torch.testing.assert_close(found.proponent_scores, best)
     torch.testing.assert_close(found.opponent_scores, -worst)
     torch.testing.assert_close(found.positive_by_class, torch.stack([S[w == c].clamp(min=0).mean(0) for c in range(C)]))
+    for by_texts in (mean_text_influence, own_text_influence):
+        torch.testing.assert_close(by_texts(x, y, v, w, ck, memory_mb=memory_mb), by_texts(x, y, v, w, ck))
     torch.testing.assert_close(text_influence(x, y, v, w, ck, C, memory_mb=memory_mb), text_influence(x, y, v, w, ck, C))
+    torch.testing.assert_close(self_influence(x, y, ck, memory_mb), self_influence(x, y, ck))
+    assert mean_influence(x, y, v, w, ck, memory_mb) == pytest.approx(S.mean().item())
+
+
+@pytest.mark.parametrize("memory_mb", [256, .002])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_classes_with_many_images_go_by_their_gradient(memory_mb, normalised):
+    x, y, *_, ck = world(torch.float64)
+    v, w = cloud(40, 3, torch.float64)
+    w[w == 1] = torch.tensor([1, 1, 1, 0, 0, 0, 2, 2, 2, 3])  # 3 images of class 1, fewer than D; the others have more
+    each = torch.stack([text_influence(x, y, v[i:i + 1], w[i:i + 1], ck, C, normalised)[:, w[i]] for i in range(40)])
+    want = torch.stack([each[w == c].mean(0) for c in range(C)], 1)
+    torch.testing.assert_close(text_influence(x, y, v, w, ck, C, normalised, memory_mb), want)
+    torch.testing.assert_close(own_text_influence(x, y, v, w, ck, normalised, memory_mb), want.gather(1, y[:, None])[:, 0])
+    torch.testing.assert_close(mean_text_influence(x, y, v, w, ck, normalised, memory_mb), each.mean(0))
 
 
 def test_block_rows_stay_in_budget_and_never_vanish():
@@ -96,6 +116,71 @@ def test_ties_go_by_index_within_and_across_blocks():
     assert found.proponents.tolist() == found.opponents.tolist() == [list(range(6))] * len(v)
 
 
+def blocks_of(S, val_rows, train_rows):
+    "A ready matrix (M, N) in the blocks that `collect` expects."
+    for i in range(0, len(S), val_rows):
+        for j in range(0, S.shape[1], train_rows):
+            v, t = slice(i, min(i + val_rows, len(S))), slice(j, min(j + train_rows, S.shape[1]))
+            yield v, t, S[v, t].clone()
+
+
+def collected(S, w, val_rows, train_rows, top_k, **options):
+    return collect(blocks_of(S, val_rows, train_rows), torch.eye(S.shape[1]), w, C, top_k, torch.zeros(S.shape[1]), **options)
+
+
+@pytest.mark.parametrize("val_rows, train_rows", [(30, 200), (30, 7), (11, 64), (7, 2)])
+@pytest.mark.parametrize("order", ["shuffled", "rising", "falling"])
+def test_collect_keeps_the_best_in_any_blocks_and_any_order(val_rows, train_rows, order):
+    S = torch.randn(30, 200, generator=torch.Generator().manual_seed(0)).mul(4).round()  # few values, so many ties
+    if order != "shuffled": S = S.sort(dim=1, descending=order == "falling").values
+    w = torch.arange(30) % C
+    found = collected(S, w, val_rows, train_rows, 9)
+    assert torch.equal(found.proponents, top(S, 9)[1]) and torch.equal(found.opponents, top(-S, 9)[1])
+    assert torch.equal(found.proponent_scores, top(S, 9)[0]) and torch.equal(found.opponent_scores, -top(-S, 9)[0])
+    torch.testing.assert_close(found.by_class, torch.stack([S[w == c].mean(0) for c in range(C)]))
+    torch.testing.assert_close(found.positive_mean, F.normalize(found.positive_by_class, p=1, dim=1))  # the embeddings are unit vectors
+
+
+def test_nothing_helps_a_class_or_it_has_no_image():
+    S, w = torch.ones(6, 5), torch.tensor([0, 0, 1, 1, 2, 2])
+    S[w == 1] = -1
+    found = collected(S, w, 4, 2, 3)
+    assert found.positive_mean[[1, 3]].isnan().all() and found.positive_mean[[0, 2]].isfinite().all()
+    assert (found.positive_by_class[1] == 0).all() and found.by_class[3].isnan().all()
+    for images, scores in (class_proponents(found, 2), class_opponents(found, 2)):
+        assert images.tolist() == [[0, 1]] * C and scores[3].isnan().all() and scores[:3].isfinite().all()
+
+
+def test_tables_by_class_only_where_asked_for():
+    x, y, v, w, ck = world()
+    lean, full = influence(x, y, v, w, ck, by_class=False), influence(x, y, v, w, ck)
+    assert lean.by_class is None and lean.positive_by_class is None
+    assert torch.equal(lean.positive_mean, full.positive_mean) and torch.equal(lean.proponents, full.proponents)
+    for best in (class_proponents, class_opponents):
+        with pytest.raises(ValueError, match="compute the influence with by_class=True"): best(lean)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_storage_only(dtype):
+    x, y, v, w, ck = world()
+    stored = influence(x.to(dtype), y, v.to(dtype), w, ck)
+    same = influence(x.to(dtype).float(), y, v.to(dtype).float(), w, ck)
+    for name in ("proponents", "proponent_scores", "self_influence", "by_class", "positive_mean"):
+        assert torch.equal(getattr(stored, name), getattr(same, name))
+    assert stored.by_class.dtype == stored.positive_mean.dtype == torch.float32
+    texts = text_influence(x.to(dtype), y, v.to(dtype), w, ck, C)
+    assert texts.dtype == torch.float32 and torch.equal(texts, text_influence(x.to(dtype).float(), y, v.to(dtype).float(), w, ck, C))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu():
+    x, y, v, w, ck = world(torch.float64)
+    there = [a.cuda() for a in (x, y, v, w)], [replace(c, weight=c.weight.cuda(), bias=c.bias.cuda()) for c in ck]
+    ours, theirs = influence(x, y, v, w, ck, top_k=5), influence(*there[0], there[1], top_k=5)
+    for name, value in vars(ours).items(): torch.testing.assert_close(getattr(theirs, name).cpu(), value)
+    torch.testing.assert_close(text_influence(*there[0], there[1], C).cpu(), text_influence(x, y, v, w, ck, C))
+
+
 def test_more_proponents_than_images_gives_all():
     x, y, v, w, ck = world()
     assert influence(x, y, v, w, ck, top_k=500).proponents.sort(dim=1).values.tolist() == [list(range(len(x)))] * len(v)
@@ -107,6 +192,10 @@ def test_class_without_validation_image_is_nan_and_others_are_untouched():
     m, all_classes = text_influence(x, y, v[some], w[some], ck, C), text_influence(x, y, v, w, ck, C)
     assert m[:, 2].isnan().all()
     torch.testing.assert_close(m[:, [0, 1, 3]], all_classes[:, [0, 1, 3]])
+    own = own_text_influence(x, y, v[some], w[some], ck)
+    assert torch.equal(own.isnan(), y == 2)
+    found = influence(x, y, v[some], w[some], ck)
+    assert found.by_class[2].isnan().all() and found.positive_mean[2].isnan().all() and found.by_class[:2].isfinite().all()
 
 
 def bad_rows(x): return x.index_fill(0, torch.tensor([3]), torch.nan)
@@ -124,8 +213,9 @@ def bad_rows(x): return x.index_fill(0, torch.tensor([3]), torch.nan)
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], bias=None)]), "checkpoints: number 3 differs from number 0"),
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], logit_scale=3.)]), "checkpoints: number 3 differs from number 0"),
 ])
-@pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence])
+@pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence, mean_text_influence, own_text_influence])
 def test_bad_input_is_named(function, change, message):
+    if function in (mean_text_influence, own_text_influence): message = message.replace("train:", "text_emb:")
     with pytest.raises(ValueError, match=message): function(*change(*world()))
 
 
