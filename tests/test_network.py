@@ -1,0 +1,347 @@
+"Networks: every input a user can get wrong, trainings killed and taken up again, and influence that agrees with plain autograd."
+import copy
+import inspect
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import datadesc.network
+from datadesc.data import ImageSet, open_image
+from datadesc.network import (NetworkOptions, augmented, check_name, gradient_blocks, last_layer, last_layer_blocks, layer_parameters,
+                              load_network, network_influence, sample_gradients, train_network)
+from datadesc.store import read_tensors, write_tensors
+
+torch.set_num_threads(1)
+SHORT = NetworkOptions(lr=.05, epochs=4, batch_size=8, n_checkpoints=2)
+
+
+def pictures(n=25):
+    "Three classes of noise, each with a colour of its own; train and val."
+    rng = np.random.default_rng(0)
+    def draw(label): return np.clip(rng.normal(90, 40, (32, 32, 3)) + 90 * np.eye(3)[label], 0, 255).astype(np.uint8)
+    return ImageSet("noise", ("red", "green", "blue"), {split: [(draw(i % 3), i % 3) for i in range(size)] for split, size in (("train", n), ("val", 9))})
+
+
+@cache
+def network(name="test_resnet", side=32):
+    return load_network(name, 3, side=side, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A network, its images, and its short training."
+    return network(), pictures(), train_network(network(), pictures(), tmp_path_factory.mktemp("trained"), SHORT, progress=False)
+
+
+def weights(training):
+    return [read_tensors(c.path) for c in training.checkpoints]
+
+
+def same_weights(a, b):
+    return all(torch.equal(x[k], y[k]) for x, y in zip(weights(a), weights(b), strict=True) for k in x)
+
+
+# Networks and their weights
+
+@pytest.mark.parametrize("name, side, last", [
+    ("test_resnet", 32, "fc"), ("test_vit", 32, "head"), ("test_convnext", 32, "head.fc"), ("test_efficientnet", 32, "classifier"),
+    ("torchvision/shufflenet_v2_x0_5", 32, "fc"), ("torchvision/mobilenet_v3_small", 32, "classifier.3")])
+def test_any_classifier_trains_and_is_asked(name, side, last, tmp_path):
+    few, start = pictures(10), network(name, side)
+    assert start.last == last
+    training = train_network(start, few, tmp_path, replace(SHORT, lr=.001, epochs=1), progress=False)
+    found = network_influence(start, training.checkpoints, few, torch.randn(10, 5))
+    assert found.proponent_scores.isfinite().all() and found.positive_mean.shape == (3, 5)
+
+
+def test_unknown_names_are_met_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean .*resnet34"): check_name("resnet-34")
+    with pytest.raises(ValueError, match="did you mean .*torchvision/resnet34"): check_name("torchvision/resnet-34")
+    with pytest.raises(ValueError, match="Unknown network 'zzzzzz'. `network_names"): check_name("zzzzzz")
+    assert check_name("resnet34.a1_in1k")
+
+
+def test_squeezenet_has_no_linear_end():
+    with pytest.raises(ValueError, match="does not end in a linear layer"): load_network("torchvision/squeezenet1_1", 3, side=64)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("n_classes", [3, 7])
+def test_weights_from_a_file_fit_but_for_the_head(suffix, n_classes, tmp_path):
+    file, state = tmp_path / f"saved.{suffix}", {k: w + 1 if w.is_floating_point() else w for k, w in network().model.state_dict().items()}
+    write_tensors(file, state) if suffix == "safetensors" else torch.save({"state_dict": {f"module.{k}": w for k, w in state.items()}}, file)
+    loaded = load_network("test_resnet", n_classes, file, side=32, device="cpu").model.state_dict()
+    assert torch.equal(loaded["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
+    assert torch.equal(loaded["fc.weight"], state["fc.weight"]) if n_classes == 3 else len(loaded["fc.weight"]) == 7
+
+
+class Evil:
+    def __reduce__(self): return os.system, ("touch pwned",)
+
+
+def test_a_pickle_that_runs_programs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"fc.weight": Evil()}, "evil.pth")
+    with pytest.raises(ValueError, match="'evil.pth' cannot be read as saved weights"): load_network("test_resnet", 3, "evil.pth", side=32)
+    assert os.listdir() == ["evil.pth"]
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    state = network().model.state_dict()
+    write_tensors(tmp_path / "a.safetensors", {k: w for k, w in state.items() if k != "layer1.0.conv1.weight"})
+    write_tensors(tmp_path / "b.safetensors", state | {"layer1.0.conv1.weight": torch.zeros(2)})
+    write_tensors(tmp_path / "c.safetensors", state | {"extra": torch.zeros(2)})
+    for name, message in (("a", "conv1.weight is missing"), ("b", r"conv1.weight is \(2,\), expected \(32, 32, 3, 3\)"), ("c", "extra is not part of it")):
+        with pytest.raises(ValueError, match=f"belong to another network: .*{message} .1 tensors differ"): load_network("test_resnet", 3, tmp_path / f"{name}.safetensors", side=32)
+
+
+def test_published_weights_come_from_the_cache_or_an_error_says_what_to_do(tmp_path):
+    "The real path of both libraries, with a file where they keep what they downloaded."
+    snapshot = tmp_path / "hf" / "hub" / "models--timm--test_resnet.r160_in1k" / "snapshots" / ("0" * 40)
+    program = f"""
+from pathlib import Path
+from datadesc.network import load_network
+import timm, torch, torchvision
+from datadesc.store import write_tensors
+for name in ("test_resnet", "torchvision/shufflenet_v2_x0_5"):
+    try: load_network(name, 3, True, side=32)
+    except ConnectionError as error: assert "are not on this machine and cannot be downloaded" in str(error) and "weights=None" in str(error), error
+    else: raise SystemExit("no error")
+snapshot, hub = Path({str(snapshot)!r}), Path({str(tmp_path / 'torch')!r}) / "hub" / "checkpoints"
+for folder in (snapshot, hub): folder.mkdir(parents=True, exist_ok=True)
+(snapshot.parents[1] / "refs").mkdir(exist_ok=True)
+(snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+published = timm.create_model("test_resnet")
+write_tensors(snapshot / "model.safetensors", published.state_dict())
+torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), hub / torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.url.rsplit("/")[-1])
+network = load_network("test_resnet", 3, True, side=32)
+assert torch.equal(network.model.state_dict()["layer4.0.conv1.weight"], published.state_dict()["layer4.0.conv1.weight"])
+assert load_network("torchvision/shufflenet_v2_x0_5", 3, True, side=32).n_classes == 3
+"""
+    away = {"HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | away, check=True)
+
+
+# Training
+
+def test_training_is_torchs_own_sgd(tmp_path):
+    few, options = pictures(20), replace(SHORT, augment=False, weight_decay=.01, n_checkpoints=1)
+    ours = weights(train_network(network(), few, tmp_path, options, progress=False))[0]
+    model, x = copy.deepcopy(network().model).train(), pixels(network(), few.samples["train"])[0].float()
+    sgd = torch.optim.SGD(model.parameters(), .05, .9, weight_decay=.01)
+    for epoch in range(4):
+        torch.manual_seed(epoch)
+        for batch in torch.randperm(20).split(8):
+            sgd.zero_grad(), F.cross_entropy(model(x[batch]), few.labels("train")[batch]).backward(), sgd.step()
+    for k, w in model.state_dict().items(): torch.testing.assert_close(ours[k], w)
+
+
+def test_network_and_generator_stay_as_they_were(tmp_path):
+    before, state = copy.deepcopy(network().model.state_dict()), torch.get_rng_state()
+    train_network(network(), pictures(), tmp_path, replace(SHORT, epochs=1), progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(w, before[k]) for k, w in network().model.state_dict().items())
+
+
+def test_augmented_images_are_mirrored_and_shifted():
+    torch.manual_seed(0)
+    x = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16).repeat(50, 1, 1, 1)
+    y = augmented(x)
+    inside = [F.unfold(image[:1], 12).T for image in (x[0], x[0].flip(-1))]  # every 12 x 12 part of the image and of its mirror image
+    part = y[:, :1, 2:14, 2:14].flatten(1)
+    straight, mirrored = ((part[:, None] == side).all(2).any(1) for side in inside)
+    assert (straight | mirrored).all() and straight.any() and mirrored.any() and len(part.unique(dim=0)) > 10
+
+
+KILLED = f"""
+import sys, os, signal, itertools, torch
+import numpy as np
+from datadesc.data import ImageSet
+from datadesc import network
+{inspect.getsource(pictures)}""" + """
+written, write = itertools.count(1), network.write_tensors
+def deadly(path, value):
+    "Writes; but at the given write dies, in the middle of the file."
+    if next(written) == int(sys.argv[2]):
+        with open(path.parent / f".{path.name}.part", "wb") as file: file.write(b"half a fi")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(path, value)
+network.write_tensors = deadly
+torch.set_num_threads(1)
+start = network.load_network("test_resnet", 3, side=32, device="cpu")
+network.train_network(start, pictures(), sys.argv[1], network.NetworkOptions(lr=.05, epochs=4, batch_size=8, n_checkpoints=2), progress=False)
+"""
+
+
+@pytest.mark.parametrize("write", [3, 6])  # the state after the first checkpoint, the state after the last
+def test_a_killed_training_ends_as_if_nothing_had_happened(write, trained, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(write)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL
+    resumed = train_network(network(), pictures(), tmp_path, SHORT, progress=False)
+    assert same_weights(resumed, trained[2]) and resumed.history.equals(trained[2].history)
+
+
+def test_a_finished_training_is_only_read(trained):
+    start, few, training = trained
+    folder = training.checkpoints[0].path.parent
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = train_network(start, few, folder, SHORT, progress=False)
+    assert again.history.equals(training.history) and before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_without_momentum_it_resumes_too(tmp_path, monkeypatch):
+    options = replace(SHORT, momentum=0., epochs=3)
+    whole = train_network(network(), pictures(), tmp_path / "whole", options, progress=False)
+    train_epoch = datadesc.network._train_epoch
+    def tired(*arguments): return train_epoch(*arguments) if arguments[5] < 1 else sys.exit("enough")
+    monkeypatch.setattr(datadesc.network, "_train_epoch", tired)
+    with pytest.raises(SystemExit): train_network(network(), pictures(), tmp_path / "parts", options, progress=False)
+    monkeypatch.undo()
+    assert same_weights(whole, train_network(network(), pictures(), tmp_path / "parts", options, progress=False))
+
+
+@pytest.mark.parametrize("what, change", [
+    ("options", lambda n, s, o: (n, s, replace(o, seed=1))),
+    ("images", lambda n, s, o: (n, pictures(26), o)),
+    ("images", lambda n, s, o: (n, replace(s, samples=s.samples | {"train": [(image, (label + 1) % 3) for image, label in s.samples["train"]]}), o)),
+    ("network", lambda n, s, o: (load_network("test_resnet", 3, side=32, device="cpu", seed=1), s, o)),
+    ("network", lambda n, s, o: (load_network("test_resnet", 3, side=48, device="cpu"), s, o)),
+    ("network and options", lambda n, s, o: (network("test_convnext"), s, replace(o, lr=.01)))])
+def test_another_training_is_refused(what, change, trained):
+    start, few, training = trained
+    folder = training.checkpoints[0].path.parent
+    with pytest.raises(ValueError, match=f"holds another training: its {what} differ"):
+        other, images, options = change(start, few, SHORT)
+        train_network(other, images, folder, options)
+
+
+def test_other_validation_images_are_the_same_training(trained):
+    start, few, training = trained
+    fewer = replace(few, samples=few.samples | {"val": few.samples["val"][:2]})
+    assert len(train_network(start, fewer, training.checkpoints[0].path.parent, SHORT, progress=False).history) == 4
+
+
+def test_a_lost_checkpoint_is_missed(trained, tmp_path):
+    start, few, training = trained
+    shutil.copytree(training.checkpoints[0].path.parent, tmp_path / "copy")
+    (tmp_path / "copy" / "epoch-0002.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks epoch-0002.safetensors"): train_network(start, few, tmp_path / "copy", SHORT)
+
+
+def test_divergence_names_epoch_and_rate_and_leaves_no_state(tmp_path):
+    with pytest.raises(ValueError, match=r"test_resnet diverged: in epoch 1, at learning rate 1e\+30, its loss or its weights ceased"):
+        train_network(network(), pictures(), tmp_path, replace(SHORT, lr=1e30), progress=False)
+    assert os.listdir(tmp_path) == ["training.json"]
+
+
+def test_a_leftover_image_and_a_lone_one(tmp_path):
+    assert len(train_network(network(), pictures(9), tmp_path / "nine", replace(SHORT, epochs=1), progress=False).history) == 1  # 8 + 1
+    with pytest.raises(ValueError, match="noise: 1 train images, expected two or more"): train_network(network(), pictures(1), tmp_path / "one", SHORT)
+
+
+def test_unreadable_image_is_named(tmp_path):
+    few = pictures(10)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    few.samples["train"][4] = str(tmp_path / "broken.jpg"), 0
+    with pytest.raises(ValueError, match="broken.jpg"): train_network(network(), few, tmp_path / "run", SHORT, progress=False)
+
+
+# Influence
+
+def double(start):
+    return replace(start, model=copy.deepcopy(start.model).double())
+
+
+def pixels(start, samples):
+    return torch.stack([start.preprocess(open_image(image)) for image, _ in samples]).double(), torch.tensor([label for _, label in samples])
+
+
+def by_autograd(start, training, samples, names):
+    "Influence (M, N) by the definition, one image after the other."
+    def rows(c, split):
+        model = copy.deepcopy(start.model).double().eval()
+        model.load_state_dict(read_tensors(c.path))
+        chosen = [model.get_parameter(name) for name in names]
+        x, y = pixels(start, samples[split])
+        return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(model(a[None]), b[None]), chosen)]) for a, b in zip(x, y)])
+    return sum(c.lr * rows(c, "val") @ rows(c, "train").T for c in training.checkpoints)
+
+
+def test_last_layer_in_closed_form_is_autograd(trained):
+    start, few, training = trained
+    want = by_autograd(start, training, few.samples, ["fc.weight", "fc.bias"])
+    train, val = (last_layer(double(start), training.checkpoints, few.samples[s]) for s in ("train", "val"))
+    for memory_mb in (80, .002):
+        got = torch.zeros_like(want)
+        for v, t, block in last_layer_blocks(train, val, memory_mb): got[v, t] = block
+        assert (got - want).abs().max() < 1e-9
+    single = [last_layer(start, training.checkpoints, few.samples[s]) for s in ("train", "val")]
+    assert (torch.cat([b for _, _, b in last_layer_blocks(*single)]) - want).abs().max() < 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize("layers", ["all", ["layer4", "fc"]])
+@pytest.mark.parametrize("memory_mb", [200, 20])
+def test_layers_by_sample_gradients_are_autograd(layers, memory_mb, trained):
+    start, few, training = trained
+    some = {"train": few.samples["train"][:8], "val": few.samples["val"][:5]}
+    names = layer_parameters(start, layers)
+    want = by_autograd(start, training, some, names)
+    got = torch.cat([b for _, _, b in gradient_blocks(double(start), training.checkpoints, names, *(pixels(start, some[s]) for s in some), memory_mb)])
+    assert (got - want).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("layers", ["last", "layer4"])
+def test_what_is_kept_is_what_the_table_says(layers, trained):
+    start, few, training = trained
+    names = layer_parameters(start, start.last if layers == "last" else layers)
+    want, cloud = by_autograd(start, training, few.samples, names), torch.randn(25, 6, dtype=torch.float64)
+    found = network_influence(double(start), training.checkpoints, few, cloud, layers, top_k=4, memory_mb=30)
+    best, at = want.topk(4)
+    assert torch.equal(found.proponents, at)
+    torch.testing.assert_close(found.proponent_scores, best)
+    torch.testing.assert_close(found.by_class[1], want[few.labels("val") == 1].mean(0))
+    helped = want[few.labels("val") == 2].clamp(min=0).sum(0)
+    torch.testing.assert_close(found.positive_mean[2], helped @ cloud / helped.sum())
+    own = by_autograd(start, training, {"train": few.samples["train"], "val": few.samples["train"]}, names).diag()
+    torch.testing.assert_close(found.self_influence, own)
+
+
+def test_batches_change_nothing_beyond_rounding(trained):
+    start, few, training = trained
+    one, many = (last_layer(start, training.checkpoints, few.samples["train"], n) for n in (1, 64))
+    for a, b in zip(one.features, many.features): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_without_class_tables(trained):
+    start, few, training = trained
+    found = network_influence(start, training.checkpoints, few, torch.randn(25, 6), by_class=False)
+    assert found.by_class is None and found.positive_mean.shape == (3, 6)
+
+
+def test_class_without_validation_image_is_nan(trained):
+    start, few, training = trained
+    holed = replace(few, samples=few.samples | {"val": [s for s in few.samples["val"] if s[1] != 1]})
+    found = network_influence(start, training.checkpoints, holed, torch.randn(25, 6))
+    assert found.by_class[1].isnan().all() and found.positive_mean[1].isnan().all() and found.by_class[[0, 2]].isfinite().all()
+
+
+def test_bad_input_is_named(trained, tmp_path):
+    start, few, training = trained
+    cloud, checkpoints = torch.randn(25, 6), training.checkpoints
+    with pytest.raises(ValueError, match="train_embeddings: 24 rows, expected one for each of the 25 train images"): network_influence(start, checkpoints, few, cloud[1:])
+    with pytest.raises(ValueError, match="checkpoints: the list is empty"): network_influence(start, [], few, cloud)
+    with pytest.raises(ValueError, match="belong to another network"): network_influence(network("test_convnext"), checkpoints, few, cloud)
+    with pytest.raises(ValueError, match="no layer 'layr4' with weights: did you mean layer4"): network_influence(start, checkpoints, few, cloud, layers=["fc", "layr4"])
+    with pytest.raises(ValueError, match="Expected last, all, or names"): layer_parameters(start, "zzzzz")
+    write_tensors(tmp_path / "nan.safetensors", {k: w * torch.nan if k == "layer4.0.conv1.weight" else w for k, w in read_tensors(checkpoints[0].path).items()})
+    with pytest.raises(ValueError, match="test_resnet after epoch 2: its features hold NaN"): network_influence(start, [replace(checkpoints[0], path=tmp_path / "nan.safetensors")], few, cloud)
+    with pytest.raises(ValueError, match="no images"): network_influence(start, checkpoints, replace(few, samples=few.samples | {"val": []}), cloud)
