@@ -7,7 +7,7 @@ __all__ = ['TORCHVISION', 'network_names', 'check_name', 'final_linear', 'Networ
            'NetworkCheckpoint', 'Training', 'train_network', 'LastLayer', 'last_layer', 'last_layer_blocks',
            'layer_parameters', 'sample_gradients', 'gradient_blocks', 'network_influence']
 
-# %% ../nbs/42_network.ipynb #d4f59311
+# %% ../nbs/42_network.ipynb #cbcb03bf
 import copy, json, math, warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,14 +30,14 @@ from .store import key_of, read_tensors, write_json, write_tensors, writable_fol
 
 import timm, torchvision
 
-# %% ../nbs/42_network.ipynb #095c97fe
+# %% ../nbs/42_network.ipynb #634b7e6b
 TORCHVISION = "torchvision/"
 
 def network_names() -> list[str]:
     "The name of every image classifier of timm, and of torchvision's with `torchvision/` before it."
     return timm.list_models() + [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
 
-# %% ../nbs/42_network.ipynb #073b1f56
+# %% ../nbs/42_network.ipynb #8140b024
 def check_name(
     name: str,  # what was asked for
 ) -> str:  # the same name
@@ -47,7 +47,7 @@ def check_name(
     near = get_close_matches(name, names)
     raise ValueError(f"Unknown network '{name}'" + (f": did you mean {' or '.join(near)}?" if near else ".") + " `network_names()` lists them all.")
 
-# %% ../nbs/42_network.ipynb #5948674c
+# %% ../nbs/42_network.ipynb #3dd3fac2
 def _build(name, n_classes, side, seed, published=False):
     "The network for `n_classes` classes: weights random, or timm's published ones with a random last layer."
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
@@ -56,7 +56,7 @@ def _build(name, n_classes, side, seed, published=False):
         size = {"img_size": side} if side and timm.get_pretrained_cfg(name).fixed_input_size else {}
         return timm.create_model(name, pretrained=published, num_classes=n_classes, **size)
 
-# %% ../nbs/42_network.ipynb #7aee2a41
+# %% ../nbs/42_network.ipynb #5c891878
 def _published_weights(name, n_classes, side, seed):
     "{name: tensor}: the weights published for a network; ConnectionError where they cannot be had."
     with hub_or_cache(), quiet():
@@ -66,7 +66,7 @@ def _published_weights(name, n_classes, side, seed):
         except Exception as error:
             raise ConnectionError(f"The published weights of {name} are not on this machine and cannot be downloaded: {error}. Give them as a file, or train from random weights: weights=None.") from error
 
-# %% ../nbs/42_network.ipynb #e14792d1
+# %% ../nbs/42_network.ipynb #1058d11f
 @torch.no_grad()
 def final_linear(
     model: nn.Module,  # a classifier, in evaluation mode
@@ -84,7 +84,7 @@ def final_linear(
     if last is None: raise ValueError(f"{name} does not end in a linear layer, so last-layer influence has no closed form. Choose another network.")
     return last
 
-# %% ../nbs/42_network.ipynb #cde3d4a9
+# %% ../nbs/42_network.ipynb #877fd234
 def _fitting(model, weights, source):
     "`weights` themselves if they fit all of `model`; ValueError that names the first that does not otherwise."
     own = model.state_dict()
@@ -99,14 +99,14 @@ def _fill(model, weights, last, source):
     if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]): weights = weights | {k: own[k] for k in head if k in own}
     model.load_state_dict(_fitting(model, weights, source), strict=False)
 
-# %% ../nbs/42_network.ipynb #de2a7061
+# %% ../nbs/42_network.ipynb #b460e274
 def _weights_in(path):
     "{name: tensor} in a safetensors file or one of `torch.save`; ValueError if it is not one."
     if not Path(path).is_file(): raise FileNotFoundError(f"No file '{path}': expected saved weights (.safetensors or .pth).")
     try: return timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error: raise ValueError(f"'{path}' cannot be read as saved weights ({type(error).__name__}). Is the file whole, and saved by torch or as safetensors?") from error
 
-# %% ../nbs/42_network.ipynb #986c5019
+# %% ../nbs/42_network.ipynb #1e6528ef
 @dataclass(frozen=True, eq=False, repr=False)
 class Network:
     "An image classifier as it stands before its training."
@@ -123,7 +123,7 @@ class Network:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         return f"Network {self.name}: {size:.2f} million weights, {self.n_classes} classes, images of {self.side} pixels, last layer '{self.last}', on {self.device}"
 
-# %% ../nbs/42_network.ipynb #d00ad7a5
+# %% ../nbs/42_network.ipynb #831ee0d9
 def load_network(
     name: str,  # one of timm's, or "torchvision/NAME"
     n_classes: int,  # C
@@ -142,7 +142,7 @@ def load_network(
     fingerprint = key_of(layers=repr(model), weights=model.state_dict(), reads=reads)
     return Network(model.to(device), timm.data.create_transform(**reads), name, n_classes, side, last, device, fingerprint)
 
-# %% ../nbs/42_network.ipynb #b8010133
+# %% ../nbs/42_network.ipynb #5b18ed43
 @dataclass(frozen=True)
 class NetworkOptions:
     "How a network is trained; lr, batch size, schedule, epochs and checkpoints are the paper's."
@@ -158,7 +158,7 @@ class NetworkOptions:
 
     def __post_init__(self): HeadOptions(self.lr, self.epochs, self.batch_size, schedule=self.schedule, n_checkpoints=self.n_checkpoints)  # which refuses what makes no sense
 
-# %% ../nbs/42_network.ipynb #933d7792
+# %% ../nbs/42_network.ipynb #90fa5881
 def augmented(
     x: Tensor,  # (B, 3, S, S)
 ) -> Tensor:  # (B, 3, S, S)
@@ -169,7 +169,7 @@ def augmented(
     wide = F.pad(x, (room,) * 4, mode="reflect")
     return torch.stack([image[:, r:r + side, c:c + side] for image, (r, c) in zip(wide, shifts.tolist())])
 
-# %% ../nbs/42_network.ipynb #e7f28882
+# %% ../nbs/42_network.ipynb #c0363740
 def _train_epoch(network, model, sgd, samples, options, epoch, rate):
     "Mean loss and accuracy of one epoch of SGD; a leftover batch of one image, which has no variance to normalise by, is left out."
     torch.manual_seed(1_000_003 * options.seed + epoch)
@@ -185,7 +185,7 @@ def _train_epoch(network, model, sgd, samples, options, epoch, rate):
         loss, right = loss + batch_loss.detach() * len(y) / len(order), right + (answer.argmax(1) == y).sum() / len(order)
     return float(loss), float(right)
 
-# %% ../nbs/42_network.ipynb #cb5d0084
+# %% ../nbs/42_network.ipynb #de4ab17e
 @dataclass(frozen=True)
 class NetworkCheckpoint:
     "A network at one moment of its training; its weights lie in a file."
@@ -201,7 +201,7 @@ class Training:
 
     def __repr__(self): return f"Training: {len(self.history)} epochs, {len(self.checkpoints)} checkpoints, last loss {self.history.loss.iloc[-1]:.3g}"
 
-# %% ../nbs/42_network.ipynb #71b6d29c
+# %% ../nbs/42_network.ipynb #240029b8
 def _claim(folder, network, image_set, options):
     "Make the folder this training's own; ValueError if it is another's."
     train = replace(image_set, samples={"train": image_set.samples["train"]})
@@ -212,7 +212,7 @@ def _claim(folder, network, image_set, options):
     differs = [part for part in own if there.get(part) != own[part]]
     if differs: raise ValueError(f"'{folder}' holds another training: its {' and '.join(differs)} differ from what is asked for now. Choose another folder, or delete that one.")
 
-# %% ../nbs/42_network.ipynb #c4f57fda
+# %% ../nbs/42_network.ipynb #8f78e52c
 def _read_state(folder, model, sgd):
     "Measurements (E, 3) of the E epochs done: lr, loss, accuracy. Model and optimiser are set to where the last one ended."
     path = Path(folder, "state.safetensors")
@@ -232,12 +232,12 @@ def _write_state(folder, model, sgd, history, finished):
         state |= {f"momentum.{k}": sgd.state[p]["momentum_buffer"] for k, p in model.named_parameters() if sgd.state[p].get("momentum_buffer") is not None}
     write_tensors(Path(folder, "state.safetensors"), state)
 
-# %% ../nbs/42_network.ipynb #a87602be
+# %% ../nbs/42_network.ipynb #ac4469e5
 def _moments(folder, options):
     "The checkpoints of a training, those to come included."
     return [NetworkCheckpoint(Path(folder, f"epoch-{e:04}.safetensors"), learning_rate(options, e - 1), e) for e in checkpoint_epochs(options)]
 
-# %% ../nbs/42_network.ipynb #a56c59bb
+# %% ../nbs/42_network.ipynb #5b737a25
 def train_network(
     network: Network,  # from `load_network`; it stays as it is
     image_set: ImageSet,  # learns from its split "train"
@@ -267,7 +267,7 @@ def train_network(
     table.insert(0, "epoch", range(1, len(table) + 1))
     return Training(list(moments.values()), table)
 
-# %% ../nbs/42_network.ipynb #0b7b0e99
+# %% ../nbs/42_network.ipynb #b2e04ed5
 def _weights(network, checkpoint):
     "{name: tensor}: the checkpoint's weights as `network` needs them; ValueError if they are of another."
     here = next(network.model.parameters())
@@ -280,7 +280,7 @@ def _beheaded(network):
     model.set_submodule(network.last, nn.Identity())
     return model
 
-# %% ../nbs/42_network.ipynb #b7f2856b
+# %% ../nbs/42_network.ipynb #aa9a95c3
 @dataclass(frozen=True)
 class LastLayer:
     "N images as the last layer of a network met them at K checkpoints."
@@ -288,7 +288,7 @@ class LastLayer:
     features: list[Tensor]  # K times (N, D), what it was given
     labels: Tensor  # (N,)
 
-# %% ../nbs/42_network.ipynb #724e1ebf
+# %% ../nbs/42_network.ipynb #d6e87bf5
 @torch.no_grad()
 def last_layer(
     network: Network,  # that was trained
@@ -311,7 +311,7 @@ def last_layer(
         if not h.isfinite().all(): raise ValueError(f"{network.name} after epoch {c.epoch}: its features hold NaN or infinity. The training diverged; start with a smaller lr.")
     return LastLayer(heads, features, torch.tensor([label for _, label in samples], device=network.device))
 
-# %% ../nbs/42_network.ipynb #4fceb895
+# %% ../nbs/42_network.ipynb #d2489607
 def last_layer_blocks(
     train: LastLayer,  # the train images
     val: LastLayer,  # the validation images, at the same checkpoints
@@ -329,7 +329,7 @@ def last_layer_blocks(
                 block.addcmul_(d @ errors(c, h_t[t], train.labels[t]).T, likeness)
             yield v, t, block
 
-# %% ../nbs/42_network.ipynb #6e8a4f5c
+# %% ../nbs/42_network.ipynb #2be343d5
 def layer_parameters(
     network: Network,
     layers: str | list[str],  # "all", or names of layers: "layer4", "layer4.0.conv1"
@@ -346,7 +346,7 @@ def layer_parameters(
         chosen += [name for name in inside if name not in chosen]
     return chosen
 
-# %% ../nbs/42_network.ipynb #7bf03f9a
+# %% ../nbs/42_network.ipynb #bb170fd7
 def sample_gradients(
     model: nn.Module,  # in evaluation mode
     weights: dict[str, Tensor],  # all of its weights and buffers
@@ -360,18 +360,23 @@ def sample_gradients(
     parts = vmap(grad(loss), (None, 0, 0))({name: weights[name] for name in names}, x, y)
     return torch.cat([parts[name].flatten(1) for name in names], 1)
 
-# %% ../nbs/42_network.ipynb #a8c0b727
+# %% ../nbs/42_network.ipynb #35336bae
+def _gradient_rows(network, names, memory_mb):
+    "How many images' gradients may be held on each side; the train side holds each twice while it is made."
+    weights = [network.model.get_parameter(name) for name in names]
+    return max(1, int(memory_mb * 2 ** 20 / (3 * sum(w.numel() * w.itemsize for w in weights))))
+
+# %% ../nbs/42_network.ipynb #3fcd2549
 def gradient_blocks(
     network: Network,
     checkpoints: list[NetworkCheckpoint],  # of its training
     names: list[str],  # of the weights that count
     train: tuple[Tensor, Tensor],  # (N, 3, S, S) images and (N,) labels
     val: tuple[Tensor, Tensor],  # (M, 3, S, S) and (M,)
-    memory_mb: float = 1000,  # budget for gradients and scores
+    memory_mb: float = 256,  # budget for gradients and scores
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, all train rows, influence through the named weights) that together cover all pairs."
-    n, width = len(train[1]), sum(network.model.get_parameter(name).numel() for name in names)
-    rows = max(1, int(memory_mb * 2 ** 20 / train[0].itemsize / (3 * width + n)))
+    n, rows = len(train[1]), _gradient_rows(network, names, memory_mb)
     for v in range(0, len(val[1]), rows):
         scores = train[0].new_zeros(len(val[1][v:v + rows]), n)
         for c in checkpoints:
@@ -380,19 +385,22 @@ def gradient_blocks(
             for t in range(0, n, rows): scores[:, t:t + rows] += c.lr * of_val @ gradients(train[0][t:t + rows], train[1][t:t + rows]).T
         yield slice(v, v + len(scores)), slice(0, n), scores
 
-# %% ../nbs/42_network.ipynb #31a3e6ec
-def _gradient_sizes(network, checkpoints, names, x, y, rows=8):
+# %% ../nbs/42_network.ipynb #4e4f8212
+def _gradient_sizes(network, checkpoints, names, x, y, memory_mb):
     "Influence (N,) of each image on itself through the named weights."
-    return sum(c.lr * torch.cat([sample_gradients(network.model, weights, names, x[i:i + rows], y[i:i + rows]).square().sum(1) for i in range(0, len(y), rows)])
-               for c in checkpoints for weights in [_weights(network, c)])
+    total, rows = x.new_zeros(len(y)), _gradient_rows(network, names, memory_mb)
+    for c in checkpoints:
+        gradients = partial(sample_gradients, network.model, _weights(network, c), names)
+        for t in range(0, len(y), rows): total[t:t + rows] += c.lr * gradients(x[t:t + rows], y[t:t + rows]).square().sum(1)
+    return total
 
-# %% ../nbs/42_network.ipynb #b6ffd45b
+# %% ../nbs/42_network.ipynb #440ef3d2
 def _pixels(network, samples):
     "The images (N, 3, S, S) as the network reads them, and their labels (N,), on its device."
     x = torch.cat(list(prepared(network.preprocess, [image for image, _ in samples], 64)))
     return x.to(next(network.model.parameters())), torch.tensor([label for _, label in samples], device=network.device)
 
-# %% ../nbs/42_network.ipynb #be6ed106
+# %% ../nbs/42_network.ipynb #f4e0819c
 def network_influence(
     network: Network,  # that was trained
     checkpoints: list[NetworkCheckpoint],  # of its training
@@ -400,7 +408,7 @@ def network_influence(
     train_embeddings: Tensor,  # (N, D) centred CLIP embeddings of the train images, for the means that sentences are compared with
     layers: str | list[str] = "last",  # "last", "all", or names of layers
     top_k: int = 50,  # proponents and opponents kept per validation image
-    memory_mb: float = 1000,  # budget for everything that is neither input nor output
+    memory_mb: float = 256,  # budget for everything that is neither input nor output
     by_class: bool = True,  # keep the two (C, N) tables
 ) -> Influence:
     "TracInCP influence of the train images on the validation images through a network; the last layer in closed form, others by gradients of single images."
@@ -412,7 +420,7 @@ def network_influence(
         own = sum(self_influence(h, train.labels, [c]) for c, h in zip(train.heads, train.features))
     else:
         names, (train, val) = layer_parameters(network, layers), [_pixels(network, part) for part in samples]
-        blocks, own = gradient_blocks(network, checkpoints, names, train, val, memory_mb), _gradient_sizes(network, checkpoints, names, *train)
+        blocks, own = gradient_blocks(network, checkpoints, names, train, val, memory_mb), _gradient_sizes(network, checkpoints, names, *train, memory_mb)
     found = collect(blocks, train_embeddings.to(network.device), image_set.labels("val").to(network.device), network.n_classes, top_k, own, by_class)
     parts = {field.name: getattr(found, field.name) for field in fields(found)}
     return replace(found, **{name: None if part is None else part.to(train_embeddings.device) for name, part in parts.items()})
