@@ -7,7 +7,7 @@ __all__ = ['Stack', 'stack', 'stacked_errors', 'influence_matrix', 'self_influen
            'influence', 'class_proponents', 'class_opponents', 'mean_influence', 'mean_text_influence',
            'text_influence', 'own_text_influence']
 
-# %% ../nbs/40_influence.ipynb #05b2f570
+# %% ../nbs/40_influence.ipynb #3fc86639
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .head import Checkpoint, check_features
 
-# %% ../nbs/40_influence.ipynb #a242e2bf
+# %% ../nbs/40_influence.ipynb #97923f86
 def _check_head(checkpoints):
-    "Raise a ValueError unless the checkpoints are of one layer: same shape, same logit scale, bias or none."
+    "The first checkpoint; ValueError unless all are finite and of one layer: same shape, same logit scale, bias or none."
     if not checkpoints: raise ValueError("checkpoints: the list is empty, expected what train_head returns")
     first = checkpoints[0]
     for i, c in enumerate(checkpoints):
@@ -29,9 +29,10 @@ def _check_head(checkpoints):
             raise ValueError(f"checkpoints: number {i} has a weight of shape {tuple(c.weight.shape)}, number 0 of {tuple(first.weight.shape)}; expected moments of one training")
         if c.logit_scale != first.logit_scale or (c.bias is None) != (first.bias is None):
             raise ValueError(f"checkpoints: number {i} differs from number 0 in logit scale or bias; expected moments of one training")
+        if not torch.isfinite(c.weight.sum()): raise ValueError(f"checkpoints: number {i} holds NaN or infinity; that training ran away, try a lower learning rate")
     return first
 
-# %% ../nbs/40_influence.ipynb #fc8f00ce
+# %% ../nbs/40_influence.ipynb #ff36cf6f
 class Stack(NamedTuple):
     "The checkpoints of one training as a single layer with K*C outputs."
     weight: Tensor  # (K*C, D), times the logit scale
@@ -39,7 +40,7 @@ class Stack(NamedTuple):
     root_lr: Tensor  # (K, 1) square roots of the learning rates
     likeness: tuple[float, float]  # factor on the inner product of two features, and what the bias adds to it
 
-# %% ../nbs/40_influence.ipynb #061d16d0
+# %% ../nbs/40_influence.ipynb #ce19b0c6
 def stack(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
 ) -> Stack:
@@ -51,7 +52,7 @@ def stack(
         first.weight.new_tensor([c.lr for c in checkpoints]).sqrt()[:, None],
         (first.logit_scale ** 2, float(first.bias is not None)))
 
-# %% ../nbs/40_influence.ipynb #8a5ffd67
+# %% ../nbs/40_influence.ipynb #a4c90e8e
 def stacked_errors(
     layer: Stack,  # of K checkpoints of C classes
     x: Tensor,  # (N, D) features
@@ -65,14 +66,14 @@ def stacked_errors(
     if normalised: d = F.normalize(d, dim=2)
     return d.mul_(layer.root_lr).flatten(1)
 
-# %% ../nbs/40_influence.ipynb #c6d8955d
+# %% ../nbs/40_influence.ipynb #ae184e7f
 def _pairs(layer, errors_a, x_a, errors_b, x_b):
     "Influence (A, B) of every pair of two blocks from their stacked errors and features: the two products."
     scale, bias = layer.likeness
     likeness = torch.addmm(x_a.new_full((), bias), x_a, x_b.T, alpha=scale)
     return (errors_a @ errors_b.T).mul_(likeness)
 
-# %% ../nbs/40_influence.ipynb #c66ba595
+# %% ../nbs/40_influence.ipynb #e4943963
 def _check_examples(checkpoints, x, y, name):
     "Raise a ValueError unless `x`, `y` are examples that the checkpoints can see."
     n_classes, width = _check_head(checkpoints).weight.shape
@@ -81,7 +82,7 @@ def _check_examples(checkpoints, x, y, name):
     if y.shape != (len(x),): raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(y.shape)}; expected one label a row")
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
 
-# %% ../nbs/40_influence.ipynb #ff19415d
+# %% ../nbs/40_influence.ipynb #b80a7900
 def influence_matrix(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -96,7 +97,7 @@ def influence_matrix(
     train, val = train.to(layer.weight.dtype), val.to(layer.weight.dtype)
     return _pairs(layer, stacked_errors(layer, train, train_labels), train, stacked_errors(layer, val, val_labels), val)
 
-# %% ../nbs/40_influence.ipynb #6a340630
+# %% ../nbs/40_influence.ipynb #30e3bcb5
 def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Tensor, Tensor]]:
     "Portions (rows, their features, their stacked errors) of the examples."
     step = max(1, int(memory_mb * 2 ** 20 / layer.weight.dtype.itemsize / (2 * len(layer.weight))))
@@ -105,7 +106,7 @@ def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Ten
         part = x[rows].to(layer.weight.dtype)
         yield rows, part, stacked_errors(layer, part, y[rows], normalised)
 
-# %% ../nbs/40_influence.ipynb #e8ca228f
+# %% ../nbs/40_influence.ipynb #9bf1d8f0
 def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
@@ -118,7 +119,7 @@ def self_influence(
     scale, bias = layer.likeness
     return torch.cat([d.square().sum(1) * (scale * part.square().sum(1) + bias) for _, part, d in _rows(layer, x, y, memory_mb)])
 
-# %% ../nbs/40_influence.ipynb #abeea469
+# %% ../nbs/40_influence.ipynb #c38e596d
 def top(
     scores: Tensor,  # (R, N)
     k: int,  # how many to keep of each row
@@ -134,7 +135,7 @@ def top(
     at = at.gather(1, order)
     return best, at if index is None else index.gather(1, at)
 
-# %% ../nbs/40_influence.ipynb #2e2f224a
+# %% ../nbs/40_influence.ipynb #ef78c552
 def block_rows(
     width: int,  # K*C, the width of the stacked errors
     memory_mb: float,  # budget for everything that is neither input nor output
@@ -147,7 +148,7 @@ def block_rows(
     val_rows = math.ceil(n_val / max(1, parts)) or 1
     return val_rows, max(1, int((cells - val_rows * width) / (width + 5 * val_rows)))
 
-# %% ../nbs/40_influence.ipynb #a4b38c3d
+# %% ../nbs/40_influence.ipynb #225a258c
 def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs."
     dtype = layer.weight.dtype
@@ -161,7 +162,7 @@ def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=F
             x_t = train[t].to(dtype)
             yield v, t, _pairs(layer, errors_v, x_v, stacked_errors(layer, x_t, train_labels[t], normalised), x_t)
 
-# %% ../nbs/40_influence.ipynb #0094f40e
+# %% ../nbs/40_influence.ipynb #36a322dd
 class _Best:
     "Running top `k` of each row while blocks of columns, in ascending order, pass by."
     def __init__(self, rows, k, like):
@@ -192,12 +193,12 @@ class _Best:
 
     def best(self): return top(self.scores, self.k, self.at)
 
-# %% ../nbs/40_influence.ipynb #1e9c0d2d
+# %% ../nbs/40_influence.ipynb #345b4cab
 def _class_sums(block, labels, n_classes):
     "Rows of a block (M, N) summed by class: (C, N)."
     return block.new_zeros(n_classes, block.shape[1]).index_add_(0, labels, block)
 
-# %% ../nbs/40_influence.ipynb #db4caeea
+# %% ../nbs/40_influence.ipynb #a33c2bb8
 @dataclass(frozen=True)
 class Influence:
     "What is kept of the influence of N train images on M validation images of C classes; a class without validation images has NaN in its rows."
@@ -213,7 +214,7 @@ class Influence:
 
     def __repr__(self): return f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, {len(self.class_counts)} classes, top {self.proponents.shape[1]})"
 
-# %% ../nbs/40_influence.ipynb #84bf5370
+# %% ../nbs/40_influence.ipynb #b71a4b87
 class _Sums:
     "Running sums over blocks: the two tables by class, if asked for, and the mean embeddings."
     def __init__(self, embeddings, n_classes, like, by_class):
@@ -235,7 +236,7 @@ class _Sums:
         tables = [None, None] if self.total is None else [self.total.div_(counts[:, None]), self.positive.div_(counts[:, None])]
         return *tables, self.mean / self.weight
 
-# %% ../nbs/40_influence.ipynb #4fa0354d
+# %% ../nbs/40_influence.ipynb #67f48267
 def collect(
     blocks: Iterable[tuple[slice, slice, Tensor]],  # validation rows, train rows, influence (V, T), which is overwritten; for each V, the T ascending
     train_embeddings: Tensor,  # (N, D) of which to take the means
@@ -246,6 +247,7 @@ def collect(
     by_class: bool = True,  # keep the two (C, N) tables
 ) -> Influence:
     "What is kept of the influence, from blocks that together cover all pairs."
+    if top_k < 1: raise ValueError(f"top_k={top_k}: expected at least one proponent per validation image")
     n, m, k = len(train_embeddings), len(val_labels), min(top_k, len(train_embeddings))
     scores, at = self_influence.new_zeros(2, m, k), val_labels.new_zeros(2, m, k)
     sums = _Sums(train_embeddings, n_classes, self_influence, by_class)
@@ -259,7 +261,7 @@ def collect(
     counts = val_labels.bincount(minlength=n_classes)
     return Influence(at[0], scores[0], at[1], -scores[1], self_influence, *sums.means(counts), counts)
 
-# %% ../nbs/40_influence.ipynb #55fe3863
+# %% ../nbs/40_influence.ipynb #c5f9c3fb
 def influence(
     train: Tensor,  # (N, D) features of the train images; may be stored in bfloat16 or float16
     train_labels: Tensor,  # (N,)
@@ -277,7 +279,7 @@ def influence(
     own = self_influence(train, train_labels, checkpoints, memory_mb)
     return collect(blocks, train, val_labels, len(checkpoints[0].weight), top_k, own, by_class)
 
-# %% ../nbs/40_influence.ipynb #fee5e766
+# %% ../nbs/40_influence.ipynb #b99b444c
 def _class_best(found, top_k, sign):
     "Train images (C, k) at the upper (`sign` 1) or lower (-1) end of each class's row, and their influence."
     if found.by_class is None: raise ValueError("found: its table by class was left out; compute the influence with by_class=True")
@@ -285,7 +287,7 @@ def _class_best(found, top_k, sign):
     scores, at = top(torch.where(seen, sign * found.by_class, -torch.inf), top_k)
     return at, torch.where(seen, sign * scores, torch.nan)
 
-# %% ../nbs/40_influence.ipynb #07c82220
+# %% ../nbs/40_influence.ipynb #2ebf873f
 def class_proponents(
     found: Influence,  # with its tables by class
     top_k: int = 10,  # images per class
@@ -293,7 +295,7 @@ def class_proponents(
     "The train images that help each class most, best first; scores are NaN where a class has no validation image."
     return _class_best(found, top_k, 1)
 
-# %% ../nbs/40_influence.ipynb #fcd46593
+# %% ../nbs/40_influence.ipynb #5a8754bf
 def class_opponents(
     found: Influence,  # with its tables by class
     top_k: int = 10,  # images per class
@@ -301,7 +303,7 @@ def class_opponents(
     "The train images that hurt each class most, worst first; scores are NaN where a class has no validation image."
     return _class_best(found, top_k, -1)
 
-# %% ../nbs/40_influence.ipynb #1891a94c
+# %% ../nbs/40_influence.ipynb #e97997a8
 def _mean_gradient(layer, x, y, memory_mb, normalised=False):
     "Mean of d h^T (K*C, D) and of d (K*C,) over the examples, at all checkpoints, each times the square root of its learning rate."
     weight, bias = torch.zeros_like(layer.weight), layer.weight.new_zeros(len(layer.weight))
@@ -310,7 +312,7 @@ def _mean_gradient(layer, x, y, memory_mb, normalised=False):
         bias += d.sum(0)
     return weight / len(x), bias / len(x)
 
-# %% ../nbs/40_influence.ipynb #1c56e606
+# %% ../nbs/40_influence.ipynb #b173ad48
 def mean_influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -327,13 +329,13 @@ def mean_influence(
     scale, bias = layer.likeness
     return (scale * (a * b).sum() + bias * (a_bias @ b_bias)).item()
 
-# %% ../nbs/40_influence.ipynb #25ffac7c
+# %% ../nbs/40_influence.ipynb #84228865
 def _on_gradient(layer, gradient, x, d):
     "Influence (N,) of examples with features `x` and stacked errors `d` on a loss with this mean gradient."
     scale, bias = layer.likeness
     return scale * ((d @ gradient[0]) * x).sum(1) + bias * (d @ gradient[1])
 
-# %% ../nbs/40_influence.ipynb #d6ec33c1
+# %% ../nbs/40_influence.ipynb #79e34166
 def mean_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -350,13 +352,13 @@ def mean_text_influence(
     gradient = _mean_gradient(layer, val, val_labels, memory_mb, normalised)
     return torch.cat([_on_gradient(layer, gradient, x, d) for _, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised)])
 
-# %% ../nbs/40_influence.ipynb #74a9d759
+# %% ../nbs/40_influence.ipynb #8517aaa3
 def _class_columns(layer, x, d, val, val_labels, classes, memory_mb, normalised):
     "Influence (N, classes) of examples on the mean loss of each class, through the class's mean gradient."
     own = [val_labels == c for c in classes]
     return torch.stack([_on_gradient(layer, _mean_gradient(layer, val[o], val_labels[o], memory_mb, normalised), x, d) for o in own], 1)
 
-# %% ../nbs/40_influence.ipynb #09be1bdb
+# %% ../nbs/40_influence.ipynb #d6c35d2d
 def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -383,7 +385,7 @@ def text_influence(
             by_class[rows, large] = _class_columns(layer, x, d, val, val_labels, large, memory_mb, normalised)
     return by_class
 
-# %% ../nbs/40_influence.ipynb #3805e200
+# %% ../nbs/40_influence.ipynb #cb626716
 def own_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes

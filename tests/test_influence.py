@@ -212,11 +212,16 @@ def bad_rows(x): return x.index_fill(0, torch.tensor([3]), torch.nan)
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], weight=torch.zeros(5, D))]), "checkpoints: number 3 has a weight of shape"),
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], bias=None)]), "checkpoints: number 3 differs from number 0"),
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], logit_scale=3.)]), "checkpoints: number 3 differs from number 0"),
+    (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], weight=ck[0].weight * torch.nan)]), "checkpoints: number 3 holds NaN or infinity"),
 ])
 @pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence, mean_text_influence, own_text_influence])
 def test_bad_input_is_named(function, change, message):
     if function in (mean_text_influence, own_text_influence): message = message.replace("train:", "text_emb:")
     with pytest.raises(ValueError, match=message): function(*change(*world()))
+
+
+def test_top_k_is_at_least_one():
+    with pytest.raises(ValueError, match="top_k=0: expected at least one proponent"): influence(*world(), top_k=0)
 
 
 def test_text_influence_needs_the_heads_classes():
