@@ -1,6 +1,7 @@
 "Networks: every input a user can get wrong, trainings killed and taken up again, and influence that agrees with plain autograd."
 import copy
 import inspect
+import itertools
 import os
 import shutil
 import signal
@@ -163,16 +164,16 @@ def test_augmented_images_are_mirrored_and_shifted():
 
 
 KILLED = f"""
-import sys, os, signal, itertools, torch
+import os, signal, sys, torch
 import numpy as np
 from datadesc.data import ImageSet
 from datadesc import network
 {inspect.getsource(pictures)}""" + """
-written, write = itertools.count(1), network.write_tensors
+write = network.write_tensors
 def deadly(path, value):
-    "Writes; but at the given write dies, in the middle of the file."
-    if next(written) == int(sys.argv[2]):
-        with open(path.parent / f".{path.name}.part", "wb") as file: file.write(b"half a fi")
+    "Writes; but when the state of the third epoch is due, dies with half of it on the disk."
+    if path.name == "state.safetensors" and len(value["history"]) == 3:
+        (path.parent / f".{path.name}.part").write_bytes(b"half a fi")
         os.kill(os.getpid(), signal.SIGKILL)
     return write(path, value)
 network.write_tensors = deadly
@@ -182,12 +183,23 @@ network.train_network(start, pictures(), sys.argv[1], network.NetworkOptions(lr=
 """
 
 
-@pytest.mark.parametrize("write", [3, 6])  # the state after the first checkpoint, the state after the last
-def test_a_killed_training_ends_as_if_nothing_had_happened(write, trained, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(write)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+def test_a_killed_training_ends_as_if_nothing_had_happened(trained, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert killed.returncode == -signal.SIGKILL
     resumed = train_network(network(), pictures(), tmp_path, SHORT, progress=False)
     assert same_weights(resumed, trained[2]) and resumed.history.equals(trained[2].history)
+
+
+@pytest.mark.parametrize("write", range(1, 7))  # four states and two checkpoints
+def test_whichever_file_is_not_written_the_end_is_the_same(write, trained, tmp_path, monkeypatch):
+    written, write_tensors = itertools.count(1), datadesc.network.write_tensors
+    def full_disk(*arguments):
+        if next(written) == write: raise OSError("No space left on device")
+        return write_tensors(*arguments)
+    monkeypatch.setattr(datadesc.network, "write_tensors", full_disk)
+    with pytest.raises(OSError, match="No space left"): train_network(network(), pictures(), tmp_path, SHORT, progress=False)
+    monkeypatch.undo()
+    assert same_weights(train_network(network(), pictures(), tmp_path, SHORT, progress=False), trained[2])
 
 
 def test_a_finished_training_is_only_read(trained):
@@ -304,7 +316,7 @@ def test_what_is_kept_is_what_the_table_says(layers, trained):
     start, few, training = trained
     names = layer_parameters(start, start.last if layers == "last" else layers)
     want, cloud = by_autograd(start, training, few.samples, names), torch.randn(25, 6, dtype=torch.float64)
-    found = network_influence(double(start), training.checkpoints, few, cloud, layers, top_k=4, memory_mb=30)
+    found = network_influence(double(start), training.checkpoints, few, cloud, layers, top_k=4)
     best, at = want.topk(4)
     assert torch.equal(found.proponents, at)
     torch.testing.assert_close(found.proponent_scores, best)
@@ -339,6 +351,8 @@ def test_bad_input_is_named(trained, tmp_path):
     cloud, checkpoints = torch.randn(25, 6), training.checkpoints
     with pytest.raises(ValueError, match="train_embeddings: 24 rows, expected one for each of the 25 train images"): network_influence(start, checkpoints, few, cloud[1:])
     with pytest.raises(ValueError, match="checkpoints: the list is empty"): network_influence(start, [], few, cloud)
+    with pytest.raises(ValueError, match=r"loaded for 3 classes, but noise has 2: load_network\('test_resnet', 2\)"): train_network(start, replace(few, classes=("red", "green")), tmp_path)
+    with pytest.raises(ValueError, match="loaded for 3 classes, but noise has 4"): network_influence(start, checkpoints, replace(few, classes=("a", "b", "c", "d")), cloud)
     with pytest.raises(ValueError, match="belong to another network"): network_influence(network("test_convnext"), checkpoints, few, cloud)
     with pytest.raises(ValueError, match="no layer 'layr4' with weights: did you mean layer4"): network_influence(start, checkpoints, few, cloud, layers=["fc", "layr4"])
     with pytest.raises(ValueError, match="Expected last, all, or names"): layer_parameters(start, "zzzzz")
