@@ -6,7 +6,7 @@
 __all__ = ['plant_wrong_labels', 'Trail', 'trail', 'opponent_counts', 'wrong_label_scores', 'auc_of_planted', 'suspect_labels',
            'mean_probabilities', 'confusable_pairs', 'separating_texts']
 
-# %% ../nbs/47_audit.ipynb #514376d7
+# %% ../nbs/47_audit.ipynb #a47497f5
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from .head import Checkpoint, center, common_part, logits
 from .influence import Influence, influence, own_text_influence
 from .selection import check_unit
 
-# %% ../nbs/47_audit.ipynb #3a3049fd
+# %% ../nbs/47_audit.ipynb #5e701235
 def plant_wrong_labels(
     labels: Tensor,  # (N,)
     share: float,  # of the labels to spoil, between 0 and 1
@@ -33,10 +33,10 @@ def plant_wrong_labels(
     if n_classes < 2: raise ValueError("labels: only one class, so there is no other to plant")
     g = torch.Generator().manual_seed(seed)
     at = torch.randperm(len(labels), generator=g)[:max(1, round(share * len(labels)))]
-    odds = (torch.ones(n_classes, n_classes) if likeness is None else likeness.float()).fill_diagonal_(0)
+    odds = (torch.ones(n_classes, n_classes) if likeness is None else likeness.float()) * (1 - torch.eye(n_classes))
     return labels.index_put((at,), torch.multinomial(odds[labels[at]], 1, generator=g)[:, 0])
 
-# %% ../nbs/47_audit.ipynb #19eee601
+# %% ../nbs/47_audit.ipynb #ec411ba6
 class Trail(NamedTuple):
     "What the checkpoints thought of each image and its label, (N,) each."
     path_loss: Tensor  # loss at all checkpoints, each counted by its learning rate
@@ -47,7 +47,7 @@ class Trail(NamedTuple):
     other: Tensor  # that of the likeliest other class
     guess: Tensor  # that other class
 
-# %% ../nbs/47_audit.ipynb #804a5418
+# %% ../nbs/47_audit.ipynb #0dce2ebc
 def _trail(x, y, checkpoints):
     "The trail of one block of images: (B,) each."
     rate = torch.tensor([c.lr for c in checkpoints], dtype=x.dtype, device=x.device)
@@ -66,7 +66,7 @@ def trail(
     rows = max(1, 2 ** 24 // sum(len(c.weight) for c in checkpoints))  # 64 MB of probabilities at a time
     return Trail(*map(torch.cat, zip(*(_trail(x[i:i + rows], y[i:i + rows], checkpoints) for i in range(0, len(x), rows)))))
 
-# %% ../nbs/47_audit.ipynb #7162dd2d
+# %% ../nbs/47_audit.ipynb #39666605
 def opponent_counts(
     found: Influence,  # of the train images on the validation images
     val_labels: Tensor,  # (M,)
@@ -77,7 +77,7 @@ def opponent_counts(
     own = train_labels[image] == val_labels[:, None]
     return tuple(image[of].bincount(minlength=len(train_labels)) for of in (hurts, hurts & own))
 
-# %% ../nbs/47_audit.ipynb #c76c3abe
+# %% ../nbs/47_audit.ipynb #c581083f
 def wrong_label_scores(
     train: Tensor,  # (N, D) features the head was trained on
     train_labels: Tensor,  # (N,) as given
@@ -95,7 +95,7 @@ def wrong_label_scores(
                    harm=harm, early_loss=t.early_loss, last_loss=t.last_loss, doubt=t.doubt)
     return pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
 
-# %% ../nbs/47_audit.ipynb #ca42971b
+# %% ../nbs/47_audit.ipynb #c55242cc
 def auc_of_planted(
     scores: pd.DataFrame,  # what `wrong_label_scores` returned
     wrong: Tensor,  # (N,) bool: the labels that were spoilt
@@ -107,7 +107,7 @@ def auc_of_planted(
     first = {name: np.argsort(-s.to_numpy(), kind="stable")[:wrong.sum()] for name, s in scores.items()}
     return pd.DataFrame({name: dict(auc=roc_auc_score(wrong, s), found=wrong[first[name]].mean()) for name, s in scores.items()}).T
 
-# %% ../nbs/47_audit.ipynb #87195875
+# %% ../nbs/47_audit.ipynb #4b8d7241
 def suspect_labels(
     train: Tensor,  # (N, D) features the head was trained on
     train_labels: Tensor,  # (N,) as given
@@ -123,7 +123,7 @@ def suspect_labels(
                               suspicion=scores.suspicion, p_given=t.given, p_suggested=t.other))
     return table.join(scores[["self_influence", "opponent_of", "opponent_of_own"]]).sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/47_audit.ipynb #153b5393
+# %% ../nbs/47_audit.ipynb #c57d215c
 def mean_probabilities(
     x: Tensor,  # (M, D) features of images that the head was not trained on
     y: Tensor,  # (M,)
@@ -148,14 +148,14 @@ def confusable_pairs(
     a, b = place // len(p), place % len(p)
     return pd.DataFrame(dict(a=a, b=b, a_as_b=p[a, b], b_as_a=p[b, a], confusion=mean))
 
-# %% ../nbs/47_audit.ipynb #5e7cd89a
+# %% ../nbs/47_audit.ipynb #0c53dd2d
 def _told_apart(texts, a, b):
     "For each text (T,) the chance that an image of `a` is nearer to it than one of `b`; NaN where either has no image."
     if not (len(a) and len(b)): return np.full(len(texts), np.nan)
     is_a = [True] * len(a) + [False] * len(b)
     return np.array([roc_auc_score(is_a, cosine) for cosine in (texts @ torch.cat([a, b]).T).cpu().numpy()])
 
-# %% ../nbs/47_audit.ipynb #d4f78cb4
+# %% ../nbs/47_audit.ipynb #13159a47
 def separating_texts(
     a: int,  # the class that the sentences describe
     b: int,  # the class to be told from it

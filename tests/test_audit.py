@@ -1,0 +1,246 @@
+"Planted mistakes are found and marked, pairs and separating sentences by their own definition, small and lopsided datasets, and every input a user can get wrong."
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc.audit import auc_of_planted, confusable_pairs, mean_probabilities, opponent_counts, plant_wrong_labels, separating_texts, suspect_labels, trail, wrong_label_scores
+from datadesc.data import ImageSet
+from datadesc.figures import suspect_gallery
+from datadesc.head import HeadOptions, center, common_part, logits, train_head
+from datadesc.influence import influence, influence_matrix
+
+torch.set_num_threads(1)
+C, D = 4, 8
+SCORES = ["suspicion", "path_loss", "self_influence", "opponent_of", "opponent_of_own", "harm", "early_loss", "last_loss", "doubt"]
+
+
+def cloud(per_class, seed, n_classes=C):
+    "Unit vectors round one centre a class, and their classes."
+    y = torch.arange(n_classes).repeat_interleave(per_class)
+    return F.normalize(torch.eye(n_classes, D)[y] + .2 * torch.randn(len(y), D, generator=torch.Generator().manual_seed(seed)), dim=1), y
+
+
+class World:
+    def __init__(self, per_class=12, n_classes=C):
+        (self.raw, self.y), (self.raw_val, self.v) = cloud(per_class, 0, n_classes), cloud(5, 1, n_classes)
+        self.train, self.val = center(self.raw), center(self.raw_val, common_part(self.raw))
+        self.fit(self.y)
+
+    def fit(self, labels):
+        self.given, self.head = labels, train_head(self.train, labels, int(self.v.max()) + 1, HeadOptions(epochs=20, batch_size=8, n_checkpoints=5))
+
+    @property
+    def args(self): return self.train, self.given, self.val, self.v, self.head
+
+
+@pytest.fixture
+def world(): return World()
+
+
+@pytest.mark.parametrize("share, n", [(.05, 2), (.1, 5), (.5, 24), (.99, 48), (.001, 1)])
+def test_as_many_labels_are_spoilt_as_asked_for(world, share, n):
+    given = plant_wrong_labels(world.y, share, seed=3)
+    assert (given != world.y).sum() == n and given.min() >= 0 and given.max() < C
+    assert torch.equal(given, plant_wrong_labels(world.y, share, seed=3))
+
+
+def test_another_seed_spoils_others(world):
+    assert not torch.equal(plant_wrong_labels(world.y, .3, seed=0), plant_wrong_labels(world.y, .3, seed=1))
+
+
+def test_likeness_decides_the_mistake(world):
+    only_next = torch.eye(C).roll(1, dims=1)
+    given = plant_wrong_labels(world.y, .5, likeness=only_next)
+    wrong = given != world.y
+    assert torch.equal(given[wrong], (world.y[wrong] + 1) % C)
+    assert only_next.sum() == C  # what was handed in is left alone
+
+
+def test_the_labels_handed_in_are_left_alone(world):
+    before = world.y.clone()
+    plant_wrong_labels(world.y, .5), plant_wrong_labels(world.y, .5, likeness=torch.ones(C, C))
+    assert torch.equal(world.y, before)
+
+
+def test_likeness_is_left_alone_on_its_diagonal(world):
+    likeness = torch.ones(C, C)
+    plant_wrong_labels(world.y, .5, likeness=likeness)
+    assert torch.equal(likeness, torch.ones(C, C))
+
+
+@pytest.mark.parametrize("share", [0, 1, -.1, 5, float("nan")])
+def test_a_share_is_a_fraction(world, share):
+    with pytest.raises(ValueError, match="expected a fraction between 0 and 1"): plant_wrong_labels(world.y, share)
+
+
+def test_trail_by_its_definition(world):
+    t, rate = trail(world.train, world.given, world.head), torch.tensor([c.lr for c in world.head])
+    p = torch.stack([logits(c, world.train).softmax(1) for c in world.head])
+    loss, path, own = -p[:, range(48), world.given].log(), torch.einsum("k,knc->nc", rate / rate.sum(), p), F.one_hot(world.given, C).bool()
+    torch.testing.assert_close(t.path_loss, (loss * rate[:, None]).sum(0) / rate.sum())
+    torch.testing.assert_close(t.early_loss, loss[0]), torch.testing.assert_close(t.last_loss, loss[-1])
+    torch.testing.assert_close(t.doubt, 1 - p[-1].amax(1)), torch.testing.assert_close(t.given, path[own])
+    assert torch.equal(t.guess, path.masked_fill(own, -1).argmax(1)) and (t.guess != world.given).all()
+
+
+def test_opponents_are_counted_one_by_one(world):
+    found = influence(*world.args, top_k=3)
+    n, own = opponent_counts(found, world.v, world.given)
+    S = influence_matrix(*world.args)
+    want, want_own = [0] * 48, [0] * 48
+    for v in range(len(world.v)):
+        for z in S[:, v].argsort()[:3].tolist():
+            want[z] += int(S[z, v] < 0)
+            want_own[z] += int(S[z, v] < 0 and world.v[v] == world.given[z])
+    assert n.tolist() == want and own.tolist() == want_own
+
+
+def test_harm_is_minus_the_influence_on_the_own_class(world):
+    S = influence_matrix(*world.args)
+    want = [-S[z, world.v == world.given[z]].mean().item() for z in range(48)]
+    np.testing.assert_allclose(wrong_label_scores(*world.args).harm, want, atol=1e-5)
+
+
+def test_planted_mistakes_are_found(world):
+    given = plant_wrong_labels(world.y, .1, seed=0)
+    world.fit(given)
+    marks = auc_of_planted(wrong_label_scores(*world.args), given != world.y)
+    assert list(marks.index) == SCORES and list(marks) == ["auc", "found"]
+    assert (marks.auc[["suspicion", "path_loss", "self_influence"]] > .95).all()
+
+
+def test_suspects_name_the_right_class(world):
+    given = plant_wrong_labels(world.y, .1, seed=0)
+    world.fit(given)
+    suspects, n = suspect_labels(*world.args), int((given != world.y).sum())
+    assert suspects.suspicion.is_monotonic_decreasing and sorted(suspects.image) == list(range(48))
+    assert suspects.head(n).image.isin((given != world.y).nonzero().flatten().tolist()).mean() > .7
+    spoilt = suspects[(given != world.y)[suspects.image].numpy()]
+    assert (spoilt.suggested == world.y[spoilt.image.tolist()].numpy()).mean() > .7
+    assert (suspects.given == given[suspects.image].numpy()).all() and (suspects.likely == (suspects.p_suggested > suspects.p_given)).all()
+
+
+def test_influence_at_hand_is_used(world):
+    found = influence(*world.args, by_class=False)
+    pd.testing.assert_frame_equal(wrong_label_scores(*world.args, image_influence=found), wrong_label_scores(*world.args))
+    doubled = replace(found, self_influence=4 * found.self_influence)
+    np.testing.assert_allclose(wrong_label_scores(*world.args, image_influence=doubled).suspicion, 2 * wrong_label_scores(*world.args).suspicion, rtol=1e-5)
+
+
+def test_marks_by_hand():
+    scores = pd.DataFrame(dict(good=[3., 2, 1, 0], bad=[0., 1, 2, 3], flat=[1.] * 4))
+    marks = auc_of_planted(scores, torch.tensor([True, True, False, False]))
+    assert marks.auc.tolist() == [1, 0, .5] and marks.found.tolist() == [1, 0, 1]  # equal scores: in the order of the images
+
+
+@pytest.mark.parametrize("wrong, message", [(torch.zeros(48), "0 of 48 labels are wrong"), (torch.ones(48), "48 of 48 labels are wrong"), (torch.ones(5), r"shape \(5,\), but there are 48 rows")])
+def test_marks_need_both_kinds(world, wrong, message):
+    with pytest.raises(ValueError, match=message): auc_of_planted(wrong_label_scores(*world.args), wrong.bool())
+
+
+@pytest.mark.parametrize("per_class, n_classes", [(1, 2), (2, 2), (1, 4), (12, 2)])
+def test_tiny_and_two_class_datasets(per_class, n_classes):
+    world = World(per_class, n_classes)
+    suspects = suspect_labels(*world.args)
+    assert suspects.notna().all().all() and len(suspects) == per_class * n_classes
+    pairs = confusable_pairs(world.val, world.v, world.head[-1])
+    assert len(pairs) == n_classes * (n_classes - 1) // 2 and pairs.confusion.is_monotonic_decreasing
+
+
+def test_class_without_validation_image(world):
+    some = world.v != 2
+    suspects = suspect_labels(world.train, world.y, world.val[some], world.v[some], world.head)
+    assert suspects.suspicion.notna().all()
+    scores = wrong_label_scores(world.train, world.y, world.val[some], world.v[some], world.head)
+    assert (scores.harm.isna() == (world.y == 2).numpy()).all()
+    pairs = confusable_pairs(world.val[some], world.v[some], world.head[-1], at_most=99)
+    assert 2 not in pairs[["a", "b"]].to_numpy() and len(pairs) == 3
+    assert mean_probabilities(world.val[some], world.v[some], world.head[-1])[2].isnan().all()
+
+
+def test_pairs_by_their_definition(world):
+    p = logits(world.head[-1], world.val).softmax(1)
+    q = torch.stack([p[world.v == c].mean(0) for c in range(C)])
+    pairs = confusable_pairs(world.val, world.v, world.head[-1], at_most=99)
+    assert sorted(zip(pairs.a, pairs.b)) == list(combinations(range(C), 2))
+    for r in pairs.itertuples():
+        assert (r.a_as_b, r.b_as_a) == pytest.approx((q[r.a, r.b].item(), q[r.b, r.a].item()))
+        assert r.confusion == pytest.approx((r.a_as_b + r.b_as_a) / 2)
+    pd.testing.assert_frame_equal(confusable_pairs(world.val, world.v, world.head[-1], at_most=2), pairs.head(2))
+
+
+def sentences(seed=5):
+    "Six sentences a class: two refusals or repetitions, four that point somewhere."
+    emb, c = cloud(6, seed)
+    return emb, pd.DataFrame(dict(text_id=range(100, 124), class_id=c.numpy(), text=[f"text {i}" for i in range(24)], refusal=[i % 6 == 0 for i in range(24)], duplicate=[i % 6 == 1 for i in range(24)]))
+
+
+def test_separating_texts_by_their_definition(world):
+    emb, texts = sentences()
+    table = separating_texts(1, 2, texts, emb, world.raw, world.y, world.raw_val, world.v, at_most=99)
+    assert sorted(table.text_id) == [108, 109, 110, 111]
+    cosine = center(emb) @ world.train.T
+    seen = center(emb) @ world.val.T
+    for r in table.itertuples():
+        row, val = cosine[r.text_id - 100], seen[r.text_id - 100]
+        assert r.cosine == pytest.approx(row[world.y == 1].mean().item(), abs=1e-6)
+        assert r.gap == pytest.approx((row[world.y == 1].mean() - row[world.y == 2].mean()).item(), abs=1e-6)
+        assert r.told_apart == pytest.approx((val[world.v == 1][:, None] > val[world.v == 2]).float().mean().item(), abs=1e-6)
+    fits = table.cosine > 0
+    assert fits.tolist() == sorted(fits, reverse=True) and table.gap[fits].is_monotonic_decreasing and table.gap[~fits].is_monotonic_decreasing
+
+
+def test_a_text_that_fits_goes_before_one_that_separates_better(world):
+    emb, texts = sentences()
+    one, two = (world.train[world.y == c].mean(0) for c in (1, 2))
+    emb[8] = F.normalize(-two - .8 * one, dim=0)  # far from both classes, farther from class 2
+    emb[9:12] = F.normalize(torch.eye(D)[5:] + .2 * one, dim=1)  # a little like class 1
+    table = separating_texts(1, 2, texts, emb, world.raw, world.y, world.raw_val, world.v)
+    assert table.text_id.iloc[-1] == 108 and table.cosine.iloc[-1] < 0 < table.cosine.iloc[0] and table.gap.idxmax() == len(table) - 1
+
+
+def test_a_class_without_sentences_gets_an_empty_table(world):
+    emb, texts = sentences()
+    texts["refusal"] = texts.refusal | (texts.class_id == 3)
+    assert separating_texts(3, 0, texts, emb, world.raw, world.y, world.raw_val, world.v).empty
+
+
+def test_separating_without_validation_images_says_nothing_of_them(world):
+    emb, texts = sentences()
+    some = world.v != 2
+    table = separating_texts(1, 2, texts, emb, world.raw, world.y, world.raw_val[some], world.v[some])
+    assert table.told_apart.isna().all() and table.gap.notna().all()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(a=9), "class 9 has no train image"),
+    (dict(text_emb=lambda x: x[:-1]), "descriptions has 24 rows and text_emb 23"),
+    (dict(text_emb=lambda x: 2 * x), "text_emb: row 0 has length 2"),
+    (dict(train_emb=lambda x: x.index_fill(0, torch.tensor([1]), torch.nan)), "train_emb: 1 of 48 rows hold NaN"),
+    (dict(val_emb=lambda x: 3 * x), "val_emb: row 0 has length 3"),
+])
+def test_bad_input_is_named(world, change, message):
+    emb, texts = sentences()
+    given = dict(a=1, b=2, descriptions=texts, text_emb=emb, train_emb=world.raw, train_labels=world.y, val_emb=world.raw_val, val_labels=world.v)
+    given |= {k: v(given[k]) if callable(v) else v for k, v in change.items()}
+    with pytest.raises(ValueError, match=message): separating_texts(**given)
+
+
+def test_bad_features_are_named(world):
+    with pytest.raises(ValueError, match="train: 48 of 48 rows hold NaN"): suspect_labels(world.train * torch.nan, *world.args[1:])
+    with pytest.raises(ValueError, match="at_most=0"): confusable_pairs(world.val, world.v, world.head[-1], at_most=0)
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 12])
+def test_gallery_of_suspects(per_class, tmp_path):
+    world = World(per_class)
+    pixels = np.random.default_rng(0).integers(0, 255, (len(world.y), 9, 12, 3), dtype=np.uint8)
+    images = ImageSet("toy", ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class that needs two lines"), {"train": list(zip(pixels, world.y.tolist())), "val": [], "test": []})
+    fig = suspect_gallery(images, suspect_labels(*world.args), n=3)
+    fig.savefig(tmp_path / "suspects.png")
+    assert len(fig.axes) == 3 * (1 + min(2, per_class - 1) + min(2, per_class))
