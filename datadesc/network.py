@@ -7,7 +7,7 @@ __all__ = ['TORCHVISION', 'network_names', 'check_name', 'final_linear', 'Networ
            'NetworkCheckpoint', 'Training', 'train_network', 'LastLayer', 'last_layer', 'last_layer_blocks',
            'layer_parameters', 'sample_gradients', 'gradient_blocks', 'network_influence']
 
-# %% ../nbs/42_network.ipynb #17b033e3
+# %% ../nbs/42_network.ipynb #83d51f6c
 import copy, json, math, warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,14 +30,14 @@ from .store import key_of, read_tensors, write_json, write_tensors, writable_fol
 
 import timm, torchvision
 
-# %% ../nbs/42_network.ipynb #6a3a73b6
+# %% ../nbs/42_network.ipynb #2f321053
 TORCHVISION = "torchvision/"
 
 def network_names() -> list[str]:
     "The name of every image classifier of timm, and of torchvision's with `torchvision/` before it."
     return timm.list_models() + [TORCHVISION + name for name in torchvision.models.list_models(module=torchvision.models)]
 
-# %% ../nbs/42_network.ipynb #0cff5e92
+# %% ../nbs/42_network.ipynb #b770f496
 def check_name(
     name: str,  # what was asked for
 ) -> str:  # the same name
@@ -47,7 +47,7 @@ def check_name(
     near = get_close_matches(name, names)
     raise ValueError(f"Unknown network '{name}'" + (f": did you mean {' or '.join(near)}?" if near else ".") + " `network_names()` lists them all.")
 
-# %% ../nbs/42_network.ipynb #347f445f
+# %% ../nbs/42_network.ipynb #d43d248f
 def _build(name, n_classes, side, seed, published=False):
     "The network for `n_classes` classes: weights random, or timm's published ones with a random last layer."
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
@@ -56,7 +56,7 @@ def _build(name, n_classes, side, seed, published=False):
         size = {"img_size": side} if side and timm.get_pretrained_cfg(name).fixed_input_size else {}
         return timm.create_model(name, pretrained=published, num_classes=n_classes, **size)
 
-# %% ../nbs/42_network.ipynb #7e50c96a
+# %% ../nbs/42_network.ipynb #cb79e63e
 def _published_weights(name, n_classes, side, seed):
     "{name: tensor}: the weights published for a network; ConnectionError where they cannot be had."
     with hub_or_cache(), quiet():
@@ -66,7 +66,7 @@ def _published_weights(name, n_classes, side, seed):
         except Exception as error:
             raise ConnectionError(f"The published weights of {name} are not on this machine and cannot be downloaded: {error}. Give them as a file, or train from random weights: weights=None.") from error
 
-# %% ../nbs/42_network.ipynb #c2d4b34a
+# %% ../nbs/42_network.ipynb #10cd8e05
 @torch.no_grad()
 def final_linear(
     model: nn.Module,  # a classifier, in evaluation mode
@@ -84,7 +84,7 @@ def final_linear(
     if last is None: raise ValueError(f"{name} does not end in a linear layer, so last-layer influence has no closed form. Choose another network.")
     return last
 
-# %% ../nbs/42_network.ipynb #7642fe5a
+# %% ../nbs/42_network.ipynb #bab68b1f
 def _fitting(model, weights, source):
     "`weights` themselves if they fit all of `model`; ValueError that names the first that does not otherwise."
     own = model.state_dict()
@@ -99,14 +99,14 @@ def _fill(model, weights, last, source):
     if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]): weights = weights | {k: own[k] for k in head if k in own}
     model.load_state_dict(_fitting(model, weights, source), strict=False)
 
-# %% ../nbs/42_network.ipynb #d461c642
+# %% ../nbs/42_network.ipynb #c41b63b9
 def _weights_in(path):
     "{name: tensor} in a safetensors file or one of `torch.save`; ValueError if it is not one."
     if not Path(path).is_file(): raise FileNotFoundError(f"No file '{path}': expected saved weights (.safetensors or .pth).")
     try: return timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error: raise ValueError(f"'{path}' cannot be read as saved weights ({type(error).__name__}). Is the file whole, and saved by torch or as safetensors?") from error
 
-# %% ../nbs/42_network.ipynb #7ea0f94e
+# %% ../nbs/42_network.ipynb #1bf5b75b
 @dataclass(frozen=True, eq=False, repr=False)
 class Network:
     "An image classifier as it stands before its training."
@@ -123,7 +123,7 @@ class Network:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         return f"Network {self.name}: {size:.2f} million weights, {self.n_classes} classes, images of {self.side} pixels, last layer '{self.last}', on {self.device}"
 
-# %% ../nbs/42_network.ipynb #6004db72
+# %% ../nbs/42_network.ipynb #6b591e34
 def load_network(
     name: str,  # one of timm's, or "torchvision/NAME"
     n_classes: int,  # C
@@ -142,7 +142,7 @@ def load_network(
     fingerprint = key_of(layers=repr(model), weights=model.state_dict(), reads=reads)
     return Network(model.to(device), timm.data.create_transform(**reads), name, n_classes, side, last, device, fingerprint)
 
-# %% ../nbs/42_network.ipynb #a811baf8
+# %% ../nbs/42_network.ipynb #65d2777d
 @dataclass(frozen=True)
 class NetworkOptions:
     "How a network is trained; lr, batch size, schedule, epochs and checkpoints are the paper's."
@@ -158,7 +158,7 @@ class NetworkOptions:
 
     def __post_init__(self): HeadOptions(self.lr, self.epochs, self.batch_size, schedule=self.schedule, n_checkpoints=self.n_checkpoints)  # which refuses what makes no sense
 
-# %% ../nbs/42_network.ipynb #3ffcf867
+# %% ../nbs/42_network.ipynb #e0c41a66
 def augmented(
     x: Tensor,  # (B, 3, S, S)
 ) -> Tensor:  # (B, 3, S, S)
@@ -169,7 +169,7 @@ def augmented(
     wide = F.pad(x, (room,) * 4, mode="reflect")
     return torch.stack([image[:, r:r + side, c:c + side] for image, (r, c) in zip(wide, shifts.tolist())])
 
-# %% ../nbs/42_network.ipynb #ad57c2fd
+# %% ../nbs/42_network.ipynb #85759893
 def _train_epoch(network, model, sgd, samples, options, epoch, rate):
     "Mean loss and accuracy of one epoch of SGD; a leftover batch of one image, which has no variance to normalise by, is left out."
     torch.manual_seed(1_000_003 * options.seed + epoch)
@@ -185,7 +185,7 @@ def _train_epoch(network, model, sgd, samples, options, epoch, rate):
         loss, right = loss + batch_loss.detach() * len(y) / len(order), right + (answer.argmax(1) == y).sum() / len(order)
     return float(loss), float(right)
 
-# %% ../nbs/42_network.ipynb #20d709d2
+# %% ../nbs/42_network.ipynb #fdcd0870
 @dataclass(frozen=True)
 class NetworkCheckpoint:
     "A network at one moment of its training; its weights lie in a file."
@@ -201,7 +201,7 @@ class Training:
 
     def __repr__(self): return f"Training: {len(self.history)} epochs, {len(self.checkpoints)} checkpoints, last loss {self.history.loss.iloc[-1]:.3g}"
 
-# %% ../nbs/42_network.ipynb #fcdfbf0d
+# %% ../nbs/42_network.ipynb #8db60b1c
 def _claim(folder, network, image_set, options):
     "Make the folder this training's own; ValueError if it is another's."
     train = replace(image_set, samples={"train": image_set.samples["train"]})
@@ -212,7 +212,7 @@ def _claim(folder, network, image_set, options):
     differs = [part for part in own if there.get(part) != own[part]]
     if differs: raise ValueError(f"'{folder}' holds another training: its {' and '.join(differs)} differ from what is asked for now. Choose another folder, or delete that one.")
 
-# %% ../nbs/42_network.ipynb #d710059a
+# %% ../nbs/42_network.ipynb #d210f82f
 def _read_state(folder, model, sgd, moments):
     "Measurements (E, 3) of the E epochs done: lr, loss, accuracy. Model and optimiser are set to where the last one ended; ValueError if a checkpoint is gone."
     path = Path(folder, "state.safetensors")
@@ -234,7 +234,7 @@ def _write_state(folder, model, sgd, history, finished):
         state |= {f"momentum.{k}": sgd.state[p]["momentum_buffer"] for k, p in model.named_parameters() if sgd.state[p].get("momentum_buffer") is not None}
     write_tensors(Path(folder, "state.safetensors"), state)
 
-# %% ../nbs/42_network.ipynb #c31239ea
+# %% ../nbs/42_network.ipynb #289fed18
 def _moments(folder, options):
     "The checkpoints of a training, those to come included."
     return [NetworkCheckpoint(Path(folder, f"epoch-{e:04}.safetensors"), learning_rate(options, e - 1), e) for e in checkpoint_epochs(options)]
@@ -243,7 +243,7 @@ def _check_classes(network, image_set):
     "Raise a ValueError unless the network has as many classes as the images."
     if network.n_classes != len(image_set.classes): raise ValueError(f"{network.name} was loaded for {network.n_classes} classes, but {image_set.name} has {len(image_set.classes)}: load_network({network.name!r}, {len(image_set.classes)})")
 
-# %% ../nbs/42_network.ipynb #1a08697f
+# %% ../nbs/42_network.ipynb #b2159624
 def train_network(
     network: Network,  # from `load_network`; it stays as it is
     image_set: ImageSet,  # learns from its split "train"
@@ -272,7 +272,7 @@ def train_network(
     table.insert(0, "epoch", range(1, len(table) + 1))
     return Training(list(moments.values()), table)
 
-# %% ../nbs/42_network.ipynb #0607bb6f
+# %% ../nbs/42_network.ipynb #13790caf
 def _weights(network, checkpoint):
     "{name: tensor}: the checkpoint's weights as `network` needs them; ValueError if they are of another."
     here = next(network.model.parameters())
@@ -285,7 +285,7 @@ def _beheaded(network):
     model.set_submodule(network.last, nn.Identity())
     return model
 
-# %% ../nbs/42_network.ipynb #d7cfcf00
+# %% ../nbs/42_network.ipynb #8e3ab780
 @dataclass(frozen=True)
 class LastLayer:
     "N images as the last layer of a network met them at K checkpoints."
@@ -293,7 +293,7 @@ class LastLayer:
     features: list[Tensor]  # K times (N, D), what it was given
     labels: Tensor  # (N,)
 
-# %% ../nbs/42_network.ipynb #3cf04940
+# %% ../nbs/42_network.ipynb #583da0e1
 @torch.no_grad()
 def last_layer(
     network: Network,  # that was trained
@@ -316,7 +316,7 @@ def last_layer(
         if not h.isfinite().all(): raise ValueError(f"{network.name} after epoch {c.epoch}: its features hold NaN or infinity. The training diverged; start with a smaller lr.")
     return LastLayer(heads, features, torch.tensor([label for _, label in samples], device=network.device))
 
-# %% ../nbs/42_network.ipynb #eb4c47dd
+# %% ../nbs/42_network.ipynb #75d40630
 def last_layer_blocks(
     train: LastLayer,  # the train images
     val: LastLayer,  # the validation images, at the same checkpoints
@@ -334,7 +334,7 @@ def last_layer_blocks(
                 block.addcmul_(d @ errors(c, h_t[t], train.labels[t]).T, likeness)
             yield v, t, block
 
-# %% ../nbs/42_network.ipynb #c830f75c
+# %% ../nbs/42_network.ipynb #7ee9cffc
 def layer_parameters(
     network: Network,
     layers: str | list[str],  # "all", or names of layers: "layer4", "layer4.0.conv1"
@@ -351,7 +351,7 @@ def layer_parameters(
         chosen += [name for name in inside if name not in chosen]
     return chosen
 
-# %% ../nbs/42_network.ipynb #a8dcd067
+# %% ../nbs/42_network.ipynb #b2d2ffec
 def sample_gradients(
     model: nn.Module,  # in evaluation mode
     weights: dict[str, Tensor],  # all of its weights and buffers
@@ -365,13 +365,13 @@ def sample_gradients(
     parts = vmap(grad(loss), (None, 0, 0))({name: weights[name] for name in names}, x, y)
     return torch.cat([parts[name].flatten(1) for name in names], 1)
 
-# %% ../nbs/42_network.ipynb #f6847d35
+# %% ../nbs/42_network.ipynb #0374d7ea
 def _gradient_rows(network, names, memory_mb):
     "How many images' gradients may be held on each side; the train side holds each twice while it is made."
     weights = [network.model.get_parameter(name) for name in names]
     return max(1, int(memory_mb * 2 ** 20 / (3 * sum(w.numel() * w.itemsize for w in weights))))
 
-# %% ../nbs/42_network.ipynb #ae9a990e
+# %% ../nbs/42_network.ipynb #a520f73f
 def gradient_blocks(
     network: Network,
     checkpoints: list[NetworkCheckpoint],  # of its training
@@ -390,7 +390,7 @@ def gradient_blocks(
             for t in range(0, n, rows): scores[:, t:t + rows] += c.lr * of_val @ gradients(train[0][t:t + rows], train[1][t:t + rows]).T
         yield slice(v, v + len(scores)), slice(0, n), scores
 
-# %% ../nbs/42_network.ipynb #6f116d5f
+# %% ../nbs/42_network.ipynb #4cfd3b5c
 def _gradient_sizes(network, checkpoints, names, x, y, memory_mb):
     "Influence (N,) of each image on itself through the named weights."
     total, rows = x.new_zeros(len(y)), _gradient_rows(network, names, memory_mb)
@@ -399,13 +399,13 @@ def _gradient_sizes(network, checkpoints, names, x, y, memory_mb):
         for t in range(0, len(y), rows): total[t:t + rows] += c.lr * gradients(x[t:t + rows], y[t:t + rows]).square().sum(1)
     return total
 
-# %% ../nbs/42_network.ipynb #dce58be3
+# %% ../nbs/42_network.ipynb #a55cef71
 def _pixels(network, samples):
     "The images (N, 3, S, S) as the network reads them, and their labels (N,), on its device."
     x = torch.cat(list(prepared(network.preprocess, [image for image, _ in samples], 64)))
     return x.to(next(network.model.parameters())), torch.tensor([label for _, label in samples], device=network.device)
 
-# %% ../nbs/42_network.ipynb #5ca97e84
+# %% ../nbs/42_network.ipynb #7464450f
 def network_influence(
     network: Network,  # that was trained
     checkpoints: list[NetworkCheckpoint],  # of its training
