@@ -7,7 +7,7 @@ __all__ = ['Stack', 'stack', 'stacked_errors', 'influence_matrix', 'self_influen
            'influence', 'class_proponents', 'class_opponents', 'mean_influence', 'mean_text_influence',
            'text_influence', 'own_text_influence']
 
-# %% ../nbs/40_influence.ipynb #3fc86639
+# %% ../nbs/40_influence.ipynb #979a44e1
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .head import Checkpoint, check_features
 
-# %% ../nbs/40_influence.ipynb #97923f86
+# %% ../nbs/40_influence.ipynb #6e8cdfc2
 def _check_head(checkpoints):
     "The first checkpoint; ValueError unless all are finite and of one layer: same shape, same logit scale, bias or none."
     if not checkpoints: raise ValueError("checkpoints: the list is empty, expected what train_head returns")
@@ -32,7 +32,7 @@ def _check_head(checkpoints):
         if not torch.isfinite(c.weight.sum()): raise ValueError(f"checkpoints: number {i} holds NaN or infinity; that training ran away, try a lower learning rate")
     return first
 
-# %% ../nbs/40_influence.ipynb #ff36cf6f
+# %% ../nbs/40_influence.ipynb #867b0f60
 class Stack(NamedTuple):
     "The checkpoints of one training as a single layer with K*C outputs."
     weight: Tensor  # (K*C, D), times the logit scale
@@ -40,7 +40,7 @@ class Stack(NamedTuple):
     root_lr: Tensor  # (K, 1) square roots of the learning rates
     likeness: tuple[float, float]  # factor on the inner product of two features, and what the bias adds to it
 
-# %% ../nbs/40_influence.ipynb #ce19b0c6
+# %% ../nbs/40_influence.ipynb #515fd23e
 def stack(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
 ) -> Stack:
@@ -52,7 +52,7 @@ def stack(
         first.weight.new_tensor([c.lr for c in checkpoints]).sqrt()[:, None],
         (first.logit_scale ** 2, float(first.bias is not None)))
 
-# %% ../nbs/40_influence.ipynb #a4c90e8e
+# %% ../nbs/40_influence.ipynb #3360066c
 def stacked_errors(
     layer: Stack,  # of K checkpoints of C classes
     x: Tensor,  # (N, D) features
@@ -66,14 +66,14 @@ def stacked_errors(
     if normalised: d = F.normalize(d, dim=2)
     return d.mul_(layer.root_lr).flatten(1)
 
-# %% ../nbs/40_influence.ipynb #ae184e7f
+# %% ../nbs/40_influence.ipynb #ee7cef46
 def _pairs(layer, errors_a, x_a, errors_b, x_b):
     "Influence (A, B) of every pair of two blocks from their stacked errors and features: the two products."
     scale, bias = layer.likeness
     likeness = torch.addmm(x_a.new_full((), bias), x_a, x_b.T, alpha=scale)
     return (errors_a @ errors_b.T).mul_(likeness)
 
-# %% ../nbs/40_influence.ipynb #e4943963
+# %% ../nbs/40_influence.ipynb #ee934547
 def _check_examples(checkpoints, x, y, name):
     "Raise a ValueError unless `x`, `y` are examples that the checkpoints can see."
     n_classes, width = _check_head(checkpoints).weight.shape
@@ -82,7 +82,7 @@ def _check_examples(checkpoints, x, y, name):
     if y.shape != (len(x),): raise ValueError(f"{name}: {len(x)} rows but labels of shape {tuple(y.shape)}; expected one label a row")
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"{name}: labels from {int(y.min())} to {int(y.max())}, but the checkpoints know classes 0 to {n_classes - 1}")
 
-# %% ../nbs/40_influence.ipynb #b80a7900
+# %% ../nbs/40_influence.ipynb #9f1a5967
 def influence_matrix(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -97,7 +97,7 @@ def influence_matrix(
     train, val = train.to(layer.weight.dtype), val.to(layer.weight.dtype)
     return _pairs(layer, stacked_errors(layer, train, train_labels), train, stacked_errors(layer, val, val_labels), val)
 
-# %% ../nbs/40_influence.ipynb #30e3bcb5
+# %% ../nbs/40_influence.ipynb #f350e1c6
 def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Tensor, Tensor]]:
     "Portions (rows, their features, their stacked errors) of the examples."
     step = max(1, int(memory_mb * 2 ** 20 / layer.weight.dtype.itemsize / (2 * len(layer.weight))))
@@ -106,20 +106,25 @@ def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Ten
         part = x[rows].to(layer.weight.dtype)
         yield rows, part, stacked_errors(layer, part, y[rows], normalised)
 
-# %% ../nbs/40_influence.ipynb #9bf1d8f0
+# %% ../nbs/40_influence.ipynb #a262ac92
+def _on_itself(layer, errors, x):
+    "Influence (N,) of each row on itself, from stacked errors and features."
+    scale, bias = layer.likeness
+    return errors.square().sum(1) * (scale * x.square().sum(1) + bias)
+
+# %% ../nbs/40_influence.ipynb #3143d1dd
 def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
     checkpoints: list[Checkpoint],  # as train_head returns them
-    memory_mb: float = 64,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for the errors and the pairs of a block
 ) -> Tensor:  # (N,)
     "Influence (N,) of each example on itself: the diagonal of the matrix, without the matrix."
     _check_examples(checkpoints, x, y, "features")
     layer = stack(checkpoints)
-    scale, bias = layer.likeness
-    return torch.cat([d.square().sum(1) * (scale * part.square().sum(1) + bias) for _, part, d in _rows(layer, x, y, memory_mb)])
+    return torch.cat([_on_itself(layer, d, part) for _, part, d in _rows(layer, x, y, memory_mb)])
 
-# %% ../nbs/40_influence.ipynb #c38e596d
+# %% ../nbs/40_influence.ipynb #f1147c95
 def top(
     scores: Tensor,  # (R, N)
     k: int,  # how many to keep of each row
@@ -135,10 +140,10 @@ def top(
     at = at.gather(1, order)
     return best, at if index is None else index.gather(1, at)
 
-# %% ../nbs/40_influence.ipynb #ef78c552
+# %% ../nbs/40_influence.ipynb #0ce42681
 def block_rows(
     width: int,  # K*C, the width of the stacked errors
-    memory_mb: float,  # budget for everything that is neither input nor output
+    memory_mb: float,  # budget for the errors and the pairs of a block
     n_val: int,  # rows on the validation side
     bytes_each: int = 4,  # of one number
 ) -> tuple[int, int]:
@@ -146,11 +151,12 @@ def block_rows(
     cells = memory_mb * 2 ** 20 / bytes_each
     parts = math.ceil(n_val / max(1, cells // 2 // width))
     val_rows = math.ceil(n_val / max(1, parts)) or 1
-    return val_rows, max(1, int((cells - val_rows * width) / (width + 5 * val_rows)))
+    train_rows = int((cells - val_rows * width) / (width + 5 * val_rows))
+    return val_rows, max(1, train_rows if train_rows < 16 else train_rows // 16 * 16)
 
-# %% ../nbs/40_influence.ipynb #225a258c
-def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False) -> Iterator[tuple[slice, slice, Tensor]]:
-    "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs."
+# %% ../nbs/40_influence.ipynb #05b5cd3c
+def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False, own=None) -> Iterator[tuple[slice, slice, Tensor]]:
+    "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs; `own` (N,) is filled with self-influence."
     dtype = layer.weight.dtype
     val_rows, train_rows = block_rows(len(layer.weight), memory_mb, len(val), dtype.itemsize)
     for i in range(0, len(val), val_rows):
@@ -160,9 +166,11 @@ def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=F
         for j in range(0, len(train), train_rows):
             t = slice(j, min(j + train_rows, len(train)))
             x_t = train[t].to(dtype)
-            yield v, t, _pairs(layer, errors_v, x_v, stacked_errors(layer, x_t, train_labels[t], normalised), x_t)
+            errors_t = stacked_errors(layer, x_t, train_labels[t], normalised)
+            if own is not None and i == 0: own[t] = _on_itself(layer, errors_t, x_t)
+            yield v, t, _pairs(layer, errors_v, x_v, errors_t, x_t)
 
-# %% ../nbs/40_influence.ipynb #36a322dd
+# %% ../nbs/40_influence.ipynb #0a267aa9
 class _Best:
     "Running top `k` of each row while blocks of columns, in ascending order, pass by."
     def __init__(self, rows, k, like):
@@ -171,34 +179,39 @@ class _Best:
 
     def add(self, block, start):
         "See a block whose first column is number `start`."
-        better = block > self.bar
-        count = better.sum(1, dtype=torch.int32)
-        full = self.filled + count > self.scores.shape[1]
+        better, count, full = self._newcomers(block)
         if full.any():
-            self._settle(full, block[full], start)
-            better &= ~full[:, None]
-            count[full] = 0
+            self._keep(slice(None), *self.best())
+            better, count, full = self._newcomers(block)
+        if full.any():
+            scores, at = top(block[full], self.k)
+            self._keep(full, *top(torch.cat([self.scores[full], scores], 1), self.k, torch.cat([self.at[full], at + start], 1)))
+            better, count = better & ~full[:, None], count.where(~full, 0)
         row, col = better.nonzero(as_tuple=True)
         place = torch.arange(len(row), device=row.device) + (self.filled + count - count.cumsum(0))[row]
         self.scores[row, place], self.at[row, place] = block[row, col], col + start
         self.filled += count
 
-    def _settle(self, full, block, start):
-        "Cut the rows `full` back to their best, with those of a block."
-        scores, at = top(block, self.k)
-        best, at = top(torch.cat([self.scores[full], scores], 1), self.k, torch.cat([self.at[full], at + start], 1))
-        self.scores[full] = -torch.inf
-        self.scores[full, :self.k], self.at[full, :self.k] = best, at
-        self.filled[full], self.bar[full] = self.k, best[:, -1:]
-
     def best(self): return top(self.scores, self.k, self.at)
 
-# %% ../nbs/40_influence.ipynb #345b4cab
+    def _newcomers(self, block):
+        "Who is above the bar, how many in each row, and which rows have no places for them."
+        better = block > self.bar
+        count = better.sum(1, dtype=torch.int32)
+        return better, count, self.filled + count > self.scores.shape[1]
+
+    def _keep(self, rows, scores, at):
+        "Let the rows hold these and nothing else."
+        self.scores[rows] = -torch.inf
+        self.scores[rows, :self.k], self.at[rows, :self.k], self.bar[rows] = scores, at, scores[:, -1:]
+        self.filled[rows] = (scores > -torch.inf).sum(1)
+
+# %% ../nbs/40_influence.ipynb #ef04cbe9
 def _class_sums(block, labels, n_classes):
     "Rows of a block (M, N) summed by class: (C, N)."
     return block.new_zeros(n_classes, block.shape[1]).index_add_(0, labels, block)
 
-# %% ../nbs/40_influence.ipynb #a33c2bb8
+# %% ../nbs/40_influence.ipynb #ce2ce881
 @dataclass(frozen=True)
 class Influence:
     "What is kept of the influence of N train images on M validation images of C classes; a class without validation images has NaN in its rows."
@@ -214,7 +227,7 @@ class Influence:
 
     def __repr__(self): return f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, {len(self.class_counts)} classes, top {self.proponents.shape[1]})"
 
-# %% ../nbs/40_influence.ipynb #b71a4b87
+# %% ../nbs/40_influence.ipynb #308717ed
 class _Sums:
     "Running sums over blocks: the two tables by class, if asked for, and the mean embeddings."
     def __init__(self, embeddings, n_classes, like, by_class):
@@ -236,7 +249,7 @@ class _Sums:
         tables = [None, None] if self.total is None else [self.total.div_(counts[:, None]), self.positive.div_(counts[:, None])]
         return *tables, self.mean / self.weight
 
-# %% ../nbs/40_influence.ipynb #67f48267
+# %% ../nbs/40_influence.ipynb #93a7a0cf
 def collect(
     blocks: Iterable[tuple[slice, slice, Tensor]],  # validation rows, train rows, influence (V, T), which is overwritten; for each V, the T ascending
     train_embeddings: Tensor,  # (N, D) of which to take the means
@@ -261,7 +274,7 @@ def collect(
     counts = val_labels.bincount(minlength=n_classes)
     return Influence(at[0], scores[0], at[1], -scores[1], self_influence, *sums.means(counts), counts)
 
-# %% ../nbs/40_influence.ipynb #c5f9c3fb
+# %% ../nbs/40_influence.ipynb #41423c1c
 def influence(
     train: Tensor,  # (N, D) features of the train images; may be stored in bfloat16 or float16
     train_labels: Tensor,  # (N,)
@@ -269,17 +282,18 @@ def influence(
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
     top_k: int = 50,  # proponents and opponents kept per validation image
-    memory_mb: float = 64,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for the errors and the pairs of a block
     by_class: bool = True,  # keep the two (C, N) tables
 ) -> Influence:
     "TracInCP influence of the train images on the validation images: top proponents and opponents, self-influence, sums by class."
     _check_examples(checkpoints, train, train_labels, "train")
     _check_examples(checkpoints, val, val_labels, "val")
-    blocks = _blocks(stack(checkpoints), train, train_labels, val, val_labels, memory_mb)
-    own = self_influence(train, train_labels, checkpoints, memory_mb)
+    layer = stack(checkpoints)
+    own = layer.weight.new_zeros(len(train))  # the blocks fill it, since they have the errors at hand
+    blocks = _blocks(layer, train, train_labels, val, val_labels, memory_mb, own=own)
     return collect(blocks, train, val_labels, len(checkpoints[0].weight), top_k, own, by_class)
 
-# %% ../nbs/40_influence.ipynb #b99b444c
+# %% ../nbs/40_influence.ipynb #e2837976
 def _class_best(found, top_k, sign):
     "Train images (C, k) at the upper (`sign` 1) or lower (-1) end of each class's row, and their influence."
     if found.by_class is None: raise ValueError("found: its table by class was left out; compute the influence with by_class=True")
@@ -287,7 +301,7 @@ def _class_best(found, top_k, sign):
     scores, at = top(torch.where(seen, sign * found.by_class, -torch.inf), top_k)
     return at, torch.where(seen, sign * scores, torch.nan)
 
-# %% ../nbs/40_influence.ipynb #2ebf873f
+# %% ../nbs/40_influence.ipynb #43131965
 def class_proponents(
     found: Influence,  # with its tables by class
     top_k: int = 10,  # images per class
@@ -295,7 +309,7 @@ def class_proponents(
     "The train images that help each class most, best first; scores are NaN where a class has no validation image."
     return _class_best(found, top_k, 1)
 
-# %% ../nbs/40_influence.ipynb #5a8754bf
+# %% ../nbs/40_influence.ipynb #3d2bfb16
 def class_opponents(
     found: Influence,  # with its tables by class
     top_k: int = 10,  # images per class
@@ -303,7 +317,7 @@ def class_opponents(
     "The train images that hurt each class most, worst first; scores are NaN where a class has no validation image."
     return _class_best(found, top_k, -1)
 
-# %% ../nbs/40_influence.ipynb #e97997a8
+# %% ../nbs/40_influence.ipynb #ce046ac9
 def _mean_gradient(layer, x, y, memory_mb, normalised=False):
     "Mean of d h^T (K*C, D) and of d (K*C,) over the examples, at all checkpoints, each times the square root of its learning rate."
     weight, bias = torch.zeros_like(layer.weight), layer.weight.new_zeros(len(layer.weight))
@@ -312,7 +326,7 @@ def _mean_gradient(layer, x, y, memory_mb, normalised=False):
         bias += d.sum(0)
     return weight / len(x), bias / len(x)
 
-# %% ../nbs/40_influence.ipynb #b173ad48
+# %% ../nbs/40_influence.ipynb #52e2401f
 def mean_influence(
     train: Tensor,  # (N, D) features of the train images
     train_labels: Tensor,  # (N,)
@@ -329,13 +343,13 @@ def mean_influence(
     scale, bias = layer.likeness
     return (scale * (a * b).sum() + bias * (a_bias @ b_bias)).item()
 
-# %% ../nbs/40_influence.ipynb #84228865
+# %% ../nbs/40_influence.ipynb #25d671bd
 def _on_gradient(layer, gradient, x, d):
     "Influence (N,) of examples with features `x` and stacked errors `d` on a loss with this mean gradient."
     scale, bias = layer.likeness
     return scale * ((d @ gradient[0]) * x).sum(1) + bias * (d @ gradient[1])
 
-# %% ../nbs/40_influence.ipynb #79e34166
+# %% ../nbs/40_influence.ipynb #f1b49659
 def mean_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -352,13 +366,13 @@ def mean_text_influence(
     gradient = _mean_gradient(layer, val, val_labels, memory_mb, normalised)
     return torch.cat([_on_gradient(layer, gradient, x, d) for _, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised)])
 
-# %% ../nbs/40_influence.ipynb #8517aaa3
+# %% ../nbs/40_influence.ipynb #f8afd485
 def _class_columns(layer, x, d, val, val_labels, classes, memory_mb, normalised):
     "Influence (N, classes) of examples on the mean loss of each class, through the class's mean gradient."
     own = [val_labels == c for c in classes]
     return torch.stack([_on_gradient(layer, _mean_gradient(layer, val[o], val_labels[o], memory_mb, normalised), x, d) for o in own], 1)
 
-# %% ../nbs/40_influence.ipynb #d6c35d2d
+# %% ../nbs/40_influence.ipynb #f49e1dca
 def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -367,7 +381,7 @@ def text_influence(
     checkpoints: list[Checkpoint],  # as train_head returns them
     n_classes: int,  # C
     normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 64,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for the errors and the pairs of a block
 ) -> Tensor:  # (T, C)
     "Influence (T, C) of training on each text, on the mean loss of each class's validation images; above zero helps. NaN where a class has no image."
     _check_examples(checkpoints, text_emb, text_labels, "text_emb")
@@ -385,7 +399,7 @@ def text_influence(
             by_class[rows, large] = _class_columns(layer, x, d, val, val_labels, large, memory_mb, normalised)
     return by_class
 
-# %% ../nbs/40_influence.ipynb #cb626716
+# %% ../nbs/40_influence.ipynb #22f9d990
 def own_text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
     text_labels: Tensor,  # (T,) the class each text describes
@@ -393,7 +407,7 @@ def own_text_influence(
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
     normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 64,  # budget for everything that is neither input nor output
+    memory_mb: float = 64,  # budget for the errors and the pairs of a block
 ) -> Tensor:  # (T,)
     "Influence (T,) of training on each text, on the mean loss of its own class's validation images; NaN where the class has no image."
     _check_examples(checkpoints, text_emb, text_labels, "text_emb")
