@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run meadow clip readme
+.PHONY: demo test check lab meadow-run meadow clip evidence readme
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -44,6 +44,11 @@ meadow: .venv/ready-dev
 clip: .venv/ready-dev
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb nbs/runs/train_clip.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/train_clip.ipynb
+
+# Measures again what the scores are worth, on two worlds; about five minutes.
+evidence: .venv/ready-dev
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/evidence.ipynb nbs/runs/evidence.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/evidence.ipynb
 
 readme: .venv/ready
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md

@@ -34,7 +34,7 @@ def facts(result):
 
 def test_everything_is_there(result):
     assert {"report.ipynb", "report.html", "result.json", "tables", "figures"} == {f.name for f in result.iterdir()}
-    assert {f.name for f in (result/"tables").iterdir()} == {"descriptions.parquet", "ift.parquet", "accuracies.parquet"}
+    assert {f.name for f in (result/"tables").iterdir()} == {"descriptions.parquet", "ift.parquet", "accuracies.parquet", "suspects.parquet"}
     for figure in (result/"figures").glob("*.png"):
         assert Image.open(figure).size[0] > 600
     assert len(list((result/"figures").glob("*.png"))) >= 7
@@ -71,7 +71,7 @@ def test_selection_is_scored_on_both_worlds(facts):
     assert set(rows.world) == {"meadow", "heath"} and set(rows.columns) == {"form", "world", "precision_at_5", "precision_at_10", "chance", "ceiling"}
     mean = rows.groupby("form").precision_at_5.mean()
     assert np.allclose(rows.chance, .4) and (rows.ceiling == 1).all()
-    assert mean["clip"] > mean["random"] and mean["weighted"] > mean["random"]
+    assert min(mean["clip"], mean["weighted"], mean["direct"]) > mean["random"]
 
 
 def test_words_that_are_true_classify(facts):
@@ -84,6 +84,14 @@ def test_tables(result):
     assert {"text_id", "class_id", "component", "text", "source", "knowledge", "refusal", "duplicate", "names_class"} <= set(texts.columns)
     assert {"text_id", "class_id", "form", "ift", "influence_part", "clip_part", "rank", "proponent"} <= set(ift.columns)
     assert (ift[ift.proponent].groupby(["form", "class_id"]).size() == 10).all()
+    assert (ift.why_not[ift.proponent] == "").all() and (ift.why_not[~ift.proponent] != "").all()
+    refused = set(texts.text_id[texts.refusal])
+    assert refused and not refused & set(ift.text_id[ift.proponent])
+
+
+def test_suspects(result):
+    suspects = pd.read_parquet(result/"tables"/"suspects.parquet")
+    assert sorted(suspects.image) == list(range(960)) and suspects.suspicion.is_monotonic_decreasing and (suspects.given != suspects.suggested).all()
 
 
 def test_page_needs_nothing_else(result):
@@ -126,6 +134,26 @@ def test_photographs_with_an_encoder_of_real_size(tmp_path):
     assert facts["parameters"]["model"] == "ViT-B-32" and len(facts["classes"]) == 10 and "selection" not in facts
     shown = datadesc("show", "clothing", cwd=tmp_path)
     assert "with long sleeves" in shown.stdout or "with two legs" in shown.stdout
+
+
+def test_a_network_says_which_images_teach(tmp_path):
+    folder = few(tmp_path)
+    (tmp_path/"sentences.json").write_text(json.dumps(sentences(folder)))
+    asked = ["run", folder, "--descriptions", "sentences.json", "--model", "meadow-clip", "-p", "influence_model=resnet10t", "-p", "influence_epochs=2", "-p", "form=proponent", "-p", "shots=[2]", "-p", "seeds=1", "-p", "top_k=3"]
+    done = datadesc(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained, = (tmp_path/"store"/"networks").iterdir()
+    assert len(list(trained.glob("*.safetensors"))) >= 2
+    before = {f: f.stat().st_mtime_ns for f in trained.iterdir()}
+    assert datadesc(*asked, "--force", cwd=tmp_path).returncode == 0
+    assert before == {f: f.stat().st_mtime_ns for f in trained.iterdir()}
+
+
+def test_a_class_of_which_nothing_is_said_stops_the_run(tmp_path):
+    folder = few(tmp_path)
+    (tmp_path/"sentences.json").write_text(json.dumps(sentences(folder) | {"hat": ["I'm sorry, I cannot describe this."]}))
+    done = datadesc("run", folder, "--descriptions", "sentences.json", "--model", "meadow-clip", cwd=tmp_path)
+    assert done.returncode != 0 and "Every sentence about hat is a refusal" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_photographs_described_by_a_server(tmp_path):
