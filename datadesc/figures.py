@@ -7,7 +7,7 @@ __all__ = ['PALETTE', 'INK', 'SOFT', 'RULE', 'WIDTH', 'STYLE', 'DOT', 'DIAMOND',
            'suspect_gallery', 'flat_map', 'sample_of', 'pushed_apart', 'tsne_figure', 'wrapped', 'proponent_gallery',
            'selections_compared', 'accuracy_bars', 'text_class_heatmap']
 
-# %% ../nbs/80_figures.ipynb #bf7bcb4b
+# %% ../nbs/80_figures.ipynb #1682ee47
 import math, textwrap
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from .data import ImageSet, open_image
 from .head import center
 
-# %% ../nbs/80_figures.ipynb #fe329814
+# %% ../nbs/80_figures.ipynb #9564a4f0
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#8C6D31", "#2F4B7C", "#B5446E", "#6B8E23", "#444444")
 INK, SOFT, RULE = "#222222", "#777777", "#DDDDDD"  # text, what stands back, lines
 WIDTH = 10  # inches, at 90 dots each: the width of a report's column
@@ -45,7 +45,7 @@ def empty_figure(
     plt.close(fig)
     return fig, axes
 
-# %% ../nbs/80_figures.ipynb #8c417566
+# %% ../nbs/80_figures.ipynb #fa05d05e
 @plt.rc_context(STYLE)
 def image_rows(
     rows: Sequence[Sequence[tuple]],  # (image, caption) pairs; a row may be shorter than the others
@@ -59,7 +59,7 @@ def image_rows(
             ax.text(.5, -.04, caption, transform=ax.transAxes, va="top", ha="center", size=8, parse_math=False)
     return fig
 
-# %% ../nbs/80_figures.ipynb #383666cb
+# %% ../nbs/80_figures.ipynb #52c41b20
 def suspect_gallery(
     image_set: ImageSet,
     suspects: pd.DataFrame,  # as `audit.suspect_labels` makes it, with all images: the last ones are the examples
@@ -72,7 +72,7 @@ def suspect_gallery(
     def typical(c, but): return [(pictures[i], names[c]) for i in suspects.image[(suspects.given == c) & (suspects.image != but)].iloc[::-1][:examples]]
     return image_rows([[(pictures[s.image], f"labelled {names[s.given]}"), *typical(s.given, s.image), *typical(s.suggested, s.image)] for s in suspects.head(n).itertuples()])
 
-# %% ../nbs/80_figures.ipynb #7b9239df
+# %% ../nbs/80_figures.ipynb #2712a1b1
 def flat_map(
     x: Tensor,  # (N, D)
     seed: int = 0,
@@ -91,7 +91,7 @@ def sample_of(
     rng, labels = np.random.default_rng(seed), np.asarray(labels)
     return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:at_most] for c in classes])
 
-# %% ../nbs/80_figures.ipynb #552ba657
+# %% ../nbs/80_figures.ipynb #6ddaa318
 def pushed_apart(
     xy: np.ndarray,  # (n, 2) centres of boxes
     size: np.ndarray,  # (n, 2) width and height of each
@@ -108,7 +108,7 @@ def pushed_apart(
         xy[:, 1] += (clash * way * room[..., 1]).sum(1) / 2
     return xy
 
-# %% ../nbs/80_figures.ipynb #4e285aa7
+# %% ../nbs/80_figures.ipynb #6d0ee53c
 def _name_classes(ax, xy, labels, names, colours):
     "Write each class's name above its points, strays not counted."
     per_point = np.array([np.ptp(ax.get_xlim()) / (72 * WIDTH), np.ptp(ax.get_ylim()) / (72 * ax.figure.get_figheight())])
@@ -145,7 +145,7 @@ def tsne_figure(
     _name_classes(ax, xy[:len(i)], owner[:len(i)], {c: classes[c] for c in shown}, colours)
     return fig
 
-# %% ../nbs/80_figures.ipynb #0a11d7ac
+# %% ../nbs/80_figures.ipynb #3d9dd5f7
 TRUTH = {"visible": ("✓", "#009E73", "true, can be seen"), "generic": ("≈", "#8C6D31", "true of all classes"), "invisible": ("○", SOFT, "cannot be seen"),
          "wrong": ("✗", "#D55E00", "wrong"), "refusal": ("∅", SOFT, "no answer")}  # sign, colour, meaning
 
@@ -160,7 +160,7 @@ def _explain_signs(fig, found):
 
 def _decimals(top): return max(0, 1 - math.floor(math.log10(top))) if top > 0 else 2
 
-# %% ../nbs/80_figures.ipynb #e12ccce5
+# %% ../nbs/80_figures.ipynb #e6ea2878
 def wrapped(
     texts: Sequence[str],
     width: int,  # characters
@@ -170,7 +170,7 @@ def wrapped(
     lines = [textwrap.wrap(t, width) or [""] for t in texts]
     return ["\n".join(l) for l in lines], np.cumsum([0, *(len(l) + gap for l in lines)])
 
-# %% ../nbs/80_figures.ipynb #7e1449d2
+# %% ../nbs/80_figures.ipynb #241af494
 LINE = .15  # inches from one line of words to the next
 
 def _scored_lines(ax, rows, texts, begin):
@@ -191,7 +191,7 @@ def _picture_row(fig, pictures, left, top, side):
         ax = fig.add_axes(((left + i * (side + .06)) / width, 1 - (top + side) / height, side / width, side / height))
         ax.imshow(open_image(picture)); ax.axis("off")
 
-# %% ../nbs/80_figures.ipynb #0d871b8c
+# %% ../nbs/80_figures.ipynb #940d9d0e
 @plt.rc_context(STYLE)
 def proponent_gallery(
     image_set: ImageSet,
@@ -219,7 +219,7 @@ def proponent_gallery(
     _explain_signs(fig, texts.get("truth", ()))
     return fig
 
-# %% ../nbs/80_figures.ipynb #c0c5c87e
+# %% ../nbs/80_figures.ipynb #c981aa8d
 @plt.rc_context(STYLE)
 def selections_compared(
     columns: Mapping[str, pd.DataFrame],  # heading -> rows with text, and truth where it is known, best first
@@ -242,7 +242,7 @@ def selections_compared(
     _explain_signs(fig, [t for rows in columns.values() if "truth" in rows for t in rows.truth])
     return fig
 
-# %% ../nbs/80_figures.ipynb #1fc367a7
+# %% ../nbs/80_figures.ipynb #4b8b4956
 @plt.rc_context(STYLE)
 def accuracy_bars(
     lines: pd.DataFrame,  # as `zeroshot.summary` makes them: method, mean, low, high (fractions) and the column `by`
@@ -270,7 +270,7 @@ def _dots(ax, rows, y, over):
     ax.grid(axis="x", color=RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.16); ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)
 
-# %% ../nbs/80_figures.ipynb #99463490
+# %% ../nbs/80_figures.ipynb #a0fbac62
 @plt.rc_context(STYLE)
 def text_class_heatmap(
     influence: Tensor,  # (T, C) as `text_influence` makes it

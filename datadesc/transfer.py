@@ -7,7 +7,7 @@ __all__ = ['WEIGHTINGS', 'CHOICES', 'Split', 'take_shots', 'features', 'batches'
            'relative_weights', 'TransferOptions', 'text_features', 'image_stage', 'text_stage', 'shuffled', 'pick',
            'Heads', 'transfer', 'random_words']
 
-# %% ../nbs/55_transfer.ipynb #12b59fb3
+# %% ../nbs/55_transfer.ipynb #16caba0c
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from .data import few_shot
 from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits, mean_loss
 from .zeroshot import accuracy_row, class_means, correct
 
-# %% ../nbs/55_transfer.ipynb #02470b7f
+# %% ../nbs/55_transfer.ipynb #6e8c278c
 @dataclass(frozen=True)
 class Split:
     "Which images a head may see: `train` in the end; `fit` while it is tuned on `val`. Indices into the train images, except where `val_from` says otherwise."
@@ -45,7 +45,7 @@ def take_shots(
     held = 0 if shots == 1 else max(1, shots // 4)
     return Split(str(shots), seed, drawn.flatten(), drawn[:, held:].flatten(), (drawn[:, :held] if held else drawn).flatten())
 
-# %% ../nbs/55_transfer.ipynb #a47a379d
+# %% ../nbs/55_transfer.ipynb #4076dcae
 def features(
     image_emb: Mapping[str, Tensor],  # split -> (N, D)
     labels: Mapping[str, Tensor],  # split -> (N,)
@@ -59,7 +59,7 @@ def features(
     mean = common_part(x["train"])
     return {p: (center(x[p], mean) if centered else x[p], labels[s][i]) for p, (s, i) in where.items()}
 
-# %% ../nbs/55_transfer.ipynb #79a35f23
+# %% ../nbs/55_transfer.ipynb #a75cbf8f
 def batches(
     n: int,  # how many rows there are to draw from
     steps: int,  # how many batches are needed
@@ -75,7 +75,7 @@ def batches(
             at += 1
     return rows, share
 
-# %% ../nbs/55_transfer.ipynb #5cfb2f87
+# %% ../nbs/55_transfer.ipynb #9606818f
 def train_heads(
     bank: Tensor,  # (N, D) embeddings that batches are drawn from
     labels: Tensor,  # (N,) class of each
@@ -105,7 +105,7 @@ def _gradients(x, y, share, W, b, scale):
     error *= share[..., None]
     return scale * error.mT @ x, error.sum(1)
 
-# %% ../nbs/55_transfer.ipynb #e975d61e
+# %% ../nbs/55_transfer.ipynb #483701dd
 def text_scores(
     scores: pd.DataFrame,  # rows of the table that `ift` makes
 ) -> Tensor:  # (T,)
@@ -125,7 +125,7 @@ def relative_weights(
     mean = positive.new_zeros(int(group.max()) + 1).index_add_(0, group, positive) / group.bincount()
     return torch.where(mean[group] > 0, positive / mean[group], 1.)
 
-# %% ../nbs/55_transfer.ipynb #9eecd4d1
+# %% ../nbs/55_transfer.ipynb #fe9558cf
 WEIGHTINGS, CHOICES = ("loss", "embedding", "none"), ("accuracy", "loss", "last")
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TransferOptions:
         if (self.image.logit_scale, self.image.bias) != (self.text.logit_scale, self.text.bias):
             raise ValueError("image and text options differ in logit_scale or bias: one head goes through both stages, use the same")
 
-# %% ../nbs/55_transfer.ipynb #48ea694a
+# %% ../nbs/55_transfer.ipynb #e4f1cefe
 def text_features(
     texts: tuple,  # (T, D) embeddings, (T,) classes, and (T,) scores or None
     options: TransferOptions,
@@ -160,7 +160,7 @@ def text_features(
     weights = relative_weights(scores.to(x.device), class_ids, options.within)
     return (x * weights[:, None], class_ids, one) if options.weighting == "embedding" else (x, class_ids, weights)
 
-# %% ../nbs/55_transfer.ipynb #387990eb
+# %% ../nbs/55_transfer.ipynb #bb86eea7
 def _bank(parts):
     "The distinct parts (features, labels, ...) as one bank (N, D) with its labels (N,), and the row at which each part begins."
     distinct = {id(p[0]): p for p in parts}
@@ -179,7 +179,7 @@ def image_stage(
     drawn = [batches(n, options.epochs * -(-n // options.batch_size), options.batch_size, seed) for seed in seeds]
     return train_heads(bank, y, torch.stack([rows + f for (rows, _), f in zip(drawn, first)]), torch.stack([share for _, share in drawn]), start, options)
 
-# %% ../nbs/55_transfer.ipynb #da3cdcc0
+# %% ../nbs/55_transfer.ipynb #9a6165e3
 def text_stage(
     sets: Sequence[dict],  # one per head, as `features` makes them
     texts: Sequence[tuple],  # one per head, as `text_features` makes them; empty: images alone
@@ -202,7 +202,7 @@ def text_stage(
         rows.append(r), shares.append(share)
     return train_heads(bank, y, torch.stack(rows), torch.stack(shares), start, options.text)
 
-# %% ../nbs/55_transfer.ipynb #94aa5cb5
+# %% ../nbs/55_transfer.ipynb #0225475e
 def shuffled(
     texts: tuple,  # (T, D) embeddings, (T,) classes, scores or None
     seed: int = 0,
@@ -211,7 +211,7 @@ def shuffled(
     emb, class_ids, scores = texts
     return emb, class_ids[torch.randperm(len(class_ids), generator=torch.Generator().manual_seed(seed)).to(class_ids.device)], scores
 
-# %% ../nbs/55_transfer.ipynb #9194c80f
+# %% ../nbs/55_transfer.ipynb #6a1db83f
 def pick(
     ckpts: Sequence[Checkpoint],  # moments of one training
     x: Tensor,  # (M, D) validation features
@@ -224,7 +224,7 @@ def pick(
     costs = [cost(c) for c in ckpts]
     return costs.index(min(costs))
 
-# %% ../nbs/55_transfer.ipynb #9f1ea7ae
+# %% ../nbs/55_transfer.ipynb #38ac43e6
 class Heads:
     "The heads of several seeds at one number of shots: their features, and where the image stage took them (`base`)."
     def __init__(
@@ -258,7 +258,7 @@ class Heads:
         means = [class_means(*text_features(t, self.options)[:2], self.n_classes) for t in texts]
         return self._on_images([self._head(F.normalize(m, dim=1)) for m in means])
 
-# %% ../nbs/55_transfer.ipynb #5497faab
+# %% ../nbs/55_transfer.ipynb #faa3ae95
 def transfer(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
@@ -307,7 +307,7 @@ def _plans(given, options, zero_shot_start):
         if method in zero_shot_start: plans[f"zero-shot start: {method}"] = (lambda h, own=own: h.from_words(own)), k, "none"
     return plans
 
-# %% ../nbs/55_transfer.ipynb #eab94def
+# %% ../nbs/55_transfer.ipynb #6dd8e60b
 def random_words(
     texts: Sequence[str],
     seed: int = 0,
