@@ -21,7 +21,7 @@ demo: .venv/ready
 test: export OMP_NUM_THREADS := 1
 test: .venv/ready-dev
 	$(BIN)/nbdev-test --n-workers 2 --timing
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # Notebooks are clean, the package is what they export, and README.md is what the front page says.
 check: .venv/ready-dev
