@@ -2,6 +2,7 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'datadesc'},
   'syms': { 'datadesc.audit': { 'datadesc.audit.Trail': ('audit.html#trail', 'datadesc/audit.py'),
+                                'datadesc.audit._doubts': ('audit.html#_doubts', 'datadesc/audit.py'),
                                 'datadesc.audit._told_apart': ('audit.html#_told_apart', 'datadesc/audit.py'),
                                 'datadesc.audit._trail': ('audit.html#_trail', 'datadesc/audit.py'),
                                 'datadesc.audit.auc_of_planted': ('audit.html#auc_of_planted', 'datadesc/audit.py'),

@@ -78,6 +78,13 @@ def opponent_counts(
     return tuple(image[of].bincount(minlength=len(train_labels)) for of in (hurts, hurts & own))
 
 # %% ../nbs/47_audit.ipynb #c581083f
+def _doubts(train, train_labels, val, val_labels, checkpoints, image_influence):
+    "The trail of the train images, and {name: (N,)}: suspicion, self-influence and the counts of opponents."
+    found = image_influence or influence(train, train_labels, val, val_labels, checkpoints, by_class=False)
+    t, (n, n_own) = trail(train, train_labels, checkpoints), opponent_counts(found, val_labels, train_labels)
+    suspicion = (t.path_loss * found.self_influence).sqrt() * (1 + n) ** .25
+    return t, dict(suspicion=suspicion, self_influence=found.self_influence, opponent_of=n, opponent_of_own=n_own)
+
 def wrong_label_scores(
     train: Tensor,  # (N, D) features the head was trained on
     train_labels: Tensor,  # (N,) as given
@@ -87,12 +94,9 @@ def wrong_label_scores(
     image_influence: Influence | None = None,  # of these images, if it is known already
 ) -> pd.DataFrame:  # N rows, in the order of the images
     "Ways to suspect a train image of a wrong label, the higher the more: suspicion, and what it is made of and compared with."
-    found = image_influence or influence(train, train_labels, val, val_labels, checkpoints, by_class=False)
-    t, (n, n_own) = trail(train, train_labels, checkpoints), opponent_counts(found, val_labels, train_labels)
-    suspicion = (t.path_loss * found.self_influence).sqrt() * (1 + n) ** .25
+    t, doubtful = _doubts(train, train_labels, val, val_labels, checkpoints, image_influence)
     harm = -own_text_influence(train, train_labels, val, val_labels, checkpoints)
-    columns = dict(suspicion=suspicion, path_loss=t.path_loss, self_influence=found.self_influence, opponent_of=n, opponent_of_own=n_own,
-                   harm=harm, early_loss=t.early_loss, last_loss=t.last_loss, doubt=t.doubt)
+    columns = dict(suspicion=doubtful.pop("suspicion"), path_loss=t.path_loss, **doubtful, harm=harm, early_loss=t.early_loss, last_loss=t.last_loss, doubt=t.doubt)
     return pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
 
 # %% ../nbs/47_audit.ipynb #c55242cc
@@ -117,11 +121,11 @@ def suspect_labels(
     image_influence: Influence | None = None,  # of these images, if it is known already
 ) -> pd.DataFrame:  # one row a train image, most suspect first
     "Train images by how likely their label is wrong: image, given and suggested class, likely, suspicion, the two probabilities along the path, self-influence and opponents."
-    scores = wrong_label_scores(train, train_labels, val, val_labels, checkpoints, image_influence)
-    t = Trail(*(x.cpu().numpy() for x in trail(train, train_labels, checkpoints)))
-    table = pd.DataFrame(dict(image=range(len(train)), given=train_labels.cpu().numpy(), suggested=t.guess, likely=t.other > t.given,
-                              suspicion=scores.suspicion, p_given=t.given, p_suggested=t.other))
-    return table.join(scores[["self_influence", "opponent_of", "opponent_of_own"]]).sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)
+    t, doubtful = _doubts(train, train_labels, val, val_labels, checkpoints, image_influence)
+    columns = dict(image=torch.arange(len(train)), given=train_labels, suggested=t.guess, likely=t.other > t.given,
+                   suspicion=doubtful.pop("suspicion"), p_given=t.given, p_suggested=t.other, **doubtful)
+    table = pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
+    return table.sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../nbs/47_audit.ipynb #c57d215c
 def mean_probabilities(
