@@ -245,7 +245,7 @@ def selections_compared(
 # %% ../nbs/80_figures.ipynb #4b8b4956
 @plt.rc_context(STYLE)
 def accuracy_bars(
-    lines: pd.DataFrame,  # as `zeroshot.summary` makes them: method, mean, low, high (fractions) and the column `by`
+    lines: pd.DataFrame,  # as `comparison.summary` makes them: method, mean, low, high (fractions) and the column `by`
     by: str = "shots",  # a panel for each value of this column
     over: str | None = None,  # the method that the others have to beat
 ) -> Figure:

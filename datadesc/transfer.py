@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .comparison import accuracy_row
 from .data import few_shot
 from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits, mean_loss
-from .zeroshot import accuracy_row, class_means, correct
+from .zeroshot import class_means, correct
 
 # %% ../nbs/55_transfer.ipynb #6e8c278c
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start):
         chosen = [pick(ckpts, *s["val"], choose) for ckpts, s in zip(tried, trial.sets)]
         for ckpts, i, s, seed in zip(tried if final is trial else make(final), chosen, final.sets, seeds):
             x, y = s["test"]
-            yield accuracy_row(correct(logits(ckpts[i], x), y), method=method, protocol="transfer", aggregation="none", names="without",
+            yield accuracy_row(logits(ckpts[i], x), y, method=method, protocol="transfer", aggregation="none", names="without",
                                shots=str(shots), k=k, weighting=weighting, seed=seed, epoch=ckpts[i].epoch)
 
 def _check_texts(method, texts, width, labels):

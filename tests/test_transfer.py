@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datadesc.comparison import correct_matrix, summary
 from datadesc.head import Checkpoint, HeadOptions, learning_rate
 from datadesc.transfer import Heads, Split, TransferOptions, batches, pick, shuffled, take_shots, text_features, train_heads, transfer
-from datadesc.zeroshot import correct_matrix, summary
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
 CLASSES, WIDTH = 4, 16

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.zeroshot import (AGGREGATIONS, accuracy_row, chance_interval, class_scores, correct_matrix, gain, interval, names_only, restrict, summary,
-                               with_names, zero_shot)
+from datadesc.comparison import accuracy_row, chance_interval, correct_matrix, gain, interval, summary
+from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, restrict, with_names, zero_shot
 
 
 torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def test_rows_survive_parquet(world, tmp_path):
     assert len(summary(back)) == 6
 
 
-def line(method, seed, right): return accuracy_row(torch.tensor(right), method=method, protocol="transfer", aggregation="none", names="without", shots="1", k=1, weighting="none", seed=seed)
+def line(method, seed, right): return accuracy_row(F.one_hot(1 - torch.tensor(right).long(), 2), torch.zeros(len(right), dtype=torch.long), method=method, protocol="transfer", aggregation="none", names="without", shots="1", k=1, weighting="none", seed=seed)
 
 
 def test_gain_is_paired():
