@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'SCORING_HEAD', 'check_features', 'common_part', 'center', 'Checkpoint', 'logits', 'errors', 'mean_loss',
            'gradients', 'HeadOptions', 'learning_rate', 'checkpoint_epochs', 'frozen', 'train_head']
 
-# %% ../nbs/35_head.ipynb #a5d1f207
+# %% ../nbs/35_head.ipynb #b896e381
 import math
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/35_head.ipynb #f25915f0
+# %% ../nbs/35_head.ipynb #c51c7341
 def check_features(
     x: Tensor,  # what was given
     name: str,  # how the caller names it, for the message
@@ -27,14 +27,14 @@ def check_features(
         raise ValueError(f"{name}: {len(bad)} of {len(x)} rows hold NaN or infinity, the first is row {int(bad[0])}. Embed that input again or leave it out.")
     return x
 
-# %% ../nbs/35_head.ipynb #9b54dcbc
+# %% ../nbs/35_head.ipynb #b3a0ae0e
 def common_part(
     x: Tensor,  # (N, D) embeddings of one modality
 ) -> Tensor:  # (D,)
     "The mean (D,) of the normalised rows of `x`: what `center` takes away."
     return F.normalize(check_features(x, "embeddings"), dim=1).mean(0)
 
-# %% ../nbs/35_head.ipynb #ac1c0012
+# %% ../nbs/35_head.ipynb #756d10e7
 def center(
     x: Tensor,  # (N, D) embeddings of one modality
     mean: Tensor | None = None,  # (D,) mean to take away; default: that of `x` itself
@@ -43,7 +43,7 @@ def center(
     x = F.normalize(check_features(x, "embeddings"), dim=1)
     return F.normalize(x - (x.mean(0) if mean is None else mean), dim=1)
 
-# %% ../nbs/35_head.ipynb #d3b19463
+# %% ../nbs/35_head.ipynb #5d090d27
 @dataclass(frozen=True)
 class Checkpoint:
     "A linear softmax layer at one moment of its training; logits = logit_scale * x @ weight.T + bias."
@@ -55,7 +55,7 @@ class Checkpoint:
 
     def __repr__(self): return f"Checkpoint(epoch={self.epoch}, lr={self.lr:.3g}, weight={tuple(self.weight.shape)}, bias={self.bias is not None}, logit_scale={self.logit_scale:g})"
 
-# %% ../nbs/35_head.ipynb #3cf7dc16
+# %% ../nbs/35_head.ipynb #e5a5a529
 def logits(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -63,7 +63,7 @@ def logits(
     "Class scores (N, C) of features `x` before the softmax."
     return F.linear(x, ckpt.logit_scale * ckpt.weight, ckpt.bias)
 
-# %% ../nbs/35_head.ipynb #d655e0a2
+# %% ../nbs/35_head.ipynb #d676524b
 def errors(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -72,7 +72,7 @@ def errors(
     "Predicted probability minus truth, softmax(logits) - onehot (N, C): the gradient of the cross-entropy in the logits."
     return logits(ckpt, x).softmax(1) - F.one_hot(y, len(ckpt.weight)).to(x.dtype)
 
-# %% ../nbs/35_head.ipynb #dc552683
+# %% ../nbs/35_head.ipynb #a1955b8a
 def mean_loss(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -81,7 +81,7 @@ def mean_loss(
     "Mean cross-entropy of the layer on features `x` with classes `y`, in nats."
     return F.cross_entropy(logits(ckpt, x), y).item()
 
-# %% ../nbs/35_head.ipynb #40504ff5
+# %% ../nbs/35_head.ipynb #837a5206
 def gradients(
     ckpt: Checkpoint,  # the layer
     x: Tensor,  # (N, D) features
@@ -93,14 +93,14 @@ def gradients(
     if sample_weight is not None: d = d * sample_weight[:, None]
     return ckpt.logit_scale * d.T @ x, d.sum(0)
 
-# %% ../nbs/35_head.ipynb #6922d295
+# %% ../nbs/35_head.ipynb #78a6cf93
 SCHEDULES = {
     "cosine": lambda share, epoch: (1 + math.cos(math.pi * share)) / 2,
     "constant": lambda share, epoch: 1.,
     "step": lambda share, epoch: .1 ** (epoch // 30),  # the paper's: a tenth every 30 epochs
 }
 
-# %% ../nbs/35_head.ipynb #c2afd6a9
+# %% ../nbs/35_head.ipynb #2dad1dd9
 @dataclass(frozen=True)
 class HeadOptions:
     "How a head is trained."
@@ -112,6 +112,7 @@ class HeadOptions:
     logit_scale: float = 10.  # factor on the features; the paper's layer has 1
     bias: bool = True
     schedule: str = "cosine"  # one of SCHEDULES
+    t_max: int | None = None  # epochs that the cosine is made for; default: those that are trained
     n_checkpoints: int = 20  # evenly spread over the epochs, the last one at the end; never more than one an epoch
     seed: int = 0  # decides the order of the batches
 
@@ -119,19 +120,20 @@ class HeadOptions:
         if self.schedule not in SCHEDULES: raise ValueError(f"schedule={self.schedule!r}: expected one of {', '.join(SCHEDULES)}")
         for name in ("lr", "epochs", "batch_size", "logit_scale", "n_checkpoints"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}={getattr(self, name)}: expected a number above zero")
+        if self.t_max is not None and self.t_max < self.epochs: raise ValueError(f"t_max={self.t_max}: expected at least the {self.epochs} epochs of training; beyond t_max a cosine would rise again")
 
-# %% ../nbs/35_head.ipynb #6febe012
+# %% ../nbs/35_head.ipynb #160c54e2
 SCORING_HEAD = HeadOptions(logit_scale=1.)  # for the checkpoints that influence is computed from
 
-# %% ../nbs/35_head.ipynb #be3ebf95
+# %% ../nbs/35_head.ipynb #6f992cb2
 def learning_rate(
     options: HeadOptions,  # how the head is trained
     epoch: int,  # counted from 0
 ) -> float:  # the rate of that epoch
     "Learning rate of an epoch (counted from 0) under the options' schedule."
-    return options.lr * SCHEDULES[options.schedule](epoch / options.epochs, epoch)
+    return options.lr * SCHEDULES[options.schedule](epoch / (options.t_max or options.epochs), epoch)
 
-# %% ../nbs/35_head.ipynb #03fc35ae
+# %% ../nbs/35_head.ipynb #858037b6
 def checkpoint_epochs(
     options: HeadOptions,  # how the head is trained
 ) -> list[int]:  # counted from 1
@@ -139,7 +141,7 @@ def checkpoint_epochs(
     n = min(options.n_checkpoints, options.epochs)
     return [round(i * options.epochs / n) for i in range(1, n + 1)]
 
-# %% ../nbs/35_head.ipynb #eaf158b0
+# %% ../nbs/35_head.ipynb #a153403a
 def _layer(n_classes, x, options, start):
     "A fresh pair of weight (C, D) and bias (C,) to train: zeros, or a copy of `start`."
     if start is None: return x.new_zeros(n_classes, x.shape[1]), x.new_zeros(n_classes)
@@ -150,7 +152,7 @@ def _layer(n_classes, x, options, start):
     bias = x.new_zeros(n_classes) if start.bias is None else start.bias.clone()
     return start.weight.clone(), bias
 
-# %% ../nbs/35_head.ipynb #326b7acb
+# %% ../nbs/35_head.ipynb #0563cf71
 def _check_labels(x, y, n_classes, sample_weight):
     "Raise a ValueError unless `y` and `sample_weight` fit the rows of `x` and the number of classes."
     if len(x) == 0: raise ValueError("features: no rows, so there is nothing to train on")
@@ -158,14 +160,14 @@ def _check_labels(x, y, n_classes, sample_weight):
     if y.min() < 0 or y.max() >= n_classes: raise ValueError(f"labels: expected 0 to {n_classes - 1} for {n_classes} classes, got {int(y.min())} to {int(y.max())}")
     if sample_weight is not None and sample_weight.shape != y.shape: raise ValueError(f"sample_weight: expected one per row, {len(x)}, got shape {tuple(sample_weight.shape)}")
 
-# %% ../nbs/35_head.ipynb #2c27058b
+# %% ../nbs/35_head.ipynb #164f16a5
 def frozen(
     ckpt: Checkpoint,  # a layer that is still being trained
 ) -> Checkpoint:  # the same values, in memory of its own
     "A copy of the checkpoint that further training leaves alone."
     return Checkpoint(ckpt.weight.clone(), None if ckpt.bias is None else ckpt.bias.clone(), ckpt.lr, ckpt.epoch, ckpt.logit_scale)
 
-# %% ../nbs/35_head.ipynb #d7d8ac20
+# %% ../nbs/35_head.ipynb #14773fa3
 def train_head(
     features: Tensor,  # (N, D) embeddings, usually centred
     labels: Tensor,  # (N,) class of each, 0 to n_classes - 1
