@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'SYLLABLES', 'ABERRANT', 'SPLITS', 'COMPONENTS', 'TRUTHS', '
            'article', 'field_guide', 'bare_phrase', 'spoken', 'World', 'make_world', 'write', 'fingerprint', 'load',
            'records', 'truth_of']
 
-# %% ../nbs/07_meadow.ipynb #c658618b
+# %% ../nbs/07_meadow.ipynb #a182556f
 import gzip, hashlib, io, json, zipfile
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from PIL import Image
 from .data import ImageSet
 from .pencil import FEATURES, GENERIC, UNSEEN, VALUES, Look, colour_word, distinct, draw, kept_back, overall, phrases, random_look, unseen
 
-# %% ../nbs/07_meadow.ipynb #bb14abed
+# %% ../nbs/07_meadow.ipynb #a2a7b494
 def differences(a:Look, # one look
                 b:Look # another
                )->list:
@@ -37,7 +37,7 @@ def twins(look:Look, # the look to vary
     others = (replace(look, **{feature: value}) for value in VALUES[feature] if value != getattr(look, feature))
     return [other for other in others if distinct(other) and kept_back(other)]
 
-# %% ../nbs/07_meadow.ipynb #8d7f5072
+# %% ../nbs/07_meadow.ipynb #67c904d2
 def species_looks(rng:np.random.Generator, # source of chance
                   n:int=24 # number of species
                  )->list:
@@ -53,7 +53,7 @@ def species_looks(rng:np.random.Generator, # source of chance
         if pool: looks.append(pool[rng.integers(len(pool))])
     return looks
 
-# %% ../nbs/07_meadow.ipynb #5d03dd2c
+# %% ../nbs/07_meadow.ipynb #b3253502
 KINDS = {"rounded": "Roundwing", "pointed": "Arrowwing", "tailed": "Swallowtail", "scalloped": "Scallopwing", "narrow": "Longwing"}
 SYLLABLES = ("bel", "cor", "dan", "fen", "gal", "hes", "jor", "kel", "lum", "mor", "nev", "ost", "pra", "quil", "rho", "sel", "tam", "ulm", "vor", "wex")
 
@@ -77,7 +77,7 @@ def species_table(rng:np.random.Generator, # source of chance
         rows.append(dict(class_id=i, name=name, telling=i % 2 == 0, twin_of=twin, twin_feature=differences(look, looks[twin])[0] if twin >= 0 else "", **asdict(look)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_meadow.ipynb #7a909bbb
+# %% ../nbs/07_meadow.ipynb #4d42ced9
 ABERRANT = .2  # share of individuals that differ from their species
 
 def individual(look:Look, # the species' look
@@ -87,7 +87,7 @@ def individual(look:Look, # the species' look
     others = twins(look, str(rng.choice(list(VALUES)))) if rng.random() < ABERRANT else []
     return others[rng.integers(len(others))] if others else look
 
-# %% ../nbs/07_meadow.ipynb #dedf2409
+# %% ../nbs/07_meadow.ipynb #454f998a
 SPLITS = ("train", "val", "test")
 
 def photograph(look:Look, # the species' look
@@ -115,7 +115,7 @@ def photographs(species:pd.DataFrame, # the species table
             jpegs |= {f"{split}/{name}/{j:03}.jpg": photograph(look, rng) for j in range(n)}
     return jpegs
 
-# %% ../nbs/07_meadow.ipynb #a4633fed
+# %% ../nbs/07_meadow.ipynb #d1aea313
 def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
               name:str, # the world's name
               classes # the species' names
@@ -127,13 +127,13 @@ def image_set(jpegs:dict, # `<split>/<name>/<number>.jpg` -> JPEG bytes
         samples[split].append((np.asarray(Image.open(io.BytesIO(jpeg))), classes.index(species)))
     return ImageSet(name=name, classes=tuple(classes), samples=samples, superclass="butterfly")
 
-# %% ../nbs/07_meadow.ipynb #34e130e8
+# %% ../nbs/07_meadow.ipynb #1854572a
 COMPONENTS = {"wing shape": "shape", "wing colour": "base", "wing markings": "pattern", "wing margin": "border", "body": "body", "antennae": "antennae",
               "overall look": "overall", "underside": "underside", "caterpillar": "caterpillar", "habits": "habits"}
 TRUTHS = ("visible", "generic", "invisible", "wrong", "refusal")
 SAMPLES = 3  # answers to each question
 
-# %% ../nbs/07_meadow.ipynb #afe470f2
+# %% ../nbs/07_meadow.ipynb #6d84ed6e
 MIX = {"text": ["visible"]*5 + ["generic"]*4 + ["wrong"]*4 + ["refusal"], "none": ["visible"]*3 + ["generic"]*5 + ["wrong"]*5 + ["refusal"]}
 
 def deal(knowledge:str, # "text" (with an article) or "none"
@@ -146,7 +146,7 @@ def deal(knowledge:str, # "text" (with an article) or "none"
     kinds |= {c: [rest.pop() for _ in range(SAMPLES)] for c, f in COMPONENTS.items() if f in UNSEEN}
     return {c: list(rng.permutation(k)) for c, k in kinds.items()}
 
-# %% ../nbs/07_meadow.ipynb #a030288c
+# %% ../nbs/07_meadow.ipynb #3c74bfe7
 def misled(species:pd.DataFrame, # the species table
            i:int, # the species that is being described
            feature:str, # what the sentence is about
@@ -161,7 +161,7 @@ def misled(species:pd.DataFrame, # the species table
     else: pool = [k for k in looks if any(getattr(k, f) != getattr(own, f) for f in asked)]
     return pool[rng.integers(len(pool))]
 
-# %% ../nbs/07_meadow.ipynb #8f18a39e
+# %% ../nbs/07_meadow.ipynb #bf4ff40d
 REFUSALS = ("I'm sorry, but I can't describe the {component} of this species.", "As an AI, I have no information about the {component} of the {name}.",
             "No details about the {component} are available.", "The {component} is not mentioned.")
 
@@ -179,7 +179,7 @@ def sentences(species:pd.DataFrame, # the species table
     look = looks_of(species)[i] if kind == "visible" else misled(species, i, feature, rng)
     return overall(look, rng) if feature == "overall" else phrases(look, feature, rng)
 
-# %% ../nbs/07_meadow.ipynb #0edfd353
+# %% ../nbs/07_meadow.ipynb #c0d5ac33
 def put(sentence:str, # the bare answer
         name:str, # the species' name
         rng:np.random.Generator # source of chance
@@ -205,7 +205,7 @@ def answers(species:pd.DataFrame, # the species table
                 rows.append((i, component, sample, knowledge, text, str(kind), COMPONENTS[component]))
     return pd.DataFrame(rows, columns=["class_id", "component", "sample", "knowledge", "text", "truth", "feature"])
 
-# %% ../nbs/07_meadow.ipynb #ddebd815
+# %% ../nbs/07_meadow.ipynb #55a56b3c
 def article(species:pd.DataFrame, # the species table
             i:int, # which species
             rng:np.random.Generator # source of chance
@@ -226,7 +226,7 @@ def field_guide(species:pd.DataFrame, # the species table
     "The articles: class, source, page, revision, url, passages."
     return pd.DataFrame([{"class": name, "source": "field guide", "page": name, "revision": 1, "url": "", "passages": article(species, i, rng)} for i, name in species["name"].items()])
 
-# %% ../nbs/07_meadow.ipynb #a21619d7
+# %% ../nbs/07_meadow.ipynb #a1710d4a
 def bare_phrase(text:str, # an answer, as `put` phrased it
                 name:str # the species' name
                )->str:
@@ -234,9 +234,9 @@ def bare_phrase(text:str, # an answer, as `put` phrased it
     phrase = text.removeprefix(f"The {name} has ").removesuffix(".")
     return phrase[0].lower() + phrase[1:]
 
-# %% ../nbs/07_meadow.ipynb #4bf5360e
+# %% ../nbs/07_meadow.ipynb #45f8693c
 CUPL = ("The {name} has {a} and {b}.", "A {name} can be told by {a}, along with {b}.", "It is a butterfly with {a}; it also has {b}.",
-        "In this photo the {name} shows {a}, and {b} can be seen.", "{name} with {a} and {b}.")
+        "In this photo the {name} shows {a}, and also {b}.", "{name} with {a} and {b}.")
 TOPICS = (None, None, ("wing colour", "wing margin", "body"), ("wing markings", "wing margin"), ("wing shape", "antennae", "body"))  # of LaBo's questions
 
 def spoken(peer:str, # "menon", "cupl", "labo" or "vdt"
@@ -247,14 +247,15 @@ def spoken(peer:str, # "menon", "cupl", "labo" or "vdt"
           )->str:
     "The language model's answer to a question of another method."
     if peer == "cupl":
-        a, b = (known[(7*question + sample + step) % len(known)][2] for step in (0, 11))
+        one = [phrase for component, _, phrase in known if component != "overall look"]
+        a, b = (one[(7*question + sample + step) % len(one)] for step in (0, 11))
         return CUPL[question % len(CUPL)].format(name=name, a=a, b=b)
     topic = TOPICS[question % len(TOPICS)] if peer == "labo" else None
     said = [p for c, s, p in known if c in topic] if topic else [p for _, s, p in known if s == (question + sample) % SAMPLES]
     start = f"{name} is a butterfly with " if peer == "vdt" else ""
     return "\n".join(f"- {start}{phrase}" for phrase in dict.fromkeys(said))
 
-# %% ../nbs/07_meadow.ipynb #09f9344f
+# %% ../nbs/07_meadow.ipynb #3b6dad2f
 @dataclass(frozen=True)
 class World:
     "A dataset whose truth is known."
@@ -291,7 +292,7 @@ class World:
 
     def __repr__(self): return f"World({self.name!r}: {len(self.classes)} species, {len(self.truth):,} answers, {self.images})"
 
-# %% ../nbs/07_meadow.ipynb #406aa084
+# %% ../nbs/07_meadow.ipynb #d9af5636
 def make_world(seed:int, # another seed, another world
                name:str, # what to call it
                per_class=(40, 20, 40) # pictures a species in train, val and test
@@ -303,7 +304,7 @@ def make_world(seed:int, # another seed, another world
     articles = field_guide(species, rng)
     return World(name, species, image_set(photographs(species, seed, per_class), name, list(species["name"])), articles, truth)
 
-# %% ../nbs/07_meadow.ipynb #30b1adf9
+# %% ../nbs/07_meadow.ipynb #58107103
 FOLDER = Path(str(files("datadesc")/"assets"/"meadow"))  # in the package
 SEED = 2026  # of the world that was frozen
 
@@ -324,7 +325,7 @@ def fingerprint(folder=FOLDER # a world's folder
     "SHA-256 of the world's files."
     return hashlib.sha256(b"".join((Path(folder)/f).read_bytes() for f in ("images.zip", "world.json.gz"))).hexdigest()
 
-# %% ../nbs/07_meadow.ipynb #1211b42b
+# %% ../nbs/07_meadow.ipynb #6d95037a
 def load(folder=FOLDER # a world's folder; the default is the bundled meadow
         )->World:
     "The world that `write` wrote."
@@ -337,7 +338,7 @@ def records()->Path:
     "The bundled record of the answers to both prompting stages, with the field guide and without."
     return FOLDER/"answers.jsonl.gz"
 
-# %% ../nbs/07_meadow.ipynb #5cd569d5
+# %% ../nbs/07_meadow.ipynb #f0cd02c2
 KEYS = ["class_id", "component", "sample", "knowledge"]  # what an answer is known by
 
 def truth_of(descriptions:pd.DataFrame, # class_id, component, sample and knowledge of each text
