@@ -6,7 +6,7 @@
 __all__ = ['TEXT_STAGE', 'halves', 'retrained_losses', 'rank_correlation', 'lds', 'dealt_again', 'agreement_in_classes',
            'told_at']
 
-# %% ../nbs/58_evidence.ipynb #f0bf153a
+# %% ../nbs/58_evidence.ipynb #b9731634
 from math import comb
 
 import pandas as pd
@@ -17,7 +17,7 @@ from torch import Tensor
 from .head import Checkpoint, HeadOptions, logits
 from .transfer import batches, train_heads
 
-# %% ../nbs/58_evidence.ipynb #360385b2
+# %% ../nbs/58_evidence.ipynb #14abb247
 def halves(
     class_ids: Tensor,  # (T,) the class each text describes
     n: int,  # how many halves
@@ -30,7 +30,7 @@ def halves(
         inside[:, rows] = torch.rand(n, len(rows), generator=draw).argsort(1) < len(rows) // 2
     return inside
 
-# %% ../nbs/58_evidence.ipynb #c8f9813b
+# %% ../nbs/58_evidence.ipynb #8b91c46e
 TEXT_STAGE = HeadOptions(lr=.1, epochs=10, schedule="constant", n_checkpoints=10)  # sentences alone, at the rate of chapter 55
 
 def retrained_losses(
@@ -48,7 +48,7 @@ def retrained_losses(
     if keep.shape[1:] != class_ids.shape: raise ValueError(f"keep: {keep.shape[-1]} columns, but there are {len(class_ids)} texts; expected one column per text")
     rows, share = batches(len(text), options.epochs * -(-len(text) // options.batch_size), options.batch_size, seed)
     def losses(kept):
-        heads = train_heads(text, class_ids, rows.expand(len(kept), -1, -1), share * kept[:, rows], [base] * len(kept), options)
+        heads = train_heads(text, class_ids, [(rows[None], share * kept[:, rows])], [base] * len(kept), options)
         return torch.stack([torch.stack([_class_losses(c, image, image_class) for c in checkpoints[1:]]) for checkpoints in heads], 1)
     return torch.cat([losses(kept) for kept in keep.cpu().split(at_once)], 1)
 
@@ -57,7 +57,7 @@ def _class_losses(ckpt, x, y):
     loss = F.cross_entropy(logits(ckpt, x), y, reduction="none")
     return loss.new_zeros(len(ckpt.weight)).index_add_(0, y, loss) / y.bincount(minlength=len(ckpt.weight))
 
-# %% ../nbs/58_evidence.ipynb #196ea49b
+# %% ../nbs/58_evidence.ipynb #d4b6ccd0
 def rank_correlation(
     a: Tensor,  # (H, C)
     b: Tensor,  # (H, C)
@@ -74,7 +74,7 @@ def lds(
     "Linear datamodeling score: rank correlation over the trainings of summed scores and fall in loss, averaged over the classes that have both."
     return rank_correlation(keep.to(scores.dtype) @ scores, -losses).nanmean().item()
 
-# %% ../nbs/58_evidence.ipynb #80887443
+# %% ../nbs/58_evidence.ipynb #dcff60a2
 def dealt_again(
     scores: Tensor,  # (T, ...) one row a text
     class_ids: Tensor,  # (T,)
@@ -87,7 +87,7 @@ def dealt_again(
         dealt[rows] = scores[rows[torch.randperm(len(rows), generator=draw)]]
     return dealt
 
-# %% ../nbs/58_evidence.ipynb #3365fc0c
+# %% ../nbs/58_evidence.ipynb #d83a2894
 def agreement_in_classes(
     a: Tensor,  # (T,) one score of each text
     b: Tensor,  # (T,) another
@@ -97,7 +97,7 @@ def agreement_in_classes(
     by_class = [rank_correlation(a[rows, None], b[rows, None]) for c in class_ids.unique() if len(rows := (class_ids == c).nonzero().flatten()) > 1]
     return torch.cat(by_class).nanmean().item()
 
-# %% ../nbs/58_evidence.ipynb #63f03992
+# %% ../nbs/58_evidence.ipynb #ee4cc0a1
 def told_at(
     scores: pd.DataFrame,  # what `ift` returned
     telling: pd.Series,  # True where a text says what matters, same index

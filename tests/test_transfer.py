@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from datadesc.comparison import correct_matrix, summary
 from datadesc.head import Checkpoint, HeadOptions, learning_rate
-from datadesc.transfer import Heads, Split, TransferOptions, batches, pick, shuffled, take_shots, text_features, train_heads, transfer
+from datadesc.transfer import PAPER, Heads, Split, TransferOptions, batches, judged, pick, shuffled, stage, take_shots, text_features, train_heads, transfer
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
 CLASSES, WIDTH = 4, 16
@@ -45,7 +45,7 @@ def test_heads_side_by_side_agree_with_autograd(world):
     drawn = [batches(80, 25, 16, seed) for seed in range(3)]
     rows, share = torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn]) * torch.rand(3, 25, 16)
     zero = Checkpoint(torch.zeros(CLASSES, WIDTH), torch.zeros(CLASSES), 0., 0, options.logit_scale)
-    for h, ckpts in enumerate(train_heads(images["train"], labels["train"], rows, share, [zero] * 3, options)):
+    for h, ckpts in enumerate(train_heads(images["train"], labels["train"], [(rows, share)], [zero] * 3, options)):
         w, b = autograd_head(images["train"], labels["train"], rows[h], share[h], options)
         assert torch.allclose(ckpts[-1].weight, w, atol=1e-4) and torch.allclose(ckpts[-1].bias, b, atol=1e-4)
 
@@ -54,7 +54,12 @@ def test_a_head_without_bias_keeps_none(world):
     images, labels, texts = world
     o = replace(QUICK, image=replace(QUICK.image, bias=False), text=replace(QUICK.text, bias=False))
     heads = Heads(images, labels, [take_shots(labels, 4)], "train", o)
-    assert heads.taught([texts], 3)[0][-1].bias.abs().max() == 0
+    assert taught(heads, texts).bias.abs().max() == 0
+
+
+def taught(heads, texts):
+    "The one head of one seed after the text stage on one method's sentences."
+    return heads.taught([[text_features(texts, heads.options)]], 3, torch.tensor([heads.options.text.lr])).at(-1, 0)
 
 
 def test_batches_are_whole_passes():
@@ -118,10 +123,10 @@ def test_nothing_mixed_in_is_the_papers_text_stage(world):
     images, labels, texts = world
     o = replace(QUICK, mix=0.)
     heads = Heads(images, labels, [take_shots(labels, "all")], "train", o)
-    before = heads.taught([texts], 3)[0][-1].weight
+    before = taught(heads, texts).weight
     x, y = heads.sets[0]["train"]
     heads.sets[0]["train"] = (x.flip(0), y)
-    assert torch.allclose(before, heads.taught([texts], 3)[0][-1].weight)
+    assert torch.allclose(before, taught(heads, texts).weight)
 
 
 def test_weights_on_loss_and_embedding(world):
@@ -143,8 +148,7 @@ def test_a_sentence_of_weight_nothing_teaches_nothing(world):
     with_noise = text_features((other, y, scores), QUICK)
     changed = with_noise[0].clone()
     changed[scores == 0] = torch.randn(int((scores == 0).sum()), WIDTH)
-    from datadesc.transfer import text_stage
-    made = [text_stage(heads.sets, [(x, y, with_noise[2])], heads.base, [0], 3, QUICK)[0][-1].weight for x in (with_noise[0], changed)]
+    made = [stage(heads.sets, [[(x, y, with_noise[2])]], heads.base, [0], 3, QUICK.text, QUICK.mix)[0][-1].weight for x in (with_noise[0], changed)]
     assert torch.allclose(*made, atol=1e-5)
 
 
@@ -161,11 +165,10 @@ def test_sentences_may_depend_on_the_split(world):
 
 
 def test_pick_reads_accuracy_then_loss_then_the_clock():
-    x, y = torch.eye(2), torch.tensor([0, 1])
-    wrong, right, sharp = (Checkpoint(s * torch.eye(2), torch.zeros(2), 0., 0, 1.) for s in (-.01, 1., 2.))
-    assert pick([wrong, right, sharp, sharp], x, y) == 2
-    assert pick([wrong, right, wrong], x, y, "loss") == 1
-    assert pick([sharp, right], x, y, "last") == 1
+    right, loss = torch.tensor([[0, 1], [3, 3], [3, 3], [3, 2]]), torch.tensor([[.9, .8], [.5, .4], [.3, .6], [.3, .1]])
+    assert pick(right, loss).tolist() == [2, 1]
+    assert pick(right, loss, "loss").tolist() == [2, 3]
+    assert pick(right, loss, "last").tolist() == [3, 3]
 
 
 def test_a_pass_over_the_sentences_when_steps_are_not_given(world):
