@@ -1,11 +1,11 @@
-"Zero-shot scores, intervals and table rows beyond what chapter 50 shows."
+"Zero-shot scores and table rows beyond what chapter 50 shows."
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.comparison import accuracy_row, chance_interval, correct_matrix, gain, interval, summary
+from datadesc.comparison import correct_matrix, summary
 from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, restrict, with_names, zero_shot
 
 
@@ -51,36 +51,6 @@ def test_what_cannot_be_scored_is_named(world):
     with pytest.raises(ValueError, match="mean_embedding"): class_scores(image, text, ids, 4, "median")
 
 
-def test_interval_of_several_seeds_covers_the_truth():
-    "Accuracies of 5 seeds on 200 images, many times: the 95 % interval holds the true mean about as often as it says."
-    rng, held = np.random.default_rng(0), 0
-    for trial in range(100):
-        skill = rng.normal(.8, .02, (5, 1))
-        low, high = interval(rng.random((5, 200)) < skill, seed=trial, repeats=400)
-        held += low <= .8 <= high
-    assert held >= 88
-
-
-def test_interval_is_the_same_every_time_and_bounds_the_mean():
-    values = np.random.default_rng(1).random((3, 100)) < .7
-    assert interval(values) == interval(torch.tensor(values))
-    low, high = interval(values)
-    assert low <= values.mean() <= high
-    assert interval(np.ones(10)) == (1., 1.)
-
-
-def test_chance_interval_covers_predictions_that_ignore_the_image():
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(10).repeat_interleave(40)
-    low, high = chance_interval(torch.rand(400, 10, generator=g), labels)
-    assert low < .1 < high
-
-
-def test_chance_interval_leaves_out_predictions_that_do_not():
-    labels = torch.arange(10).repeat_interleave(40)
-    assert chance_interval(F.one_hot(labels, 10).float(), labels)[1] < .5
-
-
 def test_restrict_keeps_the_answer_among_the_kept_classes(world):
     image, text, ids, labels = world
     scores = class_scores(image, text, ids, 4)
@@ -103,32 +73,6 @@ def test_rows_survive_parquet(world, tmp_path):
     assert (correct_matrix(back) == correct_matrix(rows)).all()
     assert np.allclose(correct_matrix(back).mean(1), back.accuracy)
     assert len(summary(back)) == 6
-
-
-def line(method, seed, right): return accuracy_row(F.one_hot(1 - torch.tensor(right).long(), 2), torch.zeros(len(right), dtype=torch.long), method=method, protocol="transfer", aggregation="none", names="without", shots="1", k=1, weighting="none", seed=seed)
-
-
-def test_gain_is_paired():
-    "A method that is right on one image more, always the same, is clearly better although both intervals overlap."
-    hard = [True] * 150 + [False] * 50
-    better = [True] * 160 + [False] * 40
-    rows = pd.DataFrame([line("base", 0, hard), line("more", 0, better), line("same", 0, hard)])
-    lines = summary(rows).set_index("method")
-    assert lines.low["more"] < lines.high["base"]
-    found = gain(rows, over="base").set_index("method")
-    assert found.clear["more"] and not found.clear["same"]
-    assert found.gain["more"] == pytest.approx(.05)
-
-
-def test_gain_wants_the_same_seeds():
-    rows = pd.DataFrame([line("base", 0, [True]), line("other", 1, [True])])
-    with pytest.raises(ValueError, match="seeds"): gain(rows, over="base")
-    with pytest.raises(ValueError, match="nobody"): gain(rows, over="nobody")
-
-
-def test_different_test_images_are_not_mixed():
-    rows = pd.DataFrame([line("a", 0, [True]), line("a", 1, [True, False])])
-    with pytest.raises(ValueError, match="test images"): summary(rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
