@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import top_k_accuracy_score
 
 from datadesc.comparison import correct_matrix, summary
-from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, restrict, with_names, zero_shot
+from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, restrict, top_k_accuracy, with_names, zero_shot
 
 
 torch.set_num_threads(1)
@@ -49,6 +50,13 @@ def test_what_cannot_be_scored_is_named(world):
     with pytest.raises(ValueError, match="No sentence for class 4, 5"): class_scores(image, text, ids, 6)
     with pytest.raises(ValueError, match="n_classes=3"): class_scores(image, text, ids, 3)
     with pytest.raises(ValueError, match="mean_embedding"): class_scores(image, text, ids, 4, "median")
+
+
+def test_the_first_places_agree_with_scikit_learn(world):
+    image, text, ids, labels = world
+    scores = class_scores(image, text, ids, 4)
+    for k in (1, 2, 3): assert top_k_accuracy(scores, labels, k) == pytest.approx(top_k_accuracy_score(labels, scores, k=k))
+    with pytest.raises(ValueError, match="one label per image"): top_k_accuracy(scores, labels[:-1])
 
 
 def test_restrict_keeps_the_answer_among_the_kept_classes(world):
