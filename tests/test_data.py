@@ -283,3 +283,32 @@ def test_grocery_list(tmp_path):
             lines.append(f"{root/path},{Path(path).parent.name},{split}")
     images = from_csv(listing(tmp_path, lines))
     assert len(images.classes) == 28 and len(images) == len(lines) - 1
+
+
+# The same picture twice
+
+def test_copies_are_found_whatever_holds_them(tmp_path):
+    "A file, the same pixels in another format, in memory as image and as array; not a file of the same name, nor a resized one."
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path/"a.png"), image.save(tmp_path/"b.bmp"), image.resize((4, 3)).save(tmp_path/"small.png")
+    images = ImageSet("copies", ("x", "y"), {"train": [(tmp_path/"a.png", 0), (pixels.copy(), 0)], "val": [(tmp_path/"small.png", 0), (pixels[::-1], 1)], "test": [(image, 1), (tmp_path/"b.bmp", 0)]})
+    table = data.repeated(images, progress=False)
+    assert list(table.itertuples(index=False, name=None)) == [("train", 0, 0, 0, True), ("train", 1, 0, 0, True), ("test", 0, 1, 0, True), ("test", 1, 0, 0, True)]
+
+
+def test_a_copy_in_its_own_split_does_not_span_splits(tmp_path):
+    root = album(tmp_path/"album", splits=("train", "val", "test"))
+    (root/"train"/"dog"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
+    table = data.repeated(from_folder(root), progress=False)
+    assert set(table.split) == {"train"} and len(table) == 2 and not table.across.any()
+
+
+def test_a_set_without_copies_gives_an_empty_table(tmp_path):
+    table = data.repeated(from_folder(album(tmp_path/"album", splits=("train", "val", "test"))), progress=False)
+    assert len(table) == 0 and list(table) == ["split", "place", "label", "group", "across"]
+
+
+@clothing
+def test_copies_among_photographs():
+    assert not data.repeated(load(SHARED/"clothing"), progress=False).across.any()
