@@ -8,8 +8,9 @@ __all__ = ['LIST', 'SENTENCE', 'MENON', 'CUPL', 'LABO', 'VDT', 'PEERS', 'ALIASES
            'pairs', 'match_classes', 'peer_texts', 'from_templates', 'read_templates', 'waffle', 'questions_of',
            'texts_in', 'ask']
 
-# %% ../nbs/60_peers.ipynb #50f70184
+# %% ../nbs/60_peers.ipynb #a98f9454
 import difflib, json, pickle, re, unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from .describe import flagged, is_refusal, one_line, parse_list, parts_of, readable
 from .llm import LLM, Request
 
-# %% ../nbs/60_peers.ipynb #a741335c
+# %% ../nbs/60_peers.ipynb #1c32a9e5
 @dataclass(frozen=True)
 class Recipe:
     "The questions that a peer asks a language model about each class."
@@ -29,7 +30,7 @@ class Recipe:
     samples: int = 1  # answers to each question
     listed: bool = True  # an answer is a list of texts; False: it is one sentence
 
-# %% ../nbs/60_peers.ipynb #1c9116e9
+# %% ../nbs/60_peers.ipynb #fcff48d0
 @dataclass(frozen=True)
 class Peer:
     "A published way to describe classes."
@@ -42,7 +43,7 @@ class Peer:
 
     def __repr__(self): return f"Peer({self.name!r}: {self.idea})"
 
-# %% ../nbs/60_peers.ipynb #d56040e4
+# %% ../nbs/60_peers.ipynb #0ea63bf9
 def as_written(
     name: str,  # class name
     text: str,  # a whole sentence, or a phrase that shall stand alone
@@ -66,7 +67,7 @@ def photo_with(
     "\"A photo of a <name>, which has <text>.\" (Roth et al., 2023)."
     return f"A photo of a {name}, which has {text}."
 
-# %% ../nbs/60_peers.ipynb #2e43a9d2
+# %% ../nbs/60_peers.ipynb #12091165
 LIST = "Answer with a list, one short phrase a line, and nothing else. Do not name the subject."
 SENTENCE = "Answer with one sentence that names it, and nothing else."
 
@@ -77,14 +78,14 @@ CUPL = Recipe((f"Say what this looks like: {{subject}}. {SENTENCE}",
                f"Imagine a picture on the web that shows this: {{subject}}. Describe the picture. {SENTENCE}",
                f"Write a caption for a photo of this: {{subject}}. {SENTENCE}"), samples=10, listed=False)
 
-# %% ../nbs/60_peers.ipynb #112def67
+# %% ../nbs/60_peers.ipynb #eaf6ffce
 LABO = Recipe(tuple(f"Subject: {{subject}}\n{question} {LIST}" for question in
                     ("What does the subject look like?", "Describe the appearance of the subject.", "Which colours does the subject have?",
                      "Which patterns does the subject show?", "Which shapes does the subject have?")), samples=10)
 VDT = Recipe(("Subject: {subject}\nWrite one sentence on how each of these parts of the subject looks: {parts}. "
               "Begin each sentence with \"{start}\". Answer with a list, one sentence a line, and nothing else.",))
 
-# %% ../nbs/60_peers.ipynb #5c6ce035
+# %% ../nbs/60_peers.ipynb #d32d859e
 PEERS = {peer.name: peer for peer in (
     Peer("clip", as_written, "mean", "the class name in one template", "Radford et al., ICML 2021"),
     Peer("clip_templates", as_written, "mean_embedding", "the class name in several templates", "Radford et al., ICML 2021"),
@@ -94,7 +95,7 @@ PEERS = {peer.name: peer for peer in (
     Peer("vdt", as_written, "mean", "one sentence on each attribute of the class", "Maniparambil et al., ICCV Workshops 2023", VDT),
     Peer("waffle", photo_with, "mean", "random words and characters after the class name, the same for all classes", "Roth et al., ICCV 2023"))}
 
-# %% ../nbs/60_peers.ipynb #c923f7a2
+# %% ../nbs/60_peers.ipynb #8a023f18
 def read_saved(
     path: str | Path,  # a file that `torch.save` wrote
 ):
@@ -103,10 +104,10 @@ def read_saved(
     except pickle.UnpicklingError as error:
         wants = re.search(r"GLOBAL (\S+)", str(error))
         why = f"wants to run '{wants[1]}' while it is read, and was not opened" if wants else "is no file of plain data"
-    except (RuntimeError, EOFError, ValueError): why = "is broken or no file that torch.save wrote"
+    except Exception: why = "is broken or no file that torch.save wrote"  # the reader of a damaged pickle may raise anything
     raise ValueError(f"'{path}' {why}: expected a dict of class -> list of texts, as torch.save writes it. Save it again as JSON where you trust it.")
 
-# %% ../nbs/60_peers.ipynb #df407c15
+# %% ../nbs/60_peers.ipynb #3103c1cc
 def _loaded(path):
     "What the file holds, JSON or saved by torch."
     if not path.is_file(): raise FileNotFoundError(f"No file '{path}': expected published descriptions, JSON or saved by torch.")
@@ -125,7 +126,7 @@ def read_texts(
             raise ValueError(f"'{path}', class {name!r}: expected a list of texts, got {texts!r:.60}.")
     return {str(name): [line for text in texts if (line := " ".join(text.split()))] for name, texts in described.items()}
 
-# %% ../nbs/60_peers.ipynb #2e1a3428
+# %% ../nbs/60_peers.ipynb #88ce3a7a
 def spelling(
     name: str,  # a class name
 ) -> str:
@@ -133,16 +134,16 @@ def spelling(
     plain = "".join(c for c in unicodedata.normalize("NFKD", re.sub(r"^\d+\.", "", name)) if not unicodedata.combining(c))
     return re.sub(r"[\W_]+", "", plain.casefold())
 
-# %% ../nbs/60_peers.ipynb #ebf33f68
+# %% ../nbs/60_peers.ipynb #23f2c7b6
 def words(
     name: str,  # a class name
 ) -> frozenset[str]:
-    "The name's words in the singular, without little ones; no order."
+    "The name's words without plural endings and without little ones; no order."
     found = re.findall(r"[^\W_]+", name.casefold())
-    singular = (re.sub(r"(?<=[sxh])es$|(?<=[^su])s$", "", re.sub(r"(?<=...)ies$", "y", word)) for word in found)
-    return frozenset(singular) - {"a", "an", "the", "and", "or", "of"}
+    singular = (re.sub(r"(?<=[^su])s$", "", word) for word in found)
+    return frozenset(re.sub(r"(?<=ss|sh|ch)e$|(?<=x)e$", "", re.sub(r"(?<=..)ie$", "y", word)) for word in singular) - {"a", "an", "the", "and", "or", "of"}
 
-# %% ../nbs/60_peers.ipynb #8809aa6b
+# %% ../nbs/60_peers.ipynb #55387323
 ALIASES = (
     ("AnnualCrop", "annual crop land"), ("Forest", "forest"), ("HerbaceousVegetation", "brushland or shrubland", "herbaceous vegetation land"),
     ("Highway", "highway or road"), ("Industrial", "industrial buildings or commercial buildings", "industrial buildings"), ("Pasture", "pasture land"),
@@ -155,13 +156,14 @@ def alias(
     "The folder name of EuroSAT's class that is known by this name; \"\" if none is."
     return next((group[0] for group in ALIASES if spelling(name) in map(spelling, group)), "")
 
-# %% ../nbs/60_peers.ipynb #ac0eeb12
+# %% ../nbs/60_peers.ipynb #71c86680
 KEYS = {"exact": str, "spelling": spelling, "words": words, "alias": alias}  # tried in this order
 
 def _alone(names, key):
     "Key -> name, for the keys that one name alone has."
     keys = [key(name) for name in names]
-    return {k: name for k, name in zip(keys, names) if k and keys.count(k) == 1}
+    counts = Counter(keys)
+    return {k: name for k, name in zip(keys, names) if k and counts[k] == 1}
 
 def pairs(
     theirs: Sequence[str],  # published names
@@ -176,16 +178,28 @@ def pairs(
         found |= {c: (left[k], how) for k, c in _alone([c for c in classes if c not in found], key).items() if k in left}
     return found
 
-# %% ../nbs/60_peers.ipynb #aa9b5be7
+# %% ../nbs/60_peers.ipynb #7ddb3c3d
+def _nearest(name, left):
+    "The name in `left` that is spelled most like this one; \"\" if none is much alike."
+    spelled = {spelling(other): other for other in left}
+    return spelled.get(next(iter(difflib.get_close_matches(spelling(name), spelled, n=1, cutoff=.5)), None), "")
+
 def _report(theirs, classes, found):
     "One row a class, and one for every published name that is left over."
-    extra = [t for t in theirs if t not in {t for t, _ in found.values()}]
-    near = lambda c: next(iter(difflib.get_close_matches(readable(c).casefold(), [readable(t).casefold() for t in extra], 1, .5)), "")
-    named = {readable(t).casefold(): t for t in extra}
-    rows = [(c, *found.get(c, ("", "missing")), len(theirs[found[c][0]]) if c in found else 0, "" if c in found else named.get(near(c), "")) for c in classes]
+    taken = {t for t, _ in found.values()}
+    extra = [t for t in theirs if t not in taken]
+    rows = [(c, *found[c], len(theirs[found[c][0]]), "") if c in found else (c, "", "missing", 0, _nearest(c, extra)) for c in classes]
     return pd.DataFrame(rows + [("", t, "extra", len(theirs[t]), "") for t in extra], columns=["class", "theirs", "how", "texts", "nearest"])
 
-# %% ../nbs/60_peers.ipynb #7dff789e
+# %% ../nbs/60_peers.ipynb #e3841c94
+def _without_text(rows):
+    "The message on classes that end without a text."
+    why = lambda row: "its list is empty" if row.theirs else f"not found; nearest: {row.nearest!r}" if row.nearest else "not found"
+    said = [f"{row['class']!r} ({why(row)})" for _, row in rows.head(10).iterrows()] + ["..."]*(len(rows) > 10)
+    return (f"{len(rows)} of the classes end without a text: {', '.join(said)}. "
+            "Say which name is meant with renamed={class: published name}, or take empty='name' to score them by their names.")
+
+# %% ../nbs/60_peers.ipynb #27c0d7ce
 def match_classes(
     theirs: Mapping[str, Sequence[str]],  # published name -> texts, from `read_texts`
     classes: Sequence[str],  # C class names of the dataset
@@ -195,21 +209,16 @@ def match_classes(
     "Class -> texts in the dataset's order, and a report: class, theirs, how, texts, nearest."
     renamed = dict(renamed or {})
     if empty not in ("error", "name"): raise ValueError(f"empty={empty!r}: expected 'error' or 'name'.")
-    if len(set(classes)) < len(classes): raise ValueError(f"Two classes are named {max(classes, key=list(classes).count)!r}: give each a name of its own.")
+    if len(set(classes)) < len(classes): raise ValueError(f"Two classes are named {Counter(classes).most_common(1)[0][0]!r}: give each a name of its own.")
     if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in theirs]:
         raise ValueError(f"renamed has {', '.join(unknown)}: expected a class of the dataset and a name in the published texts.")
     report = _report(theirs, classes, found := pairs(list(theirs), classes, renamed))
     matched = {c: list(theirs[found[c][0]]) if c in found else [] for c in classes}
-    if empty == "error" and (without := report[(report["class"] != "") & (report.texts == 0)]).size: raise ValueError(_without_text(without))
+    without = report[(report["class"] != "") & (report.texts == 0)]
+    if empty == "error" and len(without): raise ValueError(_without_text(without))
     return matched, report
 
-def _without_text(rows):
-    "The message on classes that end without a text."
-    said = [f"{row['class']!r} ({'its list is empty' if row.theirs else f'not found; nearest: {row.nearest!r}' if row.nearest else 'not found'})" for _, row in rows.head(10).iterrows()]
-    return (f"{len(rows)} of the classes end without a text: {', '.join(said)}{' ...' if len(rows) > 10 else ''}. "
-            "Say which name is meant with renamed={class: published name}, or take empty='name' to score them by their names.")
-
-# %% ../nbs/60_peers.ipynb #52f51906
+# %% ../nbs/60_peers.ipynb #3bf259a7
 def peer_texts(
     peer: Peer,  # one of `PEERS`
     described: Mapping[str, Sequence[str]],  # class -> texts, from `match_classes`, `ask`, `waffle` or `from_templates`
@@ -224,7 +233,7 @@ def peer_texts(
     prompts = [peer.prompt(readable(classes[c]), text) if described[classes[c]] else text for c, _, text in texts]
     return flagged(rows, classes, superclass).assign(prompt=prompts)
 
-# %% ../nbs/60_peers.ipynb #f4d80f2d
+# %% ../nbs/60_peers.ipynb #b45e4b35
 TEMPLATE = ("a photo of a {c}.",)  # of peer "clip"
 TEMPLATES = TEMPLATE + ("a photo of the {c}.", "a close photo of one {c}.", "a small picture of a {c}.", "a blurred picture of a {c}.", "a bright photo of a {c}.", "a {c} seen from afar.")
 
@@ -245,7 +254,7 @@ def read_templates(
     if dataset in templates: return templates[dataset]
     raise ValueError(f"'{path}' has no templates for '{dataset}': expected one of {', '.join(templates)}.")
 
-# %% ../nbs/60_peers.ipynb #af1aaf9e
+# %% ../nbs/60_peers.ipynb #02cdee21
 def _drawn(classes, words, rng):
     "One descriptor as long as the class names are on average: of words if there are any, else of characters."
     lengths = [[len(word) for word in readable(c).split()] for c in classes]
@@ -264,7 +273,7 @@ def waffle(
     descriptors = [_drawn(classes, words if i % 2 == 0 else (), rng) for i in range(n)]
     return {c: descriptors for c in classes}
 
-# %% ../nbs/60_peers.ipynb #0334135e
+# %% ../nbs/60_peers.ipynb #43f620d3
 def questions_of(
     peer: Peer,  # with a recipe
     name: str,  # the class
@@ -280,7 +289,7 @@ def questions_of(
                         **{"stage": "peer", "peer": peer.name, "class": name, "question": i})
             for i, question in enumerate(peer.recipe.questions) for sample in range(samples or peer.recipe.samples)]
 
-# %% ../nbs/60_peers.ipynb #1513929d
+# %% ../nbs/60_peers.ipynb #5c87873a
 def texts_in(
     answer: str,  # what a model wrote
     recipe: Recipe,  # what it was asked for

@@ -1,0 +1,240 @@
+"Peers' published files in all their layouts, the real ones where they are at hand, and the questions of their recipes."
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from datadesc import meadow
+from datadesc.llm import LLM
+from datadesc.peers import (ALIASES, PEERS, TEMPLATES, alias, ask, from_templates, match_classes, peer_texts, questions_of, read_templates, read_texts,
+                            spelling, texts_in, waffle, words)
+
+REAL = Path(__file__).parents[2]/"shared"/"data"/"peers"
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")  # what torch says of a pickle that it did not write
+real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the published files in ../shared/data/peers")
+
+
+# Files
+
+class Harm:
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return exec, (f"open({self.path!r}, 'w')",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_saved_dict_is_read_in_both_of_torchs_formats(tmp_path, legacy):
+    torch.save({"hen": ["Hen is a bird\n with a comb", " "]}, tmp_path/"a.pt", _use_new_zipfile_serialization=not legacy)
+    assert read_texts(tmp_path/"a.pt") == {"hen": ["Hen is a bird with a comb"]}
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.json"])
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False),
+                                   lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2)), lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, write, name):
+    write({"hen": Harm(tmp_path/"harm")}, tmp_path/name)
+    with pytest.raises(ValueError, match=r"a\.(pt|json)' (wants to run|is no file of plain data)"):
+        read_texts(tmp_path/name)
+    assert not (tmp_path/"harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 not a zip", b"\x80\x04", b"\x80"])
+def test_a_broken_saved_file_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path/"a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt' .*expected a dict"):
+        read_texts(tmp_path/"a.pt")
+
+
+@pytest.mark.parametrize("content, said", [("{", "is no JSON"), ("[1]", "holds a list"), ('{"hen": "a comb"}', "class 'hen': expected a list of texts, got 'a comb'"),
+                                           ('{"hen": [1]}', "class 'hen'"), ('{"hen": null}', "got None")])
+def test_json_of_another_shape_is_an_error(tmp_path, content, said):
+    (tmp_path/"a.json").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_texts(tmp_path/"a.json")
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No file .*none.json"):
+        read_texts(tmp_path/"none.json")
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    (tmp_path/"a.json").write_text('{"hen": ["a comb"]}', encoding="utf-8-sig")
+    assert read_texts(tmp_path/"a.json") == {"hen": ["a comb"]}
+
+
+# Names
+
+@pytest.mark.parametrize("a, b", [("012.Yellow_headed_Blackbird", "yellow-headed blackbird"), ("Crème brûlée", "creme_brulee"), ("Straße", "STRASSE"), ("t-shirt", "T Shirt")])
+def test_the_same_spelling(a, b):
+    assert spelling(a) == spelling(b)
+
+
+@pytest.mark.parametrize("a, b", [("glasses", "glass"), ("berries", "berry"), ("box", "boxes"), ("lake or sea", "sea or lake"), ("lotus lotus", "lotus"), ("french fries", "French_fry"),
+                                  ("roses", "rose"), ("cookies", "cookie"), ("bus", "bus"), ("churches", "church")])
+def test_the_same_words(a, b):
+    assert words(a) == words(b)
+
+
+@pytest.mark.parametrize("a, b", [("newt", "eft"), ("crane", "cranefly"), ("7", "8"), ("red bird", "bird"), ("pin", "pine"), ("猫", "犬")])
+def test_other_classes(a, b):
+    assert spelling(a) != spelling(b) and words(a) != words(b)
+
+
+def test_numbers_are_names():
+    digits = [str(i) for i in range(10)]
+    matched, report = match_classes({d: [f"the digit {d}"] for d in reversed(digits)}, digits)
+    assert set(report.how) == {"exact"} and list(matched) == digits and matched["7"] == ["the digit 7"]
+
+
+def test_a_name_is_given_to_one_class_only():
+    _, report = match_classes({"crane": ["a beak"]}, ["Crane", "cranes"], empty="name")
+    assert list(report.how) == ["spelling", "missing"]
+
+
+def test_what_is_ambiguous_is_left_open_and_what_is_named_is_taken():
+    theirs = {"Crane": ["a beak"], "crane_": ["a hook"]}
+    with pytest.raises(ValueError, match="1 of the classes end without a text: 'CRANE'"):
+        match_classes(theirs, ["CRANE"])
+    matched, report = match_classes(theirs, ["CRANE"], renamed={"CRANE": "crane_"})
+    assert matched == {"CRANE": ["a hook"]} and list(report.how) == ["renamed", "extra"]
+
+
+def test_the_nearest_spelling_is_named():
+    with pytest.raises(ValueError, match="'lotus flower' \\(not found; nearest: 'lotus flwer'\\)"):
+        match_classes({"lotus flwer": ["pink"]}, ["lotus flower"])
+
+
+@pytest.mark.parametrize("renamed", [{"swan": "crane"}, {"hen": "crow"}])
+def test_renamed_must_name_what_exists(renamed):
+    with pytest.raises(ValueError, match="expected a class of the dataset and a name in the published texts"):
+        match_classes({"crane": ["a beak"]}, ["hen"], renamed)
+
+
+def test_classes_need_names_of_their_own():
+    with pytest.raises(ValueError, match="Two classes are named 'missile'"):
+        match_classes({"missile": ["a"]}, ["hen", "missile", "missile"])
+
+
+def test_every_alias_leads_to_one_class():
+    names = [name for group in ALIASES for name in group]
+    assert len(set(map(spelling, names))) >= len(names) - 2  # Forest and River are known by one name in two cases
+    assert all(alias(name) == group[0] for group in ALIASES for name in group)
+
+
+# The published files
+
+def names_of(dataset): return list(dict.fromkeys(json.loads((REAL/"clip_benchmark"/"en_classnames.json").read_text())[dataset]))
+def published(file): return read_texts(REAL/file)
+
+
+FILES = {  # file -> where the class names are, how they are matched, classes without a text
+    "waffleclip/descriptors_cub.json": ("vdt/cub.pt", {"spelling": 200}, []),
+    "waffleclip/descriptors_dtd.json": ("vdt/dtd.pt", {"exact": 47}, []),
+    "waffleclip/descriptors_eurosat.json": ("folders", {"alias": 8, "spelling": 2}, []),
+    "waffleclip/descriptors_flowers102.json": ("flowers", {"exact": 98, "spelling": 1, "words": 2, "missing": 1, "extra": 1}, ["air plant"]),
+    "waffleclip/descriptors_food101.json": ("vdt/food-101.pt", {"exact": 41, "spelling": 60}, ["donuts", "french_fries", "fried_calamari", "mussels", "oysters"]),
+    "waffleclip/descriptors_imagenet.json": ("imagenet1k", {"exact": 996, "missing": 2, "extra": 4}, ["newt", "tights"]),
+    "waffleclip/descriptors_pets.json": ("pets", {"exact": 12, "spelling": 25}, []),
+    "vdt/cub.pt": ("waffleclip/descriptors_cub.json", {"spelling": 200}, []),
+    "vdt/dtd.pt": ("waffleclip/descriptors_dtd.json", {"exact": 47}, []),
+    "vdt/eurosat.pt": ("folders", {"alias": 8, "spelling": 2}, []),
+    "vdt/food-101.pt": ("waffleclip/descriptors_food101.json", {"exact": 41, "spelling": 60}, []),
+    "vdt/oxford_flowers.pt": ("flowers", {"exact": 99, "spelling": 1, "words": 1, "missing": 1, "extra": 1}, ["air plant"]),
+    "vdt/oxford_pets.pt": ("pets", {"spelling": 37}, [])}
+
+
+@real
+@pytest.mark.parametrize("file", FILES)
+def test_published_names_are_matched(file):
+    where, how, without = FILES[file]
+    classes = [group[0] for group in ALIASES] if where == "folders" else list(published(where)) if "/" in where else names_of(where)
+    matched, report = match_classes(published(file), classes, empty="name")
+    assert report.how.value_counts().to_dict() == how
+    assert sorted(c for c in classes if not matched[c]) == without
+    table = peer_texts(PEERS["menon" if "waffle" in file else "vdt"], matched, classes)
+    assert set(table.class_id) == set(range(len(classes))) and (table.text.str.len() > 0).all() and (table.prompt.str.len() > 0).all()
+
+
+@real
+@pytest.mark.parametrize("file", ["waffleclip/descriptors_eurosat.json", "vdt/eurosat.pt"])
+def test_eurosat_by_its_longer_names(file):
+    _, report = match_classes(published(file), names_of("eurosat"))
+    assert set(report.how) <= {"exact", "words", "alias"} and len(report) == 10
+
+
+@real
+def test_what_only_a_person_can_match():
+    matched, _ = match_classes(published("vdt/oxford_flowers.pt"), names_of("flowers"), renamed={"air plant": "ball moss"})
+    assert all(matched.values())
+    with pytest.raises(ValueError, match="5 of the classes end without a text: 'donuts' \\(its list is empty\\)"):
+        match_classes(published("waffleclip/descriptors_food101.json"), list(published("waffleclip/descriptors_food101.json")))
+
+
+@real
+def test_published_templates():
+    templates = read_templates(REAL/"clip_benchmark"/"en_zeroshot_classification_templates.json", "eurosat")
+    assert from_templates(["River"], templates)["River"][0] == "a centered satellite photo of River."
+
+
+# Tables
+
+def test_a_template_needs_its_field():
+    with pytest.raises(ValueError, match="expected {c}"):
+        from_templates(["hen"], ["a photo"])
+    assert len(from_templates(["hen"], TEMPLATES)["hen"]) == len(set(TEMPLATES))
+
+
+def test_refusals_repetitions_and_names_are_flagged():
+    table = peer_texts(PEERS["cupl"], {"hen": ["A hen has a comb.", "a hen has a comb", "I'm sorry, I cannot describe it."]}, ["hen"], "bird")
+    assert list(table.text[:2]) == ["This bird has a comb.", "this bird has a comb"]
+    assert (list(table.duplicate), list(table.refusal), list(table.names_class)) == ([False, True, False], [False, False, True], [True, True, False])
+
+
+def test_random_descriptors_are_shared_and_repeatable():
+    one = waffle(["black swan", "hen"], n=10, words=["kettle", "moon"], seed=3)
+    assert one == waffle(["black swan", "hen"], n=10, words=["moon", "kettle"], seed=3) != waffle(["black swan", "hen"], n=10, words=["kettle", "moon"], seed=4)
+    assert one["hen"] == one["black swan"] and len(one["hen"]) == 10
+    assert {word for text in one["hen"][::2] for word in text.split()} <= {"kettle", "moon"}
+    assert not {word for text in waffle(["hen"], n=10)["hen"] for word in text.split()} & {"kettle", "moon"}
+
+
+# Questions
+
+def test_what_is_asked(tmp_path):
+    llm = LLM("any", record=tmp_path/"none.sqlite", client=print)
+    for peer in PEERS.values():
+        if not peer.recipe: continue
+        requests = questions_of(peer, "black_swan", llm, "bird", ["beak"])
+        assert len({request.key for request in requests}) == len(requests) == len(peer.recipe.questions)*peer.recipe.samples
+        assert all("black swan (bird)" in request.messages[-1][1] for request in requests)
+        assert {request.about["peer"] for request in requests} == {peer.name}
+
+
+@pytest.mark.parametrize("answer", ["I'm sorry, but I can't describe this class.", "As an AI language model, I have no information on it."])
+def test_a_refused_list_has_no_texts(answer):
+    assert texts_in(answer, PEERS["menon"].recipe) == [] and len(texts_in(answer, PEERS["cupl"].recipe)) == 1
+
+
+@pytest.mark.parametrize("given", [None, ["wings", "feelers"]])
+def test_vdt_asks_for_parts_unless_it_has_them(tmp_path, given):
+    asked = []
+    def client(request):
+        asked.append(request)
+        return "- wings\n- body" if request.about["stage"] == "components" else "- Velta is a moth with white wings"
+    said = ask(PEERS["vdt"], ["Velta"], LLM("any", record=tmp_path/"a.sqlite", client=client), "moth", parts=given, progress=False)
+    assert said == {"Velta": ["Velta is a moth with white wings"]}
+    assert len(asked) == (1 if given else 2) and ", ".join(given or ["wings", "body"]) in asked[-1].messages[-1][1]
+
+
+def test_a_world_answers_every_peer_from_its_memory(tmp_path):
+    world = meadow.load()
+    llm = LLM("meadow-author", record=tmp_path/"a.sqlite", client=world.author)
+    for name in ("menon", "labo", "vdt", "cupl"):
+        said = ask(PEERS[name], world.classes, llm, world.superclass, samples=3, progress=False)
+        assert list(said) == list(world.classes) and min(map(len, said.values())) >= 15
+        known = {phrase for *_, phrase in world.memory[world.classes[0]]}
+        texts = [text.removeprefix(f"{world.classes[0]} is a butterfly with ") for text in said[world.classes[0]]]
+        assert name == "cupl" or set(texts) <= known
+        assert not peer_texts(PEERS[name], said, world.classes, world.superclass).refusal.any()
