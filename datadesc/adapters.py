@@ -7,7 +7,7 @@ __all__ = ['Classifier', 'one_space', 'tip_adapter', 'discriminability', 'greedy
            'by_class', 'SelfAttention', 'train_attention', 'vdt_adapter', 'logistic_regression', 'tuned', 'Adapter',
            'adapters', 'adapted']
 
-# %% ../nbs/62_adapters.ipynb #a15731ea
+# %% ../nbs/62_adapters.ipynb #86d7d1c8
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from .head import center, common_part
 from .transfer import features, take_shots
 from .zeroshot import class_means, correct
 
-# %% ../nbs/62_adapters.ipynb #b504aea2
+# %% ../nbs/62_adapters.ipynb #de2945e4
 Classifier = Callable[[Tensor], Tensor]  # features (N, D) as embedded -> scores (N, C)
 
 def one_space(
@@ -39,7 +39,13 @@ def one_space(
     mean = common_part(x)
     return center(x, mean), center(text_emb), lambda new: center(new, mean)
 
-# %% ../nbs/62_adapters.ipynb #f4547ab2
+# %% ../nbs/62_adapters.ipynb #7e0b18af
+def _check_all_there(class_ids, n_classes, what):
+    "Raise a ValueError that names the first class without `what`, or one that is too many."
+    if len(counts := class_ids.bincount(minlength=n_classes)) > n_classes: raise ValueError(f"{what} of class {len(counts) - 1}, but the {n_classes} classes are numbered 0 to {n_classes - 1}")
+    if (counts == 0).any(): raise ValueError(f"No {what} of class {int(counts.argmin())}: expected at least one {what} of all {n_classes} classes")
+
+# %% ../nbs/62_adapters.ipynb #48faad9d
 def _train(parameters, scores, x, y, epochs, lr, seed, batch_size=256):
     "Change the parameters so that `scores` of the features fit the labels."
     adam, order = torch.optim.Adam(parameters, lr, fused=True), torch.Generator().manual_seed(seed)
@@ -72,7 +78,7 @@ def tip_adapter(
     if epochs: _train([keys], scores, images, y, epochs, lr, seed)
     return lambda new: scores(place(new)).detach()
 
-# %% ../nbs/62_adapters.ipynb #bed6a7e8
+# %% ../nbs/62_adapters.ipynb #2881c0d9
 def discriminability(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -81,12 +87,11 @@ def discriminability(
     sharpness: float = 10.,  # factor on the likenesses before the softmax over classes
 ) -> Tensor:  # (T,) nats, 0 to log C
     "How sharply each text divides the classes: log C minus the entropy of its likeness to their mean images."
-    if len(missing := (y.bincount(minlength=n_classes) == 0).nonzero()):
-        raise ValueError(f"No image of class {int(missing[0])}: expected labelled images of all {n_classes} classes")
+    _check_all_there(y, n_classes, "image")
     p = torch.softmax(sharpness * text_emb @ class_means(x, y, n_classes).T, 1)
     return math.log(n_classes) + torch.special.xlogy(p, p).sum(1)
 
-# %% ../nbs/62_adapters.ipynb #4a608376
+# %% ../nbs/62_adapters.ipynb #0d69af9b
 def greedy(
     worth: Tensor,  # (T,) what each candidate is worth alone, not negative
     likeness: Tensor,  # (T, T) cosines of the candidates
@@ -102,7 +107,7 @@ def greedy(
         covered = torch.maximum(covered, likeness[:, chosen[-1]])
     return torch.tensor(chosen, device=worth.device)
 
-# %% ../nbs/62_adapters.ipynb #7ec490ce
+# %% ../nbs/62_adapters.ipynb #e1046ed9
 def select_concepts(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -113,11 +118,12 @@ def select_concepts(
     coverage: float = 1.,  # how much covering the class's candidates counts beside telling classes apart
 ) -> Tensor:  # row numbers of the chosen texts, class after class, in the order of choice
     "LaBo's choice (Yang et al. 2023): for every class k texts that tell classes apart and cover what is said about it."
+    _check_all_there(class_ids, n_classes, "text")
     worth, class_ids = discriminability(x, y, text_emb, n_classes), class_ids.to(x.device)
     own = [(class_ids == c).nonzero().flatten() for c in range(n_classes)]
     return torch.cat([rows[greedy(worth[rows], text_emb[rows] @ text_emb[rows].T, k, coverage)] for rows in own])
 
-# %% ../nbs/62_adapters.ipynb #dc5f4cba
+# %% ../nbs/62_adapters.ipynb #f6686c59
 def concept_weights(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -155,22 +161,22 @@ def labo(
     classes = concept_weights(x, y, concepts, owner, n_classes, scale, lr, epochs, seed) @ concepts
     return lambda new: scale * place(new) @ classes.T
 
-# %% ../nbs/62_adapters.ipynb #52cabf01
+# %% ../nbs/62_adapters.ipynb #151b9189
 def by_class(
     text_emb: Tensor,  # (T, D)
     class_ids: Tensor,  # (T,)
     n_classes: int,  # C
 ) -> tuple[Tensor, Tensor]:  # (C, K, D) table, zeros where empty, and (C, K) mask of the filled places
     "The texts of every class, one class a row; K is the largest number of texts a class has."
+    _check_all_there(class_ids, n_classes, "text")
     class_ids = class_ids.to(text_emb.device)
     counts = class_ids.bincount(minlength=n_classes)
-    if (counts == 0).any(): raise ValueError(f"No sentence for class {int(counts.argmin())}: every class needs at least one")
     mask = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
     table = text_emb.new_zeros(*mask.shape, text_emb.shape[1])
     table[mask] = text_emb[class_ids.argsort(stable=True)]
     return table, mask
 
-# %% ../nbs/62_adapters.ipynb #dd8641a8
+# %% ../nbs/62_adapters.ipynb #43a13bf1
 class SelfAttention(nn.Module):
     "One head of self-attention among the texts of a class (Maniparambil et al. 2023), made into one direction per class."
     def __init__(
@@ -195,7 +201,7 @@ class SelfAttention(nn.Module):
         changed = self.norm(self.ratio * F.dropout(taken, self.dropout, self.training) + (1 - self.ratio) * table)
         return F.normalize((changed * mask[..., None]).sum(1), dim=1)
 
-# %% ../nbs/62_adapters.ipynb #2d521e8b
+# %% ../nbs/62_adapters.ipynb #ec59d46a
 def train_attention(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -233,7 +239,7 @@ def vdt_adapter(
     classes = train_attention(x, y, table, mask, ratio, scale, lr, epochs, seed)(table, mask).detach()
     return lambda new: scale * place(new) @ classes.T
 
-# %% ../nbs/62_adapters.ipynb #a8e690ce
+# %% ../nbs/62_adapters.ipynb #ea0e18d8
 def logistic_regression(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,) their classes
@@ -243,13 +249,13 @@ def logistic_regression(
     C: float = 1.,  # how freely it may fit; scikit-learn's C
 ) -> Classifier:
     "scikit-learn's LogisticRegression on features of length one: the usual linear probe."
-    if (seen := len(y.unique())) != n_classes or n_classes < 3: raise ValueError(f"images of {seen} classes: expected labelled images of all {n_classes} classes, and at least three")
+    _check_all_there(y, n_classes, "image")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one image a class is what few-shot means
         model = LogisticRegression(C=C, max_iter=1000).fit(F.normalize(x, dim=1).cpu().numpy(), y.cpu().numpy())
-    return lambda new: torch.from_numpy(model.decision_function(F.normalize(new, dim=1).cpu().numpy())).to(new.device)
+    return lambda new: torch.from_numpy(model.predict_log_proba(F.normalize(new, dim=1).cpu().numpy())).to(new.device)
 
-# %% ../nbs/62_adapters.ipynb #ea3e89e1
+# %% ../nbs/62_adapters.ipynb #9f168c80
 def tuned(
     fit: Callable[..., Classifier],  # one of the functions above
     grid: Sequence[Mapping],  # options to try; the first is the default
@@ -267,7 +273,7 @@ def tuned(
     chosen = dict(min(grid, key=cost) if tune and len(grid) > 1 else grid[0])
     return fit(*final_set["train"], *texts[:2], n_classes, **chosen)(final_set["test"][0]), chosen
 
-# %% ../nbs/62_adapters.ipynb #24b4ea3c
+# %% ../nbs/62_adapters.ipynb #5d04ceea
 @dataclass(frozen=True)
 class Adapter:
     "A few-shot classifier with the options that are tried for it; the first ones are its default."
@@ -287,7 +293,7 @@ def adapters(
     return {"Tip-Adapter": Adapter(tip_adapter, tuple(tip)), "Tip-Adapter-F": Adapter(tip_adapter, tuple(keys)), "LaBo": Adapter(labo, tuple(concepts)),
             "VDT-Adapter": Adapter(vdt_adapter, tuple(attention)), "logistic regression": Adapter(logistic_regression, tuple(dict(C=C) for C in (1., .1, 10., 100.)), False)}
 
-# %% ../nbs/62_adapters.ipynb #c9b7d380
+# %% ../nbs/62_adapters.ipynb #b831897a
 def adapted(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D) as embedded
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
