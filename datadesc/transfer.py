@@ -7,7 +7,7 @@ __all__ = ['WEIGHTINGS', 'CHOICES', 'PAPER', 'PROTOCOLS', 'JOINT_MIX', 'ZERO_SHO
            'batches', 'Trails', 'train_heads', 'text_scores', 'relative_weights', 'TransferOptions', 'text_features',
            'stage', 'shuffled', 'judged', 'pick', 'Heads', 'transfer', 'random_words']
 
-# %% ../nbs/55_transfer.ipynb #ad0feb57
+# %% ../nbs/55_transfer.ipynb #854a3e0f
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ from .data import few_shot
 from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits
 from .zeroshot import class_means
 
-# %% ../nbs/55_transfer.ipynb #40e3b0e7
+# %% ../nbs/55_transfer.ipynb #7c406f39
 @dataclass(frozen=True)
 class Split:
     "Which images a head may see: `train` in the end; `fit` while it is tuned on `val`. Indices into the train images, except where `val_from` says otherwise."
@@ -46,7 +46,7 @@ def take_shots(
     held = 0 if shots == 1 else max(1, shots // 4)
     return Split(str(shots), seed, drawn.flatten(), drawn[:, held:].flatten(), (drawn[:, :held] if held else drawn).flatten())
 
-# %% ../nbs/55_transfer.ipynb #b45e4ad7
+# %% ../nbs/55_transfer.ipynb #9a65c861
 def features(
     image_emb: Mapping[str, Tensor],  # split -> (N, D)
     labels: Mapping[str, Tensor],  # split -> (N,)
@@ -58,9 +58,9 @@ def features(
     where = dict(train=("train", getattr(split, part)), val=(split.val_from, split.val), test=("test", slice(None)))
     x = {p: F.normalize(image_emb[s][i], dim=1) for p, (s, i) in where.items()}
     mean = common_part(x["train"])
-    return {p: (center(x[p], mean) if centered else x[p], labels[s][i]) for p, (s, i) in where.items()}
+    return {p: (center(x[p], mean) if centered else x[p], labels[s][i].to(mean.device)) for p, (s, i) in where.items()}
 
-# %% ../nbs/55_transfer.ipynb #a76c1ddf
+# %% ../nbs/55_transfer.ipynb #7d797d1d
 def batches(
     n: int,  # how many rows there are to draw from
     steps: int,  # how many batches are needed
@@ -74,69 +74,77 @@ def batches(
     there = cut(torch.ones_like(passes, dtype=torch.float32))
     return cut(passes), there / there.sum(1, keepdim=True)
 
-# %% ../nbs/55_transfer.ipynb #1505887e
+# %% ../nbs/55_transfer.ipynb #37755d66
+def _extended(x, scale, bias):
+    "Features (N, D + 1): times the logit scale, and a last column whose weight is the bias, 1, or 0 for a layer that has none."
+    return torch.cat([scale * x, x.new_full((len(x), 1), float(bias))], 1)
+
+# %% ../nbs/55_transfer.ipynb #86f38175
+def _errors(bank, labels, rows, share, W):
+    "The rows (G, B, D + 1) that each group sees, and the errors of its heads on them times their shares (G, heads * C, B)."
+    groups, batch = rows.shape
+    x, y = bank.index_select(0, rows.flatten()).view(groups, batch, -1), labels[rows][:, None, None]
+    scores = W.view(groups, -1, W.shape[2]) @ x.mT
+    error = scores.view(groups, -1, W.shape[1], batch).softmax(2)
+    error.scatter_add_(2, y.expand(-1, error.shape[1], -1, -1), error.new_full((1,) * 4, -1).expand(groups, error.shape[1], 1, batch))
+    return x, error.mul_(share).view_as(scores)
+
+def _descend(W, velocity, seen, rate, options):
+    "A step of SGD on what was seen, in place, by the rules of torch.optim.SGD."
+    plain = options.momentum == options.weight_decay == 0  # then no velocity is needed
+    if not plain: velocity.mul_(options.momentum).add_(W, alpha=options.weight_decay)
+    for x, error in seen:
+        if plain: error.view(len(W), -1).mul_(-rate[:, None])
+        (W if plain else velocity).view(len(x), -1, x.shape[2]).baddbmm_(error, x)
+    if not plain: W.addcmul_(velocity, rate[:, None, None], value=-1)
+
+# %% ../nbs/55_transfer.ipynb #96d03577
 @dataclass(frozen=True)
 class Trails:
     "The kept moments of H heads trained side by side, the start first; `trails[h]` lists the checkpoints of one head."
-    weight: Tensor  # (K, H, C, D)
-    bias: Tensor  # (K, H, C)
+    layers: Tensor  # (K, H, C, D + 1) weights, the bias last
     lr: Tensor  # (K, H) learning rate that led there
     epoch: list[int]  # K
-    logit_scale: float
+    options: HeadOptions
 
-    def __len__(self): return self.weight.shape[1]
+    def __len__(self): return self.layers.shape[1]
     def __getitem__(self, h): return [self.at(k, h) for k in range(len(self.epoch))]
     def at(self, k, h):
         "Head `h` at moment `k`."
-        return Checkpoint(self.weight[k, h], self.bias[k, h], self.lr[k, h].item(), self.epoch[k], self.logit_scale)
+        layer = self.layers[k, h]
+        return Checkpoint(layer[:, :-1], layer[:, -1], self.lr[k, h].item(), self.epoch[k], self.options.logit_scale)
 
-# %% ../nbs/55_transfer.ipynb #a29cf9ae
+# %% ../nbs/55_transfer.ipynb #b134dd8f
 def train_heads(
     bank: Tensor,  # (N, D) embeddings that batches are drawn from
     labels: Tensor,  # (N,) class of each
-    lessons: Sequence[tuple[Tensor, Tensor]],  # what is seen in each step, images and sentences for example: rows (G, steps, B), equal for all H / G heads of a group, and the share of the loss (G or H, steps, B) of each
+    lessons: Sequence[tuple[Tensor, Tensor]],  # images and sentences, for example: the rows (G, steps, B) that all H / G heads of a group see in each step, and the share of the loss of each (G or H, steps, B)
     start: Sequence[Checkpoint],  # H heads of equal shape, group after group
     options: HeadOptions,
     lr: Tensor | None = None,  # (H,) rates of the first epoch; default: that of the options
 ) -> Trails:
     "H heads trained side by side by SGD, each on its own lessons; the same arithmetic as `train_head`."
-    W, b = torch.stack([c.weight for c in start]), torch.stack([c.bias for c in start])
-    rates = (torch.full((len(W),), options.lr) if lr is None else lr).to(W)
-    velocity, steps = (torch.zeros_like(W), torch.zeros_like(b)), lessons[0][0].shape[1]
-    lessons = [(rows.transpose(0, 1).to(bank.device, copy=True), _of_heads(share, len(rows)).to(bank.device)) for rows, share in lessons]
-    per_epoch, keep = steps // options.epochs, set(checkpoint_epochs(options))
-    kept = [(0, torch.zeros_like(rates), W.clone(), b.clone())]
-    for step in range(steps):
-        epoch, rate = step // per_epoch + 1, rates * (learning_rate(options, step // per_epoch) / options.lr)
-        seen = [_errors(bank, labels, rows[step], share[step], W, b, options.logit_scale) for rows, share in lessons]
-        _descend(W, b, velocity, seen, rate, options)
-        if (step + 1) % per_epoch == 0 and epoch in keep: kept.append((epoch, rate, W.clone(), b.clone()))
-    epochs, used, weights, biases = zip(*kept)
-    return Trails(torch.stack(weights), torch.stack(biases), torch.stack(used), list(epochs), options.logit_scale)
+    bank, W = _extended(bank, options.logit_scale, options.bias), torch.stack([torch.cat([c.weight, c.bias[:, None]], 1) for c in start])
+    rates, velocity = (torch.full((len(W),), options.lr) if lr is None else lr).to(W), torch.zeros_like(W)
+    for rows, _ in lessons:
+        if len(W) % len(rows): raise ValueError(f"start: {len(W)} heads for {len(rows)} groups of rows; expected as many heads in every group")
+    lessons = [_by_step(rows, share, bank.device) for rows, share in lessons]
+    per_epoch, keep = len(lessons[0][0]) // options.epochs, set(checkpoint_epochs(options))
+    kept = [(0, torch.zeros_like(rates), W.clone())]
+    for epoch in range(options.epochs):
+        rate = rates * (learning_rate(options, epoch) / options.lr)
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            _descend(W, velocity, [_errors(bank, labels, rows[step], share[step], W) for rows, share in lessons], rate, options)
+        if epoch + 1 in keep: kept.append((epoch + 1, rate, W.clone()))
+    epochs, used, layers = zip(*kept)
+    return Trails(torch.stack(layers), torch.stack(used), list(epochs), options)
 
-def _of_heads(share, groups):
-    "Shares (steps, G, K or 1, 1, B): step by step, to be multiplied with the errors of a group's K heads."
-    return share.view(groups, -1, *share.shape[1:]).permute(2, 0, 1, 3)[:, :, :, None].contiguous()
+def _by_step(rows, share, device):
+    "Rows (steps, G, B), and shares (steps, G, heads or 1, 1, B) to multiply the errors of a group's heads with."
+    by_group = share.view(len(rows), -1, *share.shape[1:]).permute(2, 0, 1, 3)
+    return rows.transpose(0, 1).contiguous().to(device), by_group[:, :, :, None].contiguous().to(device)
 
-def _errors(bank, labels, rows, share, W, b, scale):
-    "The rows (G, B, D) that each group sees, and the errors of its heads on them times their shares (G, K * C, B)."
-    groups, batch = rows.shape
-    x, y = bank.index_select(0, rows.flatten()).view(groups, batch, -1), labels[rows][:, None, None]
-    scores = torch.baddbmm(b.view(groups, -1, 1), W.view(groups, -1, W.shape[2]), x.mT, alpha=scale)
-    error = scores.view(groups, -1, W.shape[1], batch).softmax(2)
-    error.scatter_add_(2, y.expand(-1, error.shape[1], -1, -1), error.new_full((1, 1, 1, 1), -1).expand(groups, error.shape[1], 1, batch))
-    return x, (error * share).view_as(scores)
-
-def _descend(W, b, velocity, seen, rate, options):
-    "One step of SGD, in place, on what was seen."
-    for p, v in zip((W, b), velocity): v.mul_(options.momentum).add_(p, alpha=options.weight_decay)
-    for x, error in seen:
-        velocity[0].view(len(x), -1, x.shape[2]).baddbmm_(error, x, alpha=options.logit_scale)
-        velocity[1].view(len(x), -1).add_(error.sum(2))
-    W.addcmul_(velocity[0], rate[:, None, None], value=-1)
-    if options.bias: b.addcmul_(velocity[1], rate[:, None], value=-1)
-
-# %% ../nbs/55_transfer.ipynb #e2fcfa62
+# %% ../nbs/55_transfer.ipynb #6dba43b8
 def text_scores(
     scores: pd.DataFrame,  # rows of the table that `ift` makes
 ) -> Tensor:  # (T,)
@@ -156,7 +164,7 @@ def relative_weights(
     mean = positive.new_zeros(int(group.max()) + 1).index_add_(0, group, positive) / group.bincount()
     return torch.where(mean[group] > 0, positive / mean[group], 1.)
 
-# %% ../nbs/55_transfer.ipynb #759f00b9
+# %% ../nbs/55_transfer.ipynb #5564a88f
 WEIGHTINGS, CHOICES = ("loss", "embedding", "none"), ("accuracy", "loss", "last")
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class TransferOptions:
     "How heads are trained on images and then on sentences. The seeds of the two `HeadOptions` are not looked at: `transfer` has its own."
     image: HeadOptions = HeadOptions()  # chapter 35's
     text: HeadOptions = HeadOptions(lr=.1, epochs=10, schedule="constant", n_checkpoints=10)
-    rates: tuple[float, ...] = ()  # text-stage rates to choose from on validation; empty: that of `text`
+    rates: tuple[float, ...] = ()  # further rates for the text stage, to choose from on validation
     steps: int | None = 6  # steps in a text epoch, the same for all methods; None: one pass over the method's own sentences
     mix: float = .5  # share of the loss that images keep in the text stage
     center: bool = True  # take each modality's mean away
@@ -175,17 +183,18 @@ class TransferOptions:
     def __post_init__(self):
         for name, allowed in dict(weighting=WEIGHTINGS, choose=CHOICES, within=("class", "pool")).items():
             if getattr(self, name) not in allowed: raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if not all(r > 0 for r in self.rates): raise ValueError(f"rates={self.rates}: expected numbers above zero")
         if not 0 <= self.mix <= 1: raise ValueError(f"mix={self.mix}: expected a share between 0 and 1")
         if (self.image.logit_scale, self.image.bias) != (self.text.logit_scale, self.text.bias):
             raise ValueError("image and text options differ in logit_scale or bias: one head goes through both stages, use the same")
 
-# %% ../nbs/55_transfer.ipynb #06290ca8
+# %% ../nbs/55_transfer.ipynb #c10bfa88
 PAPER = TransferOptions(image=HeadOptions(lr=.1, epochs=200, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         text=HeadOptions(lr=.1, epochs=30, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         steps=None, mix=0., center=False, within="pool", choose="last")
 PROTOCOLS = {"transfer": TransferOptions(), "paper": PAPER}
 
-# %% ../nbs/55_transfer.ipynb #54209193
+# %% ../nbs/55_transfer.ipynb #2825c5ff
 def text_features(
     texts: tuple,  # (T, D) embeddings, (T,) classes, and (T,) scores or None
     options: TransferOptions,
@@ -198,7 +207,7 @@ def text_features(
     weights = relative_weights(scores.to(x.device), class_ids, options.within)
     return (x * weights[:, None], class_ids, one) if options.weighting == "embedding" else (x, class_ids, weights)
 
-# %% ../nbs/55_transfer.ipynb #cc7343d1
+# %% ../nbs/55_transfer.ipynb #f2c0a63e
 def stage(
     sets: Sequence[dict],  # one per seed, as `features` makes them
     texts: Sequence[Sequence[tuple]],  # for each seed the sentences of M methods, as `text_features` makes them; empty: images alone
@@ -229,7 +238,7 @@ def _lesson(parts, first, seeds, steps, options, factor):
     share = [factor * share * (p[2].cpu()[rows] if len(p) > 2 else 1) for p, (rows, share) in zip(parts, drawn)]
     return torch.stack([rows + f for (rows, _), f in zip(drawn, first)]), torch.stack(share)
 
-# %% ../nbs/55_transfer.ipynb #740d3e62
+# %% ../nbs/55_transfer.ipynb #ec1f6d65
 def shuffled(
     texts: tuple,  # (T, D) embeddings, (T,) classes, scores or None
     seed: int = 0,
@@ -238,7 +247,7 @@ def shuffled(
     emb, class_ids, scores = texts
     return emb, class_ids[torch.randperm(len(class_ids), generator=torch.Generator().manual_seed(seed)).to(class_ids.device)], scores
 
-# %% ../nbs/55_transfer.ipynb #457d7204
+# %% ../nbs/55_transfer.ipynb #ff451308
 def judged(
     trails: Trails,  # H heads, set after set, as many for each
     sets: Sequence[tuple[Tensor, Tensor]],  # features (M, D) and labels (M,) for the heads of each seed
@@ -246,13 +255,12 @@ def judged(
     "How many of its images each head gets right at each of the K moments, and its mean loss on them in nats."
     distinct = {id(x): (x, y) for x, y in sets}  # where all seeds see the same images, once
     sets = list(distinct.values()) if len(distinct) == 1 else sets
-    x, y = (torch.stack(t) for t in zip(*sets))
-    def moment(W, b):
-        scores = torch.baddbmm(b.view(len(x), -1, 1), W.view(len(x), -1, W.shape[2]), x.mT, alpha=trails.logit_scale).view(len(x), -1, W.shape[1], y.shape[1])
-        truth = y[:, None, None].expand(-1, scores.shape[1], -1, -1)
-        loss = -scores.log_softmax(2).gather(2, truth)
+    x, y = torch.stack([_extended(x, trails.options.logit_scale, trails.options.bias) for x, _ in sets]), torch.stack([y for _, y in sets])[:, None, None]
+    def moment(W):
+        scores = (W.view(len(x), -1, W.shape[2]) @ x.mT).view(len(x), -1, W.shape[1], x.shape[1])
+        loss = -scores.log_softmax(2).gather(2, truth := y.expand(-1, scores.shape[1], -1, -1))
         return (scores.argmax(2, keepdim=True) == truth).sum((2, 3)).flatten(), loss.mean((2, 3)).flatten()
-    return tuple(torch.stack(t) for t in zip(*[moment(W, b) for W, b in zip(trails.weight, trails.bias)]))
+    return tuple(torch.stack(t) for t in zip(*[moment(W) for W in trails.layers]))
 
 def pick(
     right: Tensor,  # (K, ...) how many are right at each of K moments
@@ -263,7 +271,7 @@ def pick(
     if choose == "last": return torch.full_like(right[0], len(right) - 1)
     return (loss if choose == "loss" else loss.masked_fill(right < right.amax(0), torch.inf)).argmin(0)
 
-# %% ../nbs/55_transfer.ipynb #232b64c4
+# %% ../nbs/55_transfer.ipynb #df894b00
 JOINT_MIX = .5  # share of the loss that images have when sentences are there from the start
 
 class Heads:
@@ -308,7 +316,7 @@ class Heads:
         means = [class_means(x, y, self.n_classes) for own in texts for x, y, _ in own]
         return self._on_images([self._head(F.normalize(m, dim=1)) for m in means], self.options.image)
 
-# %% ../nbs/55_transfer.ipynb #846f9b30
+# %% ../nbs/55_transfer.ipynb #67ba37a3
 @dataclass(frozen=True)
 class _Plan:
     "Rows of the table whose heads train side by side."
@@ -320,9 +328,16 @@ class _Plan:
 
 ZERO_SHOT, JOINT = "zero-shot start: ", "joint: "  # followed by a method, the names of its other rows
 
-def _plans(given, options, zero_shot_start, joint, at_once):
-    "The plans for the methods of `given`, one mapping per seed; `at_once` says how many methods with so many rates fit into memory."
-    said = {id(t): text_features(t, options) for own in given for t in own.values()}
+def _room(heads, options, memory_mb):
+    "How many methods with so many rates may train side by side: their weights at every moment, and their scores of the validation images."
+    moments = 4 + max(options.image.n_checkpoints, options.text.n_checkpoints)
+    floats = heads.n_classes * (moments * (heads.zero.weight.shape[1] + 1) + 3 * len(heads.sets[0]["val"][0]))
+    return lambda rates: max(1, memory_mb * 2**18 // (floats * len(heads.sets) * rates))
+
+def _plans(given, options, zero_shot_start, joint, final, memory_mb):
+    "The plans for the methods of `given`, one mapping per seed."
+    at_once, device = _room(final, options, memory_mb), final.zero.weight.device
+    said = {id(t): tuple(x.to(device) for x in text_features(t, options)) for own in given for t in own.values()}
     def features_of(methods): return [[said[id(own[m])] for m in methods] for own in given]
     def k(method): return int(given[0][method][1].bincount().max())
     def weighting(method): return "none" if given[0][method][2] is None else options.weighting
@@ -337,7 +352,7 @@ def _plans(given, options, zero_shot_start, joint, at_once):
         for some in chunks(list(methods), at_once(1)):
             yield _Plan([prefix + m for m in some], [k(m) for m in some], ["none"] * len(some), (options.image.lr,), lambda heads, lr, train=train, texts=features_of(some): train(heads, texts))
 
-# %% ../nbs/55_transfer.ipynb #f537eed2
+# %% ../nbs/55_transfer.ipynb #be17fe57
 def _tuned(plan, trial, final, choose):
     "One head per seed and row, seed after seed: rate and moment chosen on `trial` (None: the default rate and the last moment), trained on `final`."
     heads = len(final.sets) * len(plan.names)
@@ -352,14 +367,7 @@ def _tuned(plan, trial, final, choose):
     trails = plan.train(final, torch.tensor(plan.rates)[rate])
     return [trails.at(k, h) for h, k in enumerate(moment.tolist())]
 
-def _room(heads, options, memory_mb):
-    "How many methods with so many rates may train side by side: their weights at every moment, and their scores of the validation images."
-    _, classes, width = len(heads.base), heads.n_classes, heads.zero.weight.shape[1]
-    moments = 4 + max(options.image.n_checkpoints, options.text.n_checkpoints)
-    floats = classes * (moments * (width + 1) + 3 * len(heads.sets[0]["val"][0]))
-    return lambda rates: max(1, memory_mb * 2**18 // (floats * len(heads.sets) * rates))
-
-# %% ../nbs/55_transfer.ipynb #aefd9f69
+# %% ../nbs/55_transfer.ipynb #ef49a7e5
 def transfer(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
@@ -370,7 +378,7 @@ def transfer(
     zero_shot_start: Sequence[str] = (),  # methods whose sentences also start a head of their own
     joint: Sequence[str] = (),  # methods whose sentences are also trained on together with the images
     protocol: str = "transfer",  # one of PROTOCOLS, or a name for the options given
-    memory_mb: int = 256,  # what heads that train side by side may take
+    memory_mb: int = 64,  # what heads that train side by side may take
 ) -> pd.DataFrame:  # one row per method, shots and seed
     "Test accuracies after cross-modal transfer, with the two image-only rows that every method has to beat."
     if options is None and protocol not in PROTOCOLS: raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}; a name of your own needs options with it")
@@ -390,7 +398,7 @@ def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, j
         x, y = final.sets[s]["test"]
         return accuracy_row(logits(head, x), y, method=method, aggregation="none", names="without", shots=str(shots), k=k, weighting=weighting, seed=seeds[s], epoch=head.epoch)
     rows = {"images only": [row(s, head, "images only", 0, "none") for s, head in enumerate(final.base)]}
-    for plan in _plans(given, options, zero_shot_start, joint, _room(final, options, memory_mb)):
+    for plan in _plans(given, options, zero_shot_start, joint, final, memory_mb):
         heads = iter(_tuned(plan, trial, final, options.choose))
         for s in range(len(splits)):
             for facts in zip(plan.names, plan.k, plan.weighting): rows.setdefault(facts[0], []).append(row(s, next(heads), *facts))
@@ -411,7 +419,7 @@ def _check_named(methods, **asked):
     for name, those in asked.items():
         if (unknown := set(those) - set(methods)): raise ValueError(f"{name} names {', '.join(map(repr, sorted(unknown)))}, but the methods are {', '.join(methods)}")
 
-# %% ../nbs/55_transfer.ipynb #8f5158a9
+# %% ../nbs/55_transfer.ipynb #f6216462
 def random_words(
     texts: Sequence[str],
     seed: int = 0,

@@ -50,6 +50,81 @@ def test_heads_side_by_side_agree_with_autograd(world):
         assert torch.allclose(ckpts[-1].weight, w, atol=1e-4) and torch.allclose(ckpts[-1].bias, b, atol=1e-4)
 
 
+def papers_head(images, labels, texts, seed):
+    "The paper's protocol with nothing but torch's layer, loss, SGD and cosine schedule: images for 200 epochs, sentences for 30."
+    x, y = F.normalize(images["train"], dim=1), labels["train"]
+    emb, class_ids, scores = texts
+    layer, weight = torch.nn.Linear(WIDTH, CLASSES), scores.clamp(min=0) / scores.clamp(min=0).mean()
+    for p in layer.parameters(): torch.nn.init.zeros_(p)
+    for x, y, w, epochs in ((x, y, torch.ones(len(x)), 200), (F.normalize(emb, dim=1), class_ids, weight, 30)):
+        sgd = torch.optim.SGD(layer.parameters(), lr=.1)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=200)
+        order = torch.Generator().manual_seed(seed)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(x), generator=order).split(64):
+                sgd.zero_grad(); (w[rows] * F.cross_entropy(layer(x[rows]), y[rows], reduction="none")).mean().backward(); sgd.step()
+            cosine.step()
+    return layer
+
+
+def test_the_papers_protocol_to_the_letter(world):
+    images, labels, (emb, y, _) = world
+    texts = (emb.repeat(4, 1), y.repeat(4), torch.rand(4 * len(y), generator=torch.Generator().manual_seed(1)) - .2)
+    rows = transfer(images, labels, {"texts": texts}, seeds=range(2), protocol="paper")
+    assert set(rows.protocol) == {"paper"} and set(rows[rows.method == "texts"].epoch) == {30}
+    right = correct_matrix(rows[rows.method == "texts"])
+    for seed in range(2):
+        layer, splits = papers_head(images, labels, texts, seed), [take_shots(labels, "all", seed)]
+        assert (right[seed] == (layer(F.normalize(images["test"], dim=1)).argmax(1) == labels["test"]).numpy()).all()
+        head = Heads(images, labels, splits, "train", PAPER).taught([[text_features(texts, PAPER)]], 2, torch.tensor([.1])).at(-1, 0)
+        assert torch.allclose(head.weight, layer.weight, atol=1e-5) and torch.allclose(head.bias, layer.bias, atol=1e-5)
+
+
+def test_a_group_is_heads_one_at_a_time(world):
+    "Groups of heads on common rows, two lessons, shares and rates of their own: each head as if it had been alone."
+    images, labels, _ = world
+    g = torch.Generator().manual_seed(0)
+    options = replace(QUICK.text, momentum=.5, weight_decay=.01)
+    start = [Checkpoint(torch.randn(CLASSES, WIDTH, generator=g), torch.randn(CLASSES, generator=g), 0., 0, options.logit_scale) for _ in range(6)]
+    (a, sa), (b, sb) = (tuple(torch.stack(t) for t in zip(*[batches(80, 12, 16, seed) for seed in seeds])) for seeds in ((0, 1), (2, 3, 4)))
+    shares, lr = torch.rand(6, 12, 16, generator=g) / 16, torch.rand(6, generator=g)
+    together = train_heads(images["train"], labels["train"], [(a, sa), (b, shares)], start, options, lr)
+    for h in range(6):
+        alone = train_heads(images["train"], labels["train"], [(a[h // 3, None], sa[h // 3, None]), (b[h // 2, None], shares[h, None])], [start[h]], options, lr[h, None])
+        assert torch.allclose(alone.layers[:, 0], together.layers[:, h], atol=1e-5)
+    with pytest.raises(ValueError, match="5 heads for 2 groups"): train_heads(images["train"], labels["train"], [(a, sa)], start[:5], options)
+
+
+def test_joint_heads_see_images_and_sentences_from_the_start(world):
+    images, labels, texts = world
+    heads = Heads(images, labels, [take_shots(labels, "all")], "train", QUICK)
+    x, y, weight = text_features(texts, QUICK)
+    (xi, yi), (w, b) = heads.sets[0]["train"], (torch.zeros(CLASSES, WIDTH, requires_grad=True), torch.zeros(CLASSES, requires_grad=True))
+    for step, (r, s, rt, st) in enumerate(zip(*batches(80, 50, 16, 0), *batches(len(x), 50, 16, 0))):
+        def loss(x, y, share): return (F.cross_entropy(10 * x @ w.T + b, y, reduction="none") * share).sum()
+        grads = torch.autograd.grad(.5 * loss(xi[r], yi[r], s) + .5 * loss(x[rt], y[rt], st * weight[rt]), (w, b))
+        with torch.no_grad():
+            for p, g in zip((w, b), grads): p -= learning_rate(QUICK.image, step // 5) * g
+    assert torch.allclose(heads.joint([[(x, y, weight)]]).at(-1, 0).weight, w, atol=1e-4)
+
+
+def test_memory_decides_how_many_train_together_and_nothing_else(world):
+    images, labels, texts = world
+    given, o = {name: shuffled(texts, seed) for seed, name in enumerate("abc")}, replace(QUICK, rates=(.1, 1.))
+    tables = [transfer(images, labels, given, o, shots=(2, "all"), seeds=range(2), joint="ab", memory_mb=mb) for mb in (0, 64)]
+    assert (correct_matrix(tables[0]) == correct_matrix(tables[1])).all() and tables[0].epoch.equals(tables[1].epoch)
+
+
+def test_a_rate_is_chosen_on_validation(world):
+    "Far too small a rate is not taken when a better one is offered; with one shot nothing is chosen."
+    images, labels, texts = world
+    def found(lr, *rates): return transfer(images, labels, {"texts": texts}, replace(QUICK, text=replace(QUICK.text, lr=lr), rates=rates, choose="loss"), shots=(1, "all"), seeds=[0]).set_index(["method", "shots"])
+    offered, small, good = found(1e-6, .3), found(1e-6), found(.3)
+    for method in ("texts", "images only, same steps"):
+        assert offered.correct[method, "all"] == good.correct[method, "all"] and offered.correct[method, "1"] == small.correct[method, "1"]
+    with pytest.raises(ValueError, match="rates"): TransferOptions(rates=(.1, 0.))
+
+
 def test_a_head_without_bias_keeps_none(world):
     images, labels, texts = world
     o = replace(QUICK, image=replace(QUICK.image, bias=False), text=replace(QUICK.text, bias=False))
@@ -191,6 +266,9 @@ def test_mistakes_are_named(world):
     with pytest.raises(ValueError, match="'texts'.*4 classes"): transfer(images, labels, {"texts": (texts[0], texts[1] + 1, None)}, QUICK)
     with pytest.raises(ValueError, match="'texts'.*24"): transfer(images, labels, {"texts": (texts[0], texts[1][:5], None)}, QUICK)
     with pytest.raises(ValueError, match="other"): transfer(images, labels, {"texts": texts}, QUICK, zero_shot_start=("other",))
+    with pytest.raises(ValueError, match="joint.*other"): transfer(images, labels, {"texts": texts}, QUICK, joint=("other",))
+    with pytest.raises(ValueError, match="'letter'.*transfer, paper"): transfer(images, labels, {"texts": texts}, protocol="letter")
+    with pytest.raises(ValueError, match="expected the same for all"): transfer(images, labels, lambda split: {str(split.seed): texts}, QUICK)
     with pytest.raises(ValueError, match="share"): TransferOptions(mix=1.5)
 
 
