@@ -8,7 +8,7 @@ __all__ = ['LIST', 'SENTENCE', 'MENON', 'CUPL', 'LABO', 'VDT', 'PEERS', 'ALIASES
            'pairs', 'match_classes', 'peer_texts', 'from_templates', 'read_templates', 'waffle', 'questions_of',
            'texts_in', 'ask']
 
-# %% ../nbs/60_peers.ipynb #a98f9454
+# %% ../nbs/60_peers.ipynb #54025fae
 import difflib, json, pickle, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ import torch
 from .describe import flagged, is_refusal, one_line, parse_list, parts_of, readable
 from .llm import LLM, Request
 
-# %% ../nbs/60_peers.ipynb #1c32a9e5
+# %% ../nbs/60_peers.ipynb #2ffcf765
 @dataclass(frozen=True)
 class Recipe:
     "The questions that a peer asks a language model about each class."
@@ -30,7 +30,7 @@ class Recipe:
     samples: int = 1  # answers to each question
     listed: bool = True  # an answer is a list of texts; False: it is one sentence
 
-# %% ../nbs/60_peers.ipynb #fcff48d0
+# %% ../nbs/60_peers.ipynb #e6ff3488
 @dataclass(frozen=True)
 class Peer:
     "A published way to describe classes."
@@ -43,7 +43,7 @@ class Peer:
 
     def __repr__(self): return f"Peer({self.name!r}: {self.idea})"
 
-# %% ../nbs/60_peers.ipynb #0ea63bf9
+# %% ../nbs/60_peers.ipynb #e1fb71e2
 def as_written(
     name: str,  # class name
     text: str,  # a whole sentence, or a phrase that shall stand alone
@@ -67,7 +67,7 @@ def photo_with(
     "\"A photo of a <name>, which has <text>.\" (Roth et al., 2023)."
     return f"A photo of a {name}, which has {text}."
 
-# %% ../nbs/60_peers.ipynb #12091165
+# %% ../nbs/60_peers.ipynb #98871c76
 LIST = "Answer with a list, one short phrase a line, and nothing else. Do not name the subject."
 SENTENCE = "Answer with one sentence that names it, and nothing else."
 
@@ -78,14 +78,14 @@ CUPL = Recipe((f"Say what this looks like: {{subject}}. {SENTENCE}",
                f"Imagine a picture on the web that shows this: {{subject}}. Describe the picture. {SENTENCE}",
                f"Write a caption for a photo of this: {{subject}}. {SENTENCE}"), samples=10, listed=False)
 
-# %% ../nbs/60_peers.ipynb #eaf6ffce
+# %% ../nbs/60_peers.ipynb #4e7cf7c4
 LABO = Recipe(tuple(f"Subject: {{subject}}\n{question} {LIST}" for question in
                     ("What does the subject look like?", "Describe the appearance of the subject.", "Which colours does the subject have?",
                      "Which patterns does the subject show?", "Which shapes does the subject have?")), samples=10)
 VDT = Recipe(("Subject: {subject}\nWrite one sentence on how each of these parts of the subject looks: {parts}. "
               "Begin each sentence with \"{start}\". Answer with a list, one sentence a line, and nothing else.",))
 
-# %% ../nbs/60_peers.ipynb #d32d859e
+# %% ../nbs/60_peers.ipynb #310ed967
 PEERS = {peer.name: peer for peer in (
     Peer("clip", as_written, "mean", "the class name in one template", "Radford et al., ICML 2021"),
     Peer("clip_templates", as_written, "mean_embedding", "the class name in several templates", "Radford et al., ICML 2021"),
@@ -95,7 +95,7 @@ PEERS = {peer.name: peer for peer in (
     Peer("vdt", as_written, "mean", "one sentence on each attribute of the class", "Maniparambil et al., ICCV Workshops 2023", VDT),
     Peer("waffle", photo_with, "mean", "random words and characters after the class name, the same for all classes", "Roth et al., ICCV 2023"))}
 
-# %% ../nbs/60_peers.ipynb #8a023f18
+# %% ../nbs/60_peers.ipynb #77ba43cf
 def read_saved(
     path: str | Path,  # a file that `torch.save` wrote
 ):
@@ -107,7 +107,7 @@ def read_saved(
     except Exception: why = "is broken or no file that torch.save wrote"  # the reader of a damaged pickle may raise anything
     raise ValueError(f"'{path}' {why}: expected a dict of class -> list of texts, as torch.save writes it. Save it again as JSON where you trust it.")
 
-# %% ../nbs/60_peers.ipynb #3103c1cc
+# %% ../nbs/60_peers.ipynb #5ee72048
 def _loaded(path):
     "What the file holds, JSON or saved by torch."
     if not path.is_file(): raise FileNotFoundError(f"No file '{path}': expected published descriptions, JSON or saved by torch.")
@@ -126,7 +126,7 @@ def read_texts(
             raise ValueError(f"'{path}', class {name!r}: expected a list of texts, got {texts!r:.60}.")
     return {str(name): [line for text in texts if (line := " ".join(text.split()))] for name, texts in described.items()}
 
-# %% ../nbs/60_peers.ipynb #88ce3a7a
+# %% ../nbs/60_peers.ipynb #56a10e54
 def spelling(
     name: str,  # a class name
 ) -> str:
@@ -134,7 +134,7 @@ def spelling(
     plain = "".join(c for c in unicodedata.normalize("NFKD", re.sub(r"^\d+\.", "", name)) if not unicodedata.combining(c))
     return re.sub(r"[\W_]+", "", plain.casefold())
 
-# %% ../nbs/60_peers.ipynb #23f2c7b6
+# %% ../nbs/60_peers.ipynb #6a12e68d
 def words(
     name: str,  # a class name
 ) -> frozenset[str]:
@@ -143,7 +143,7 @@ def words(
     singular = (re.sub(r"(?<=[^su])s$", "", word) for word in found)
     return frozenset(re.sub(r"(?<=ss|sh|ch)e$|(?<=x)e$", "", re.sub(r"(?<=..)ie$", "y", word)) for word in singular) - {"a", "an", "the", "and", "or", "of"}
 
-# %% ../nbs/60_peers.ipynb #55387323
+# %% ../nbs/60_peers.ipynb #3e731fea
 ALIASES = (
     ("AnnualCrop", "annual crop land"), ("Forest", "forest"), ("HerbaceousVegetation", "brushland or shrubland", "herbaceous vegetation land"),
     ("Highway", "highway or road"), ("Industrial", "industrial buildings or commercial buildings", "industrial buildings"), ("Pasture", "pasture land"),
@@ -156,7 +156,7 @@ def alias(
     "The folder name of EuroSAT's class that is known by this name; \"\" if none is."
     return next((group[0] for group in ALIASES if spelling(name) in map(spelling, group)), "")
 
-# %% ../nbs/60_peers.ipynb #71c86680
+# %% ../nbs/60_peers.ipynb #2dfe1332
 KEYS = {"exact": str, "spelling": spelling, "words": words, "alias": alias}  # tried in this order
 
 def _alone(names, key):
@@ -178,7 +178,7 @@ def pairs(
         found |= {c: (left[k], how) for k, c in _alone([c for c in classes if c not in found], key).items() if k in left}
     return found
 
-# %% ../nbs/60_peers.ipynb #7ddb3c3d
+# %% ../nbs/60_peers.ipynb #48b0e200
 def _nearest(name, left):
     "The name in `left` that is spelled most like this one; \"\" if none is much alike."
     spelled = {spelling(other): other for other in left}
@@ -189,17 +189,27 @@ def _report(theirs, classes, found):
     taken = {t for t, _ in found.values()}
     extra = [t for t in theirs if t not in taken]
     rows = [(c, *found[c], len(theirs[found[c][0]]), "") if c in found else (c, "", "missing", 0, _nearest(c, extra)) for c in classes]
-    return pd.DataFrame(rows + [("", t, "extra", len(theirs[t]), "") for t in extra], columns=["class", "theirs", "how", "texts", "nearest"])
+    rows += [("", t, "extra", len(theirs[t]), "") for t in extra]
+    return pd.DataFrame(rows, columns=["class", "theirs", "how", "texts", "nearest"])
 
-# %% ../nbs/60_peers.ipynb #e3841c94
+# %% ../nbs/60_peers.ipynb #e562ee26
 def _without_text(rows):
     "The message on classes that end without a text."
-    why = lambda row: "its list is empty" if row.theirs else f"not found; nearest: {row.nearest!r}" if row.nearest else "not found"
+    def why(row):
+        if row.theirs: return "its list is empty"
+        return "not found" + f"; nearest: {row.nearest!r}"*bool(row.nearest)
     said = [f"{row['class']!r} ({why(row)})" for _, row in rows.head(10).iterrows()] + ["..."]*(len(rows) > 10)
     return (f"{len(rows)} of the classes end without a text: {', '.join(said)}. "
             "Say which name is meant with renamed={class: published name}, or take empty='name' to score them by their names.")
 
-# %% ../nbs/60_peers.ipynb #27c0d7ce
+def _check_names(theirs, classes, renamed):
+    "ValueError for classes that share a name, and for a renaming of what does not exist."
+    name, times = Counter(classes).most_common(1)[0]
+    if times > 1: raise ValueError(f"Two classes are named {name!r}: give each a name of its own.")
+    if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in theirs]:
+        raise ValueError(f"renamed has {', '.join(unknown)}: expected a class of the dataset and a name in the published texts.")
+
+# %% ../nbs/60_peers.ipynb #b8550b8a
 def match_classes(
     theirs: Mapping[str, Sequence[str]],  # published name -> texts, from `read_texts`
     classes: Sequence[str],  # C class names of the dataset
@@ -207,18 +217,15 @@ def match_classes(
     empty: str = "error",  # "name": a class without a text goes on with [], to be scored by its name
 ) -> tuple[dict[str, list[str]], pd.DataFrame]:
     "Class -> texts in the dataset's order, and a report: class, theirs, how, texts, nearest."
-    renamed = dict(renamed or {})
     if empty not in ("error", "name"): raise ValueError(f"empty={empty!r}: expected 'error' or 'name'.")
-    if len(set(classes)) < len(classes): raise ValueError(f"Two classes are named {Counter(classes).most_common(1)[0][0]!r}: give each a name of its own.")
-    if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in theirs]:
-        raise ValueError(f"renamed has {', '.join(unknown)}: expected a class of the dataset and a name in the published texts.")
-    report = _report(theirs, classes, found := pairs(list(theirs), classes, renamed))
-    matched = {c: list(theirs[found[c][0]]) if c in found else [] for c in classes}
+    _check_names(theirs, classes, renamed := dict(renamed or {}))
+    found = pairs(list(theirs), classes, renamed)
+    report = _report(theirs, classes, found)
     without = report[(report["class"] != "") & (report.texts == 0)]
     if empty == "error" and len(without): raise ValueError(_without_text(without))
-    return matched, report
+    return {c: list(theirs[found[c][0]]) if c in found else [] for c in classes}, report
 
-# %% ../nbs/60_peers.ipynb #3bf259a7
+# %% ../nbs/60_peers.ipynb #bb24a920
 def peer_texts(
     peer: Peer,  # one of `PEERS`
     described: Mapping[str, Sequence[str]],  # class -> texts, from `match_classes`, `ask`, `waffle` or `from_templates`
@@ -227,15 +234,20 @@ def peer_texts(
 ) -> pd.DataFrame:
     "The table of texts that `describe` would make, with the column `prompt`; a class with an empty list has its name as its one text."
     if missing := [c for c in classes if c not in described]:
-        raise ValueError(f"Peer '{peer.name}' has no texts for {', '.join(map(repr, missing[:10]))}: bring published names to the dataset's with match_classes.")
-    texts = [(c, n, text) for c, name in enumerate(classes) for n, text in enumerate(described[name] or [readable(name)])]
-    rows = [dict(class_id=c, component="", sample=n, text=text, source=peer.name, knowledge="none") for c, n, text in texts]
-    prompts = [peer.prompt(readable(classes[c]), text) if described[classes[c]] else text for c, _, text in texts]
-    return flagged(rows, classes, superclass).assign(prompt=prompts)
+        raise ValueError(f"Peer '{peer.name}' has no texts for {', '.join(map(repr, missing[:10]))}: "
+                         "bring published names to the dataset's with match_classes.")
+    rows = []
+    for c, name in enumerate(map(readable, classes)):
+        texts = described[classes[c]]
+        rows += [dict(class_id=c, sample=n, text=text, prompt=peer.prompt(name, text)) for n, text in enumerate(texts)]
+        if not texts: rows.append(dict(class_id=c, sample=0, text=name, prompt=name))
+    table = pd.DataFrame(rows).assign(component="", source=peer.name, knowledge="none")
+    return flagged(table, classes, superclass).assign(prompt=table["prompt"])
 
-# %% ../nbs/60_peers.ipynb #b45e4b35
+# %% ../nbs/60_peers.ipynb #279ce0c0
 TEMPLATE = ("a photo of a {c}.",)  # of peer "clip"
-TEMPLATES = TEMPLATE + ("a photo of the {c}.", "a close photo of one {c}.", "a small picture of a {c}.", "a blurred picture of a {c}.", "a bright photo of a {c}.", "a {c} seen from afar.")
+TEMPLATES = TEMPLATE + ("a photo of the {c}.", "a close photo of one {c}.", "a small picture of a {c}.",
+                        "a blurred picture of a {c}.", "a bright photo of a {c}.", "a {c} seen from afar.")
 
 def from_templates(
     classes: Sequence[str],  # C class names
@@ -254,11 +266,12 @@ def read_templates(
     if dataset in templates: return templates[dataset]
     raise ValueError(f"'{path}' has no templates for '{dataset}': expected one of {', '.join(templates)}.")
 
-# %% ../nbs/60_peers.ipynb #02cdee21
+# %% ../nbs/60_peers.ipynb #c4475677
 def _drawn(classes, words, rng):
     "One descriptor as long as the class names are on average: of words if there are any, else of characters."
-    lengths = [[len(word) for word in readable(c).split()] for c in classes]
-    n_words, n_letters = max(1, round(np.mean([len(name) for name in lengths]))), max(1, round(np.mean([l for name in lengths for l in name])))
+    names = [readable(c).split() for c in classes]
+    n_words = round(np.mean([len(name) for name in names]))
+    n_letters = round(np.mean([len(word) for name in names for word in name]))
     if words: return " ".join(rng.choice(words, n_words))
     return ", ".join("".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), n_letters)) for _ in range(n_words))
 
@@ -273,7 +286,7 @@ def waffle(
     descriptors = [_drawn(classes, words if i % 2 == 0 else (), rng) for i in range(n)]
     return {c: descriptors for c in classes}
 
-# %% ../nbs/60_peers.ipynb #43f620d3
+# %% ../nbs/60_peers.ipynb #746c5614
 def questions_of(
     peer: Peer,  # with a recipe
     name: str,  # the class
@@ -289,7 +302,7 @@ def questions_of(
                         **{"stage": "peer", "peer": peer.name, "class": name, "question": i})
             for i, question in enumerate(peer.recipe.questions) for sample in range(samples or peer.recipe.samples)]
 
-# %% ../nbs/60_peers.ipynb #5c87873a
+# %% ../nbs/60_peers.ipynb #6401cac1
 def texts_in(
     answer: str,  # what a model wrote
     recipe: Recipe,  # what it was asked for
