@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 from datadesc.data import ImageSet
-from datadesc.figures import STYLE, WIDTH, accuracy_bars, image_rows, proponent_gallery, pushed_apart, selections_compared, text_class_heatmap, tsne_figure
+from datadesc.figures import (PALETTE, STYLE, WIDTH, accuracy_bars, accuracy_table, gain_bars, image_rows, proponent_gallery, pushed_apart, selections_compared,
+                              shots_curves, text_class_heatmap, top_k_curves, tsne_figure)
 
 torch.set_num_threads(1)
 CLASSES = ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class")
@@ -95,6 +96,71 @@ def test_methods_need_not_be_in_every_panel(tmp_path):
     lines = pd.DataFrame([dict(method=m, shots=s, mean=.5, low=.4, high=.6) for m, s in [("a", "1"), ("b", "1"), ("a", "all")]])
     drawn(accuracy_bars(lines, over="a"), tmp_path)
     drawn(accuracy_bars(lines[:1]), tmp_path)
+
+
+def some_gains(methods, datasets):
+    "Gains that are clear for the first method only."
+    return pd.DataFrame([dict(dataset=d, method=m, gain=.01 - .02 * i, low=-.03, high=.02, clear=i == 0) for d in datasets for i, m in enumerate(methods)])
+
+
+def test_full_dots_are_the_clear_ones(tmp_path):
+    fig = gain_bars(some_gains("abc", ["one"]))
+    drawn(fig, tmp_path)
+    (dots,) = [c for c in fig.axes[0].collections if len(c.get_offsets()) == 3 and len(c.get_sizes())]
+    assert np.asarray(dots.get_offsets())[:, 0] == pytest.approx([1, -1, -3])
+    assert (dots.get_facecolors()[:, :3].mean(1) == 1).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_every_dataset_has_its_panel(n, tmp_path):
+    fig = gain_bars(some_gains(["a", "a method with a longer name"], [f"set {i}" for i in range(n)]))
+    drawn(fig, tmp_path)
+    assert [ax.get_title(loc="left") for ax in fig.axes if ax.get_visible()] == [f"dataset: set {i}" for i in range(n)]
+
+
+def some_lines(shots=("all", "1", "16", "2"), methods="ab"):
+    "Lines of a report, shots in no order."
+    return pd.DataFrame([dict(method=m, shots=s, mean=.5 + .1 * i, low=.4, high=.7) for i, s in enumerate(shots) for m in methods])
+
+
+def test_curves_go_by_number_and_end_at_all(tmp_path):
+    fig = shots_curves(some_lines(), over="b")
+    drawn(fig, tmp_path)
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["1", "2", "16", "all"]
+    assert fig.axes[0].get_lines()[0].get_ydata() == pytest.approx([60, 80, 70, 50])
+
+
+def test_a_row_without_steps_goes_straight_across(tmp_path):
+    lines = pd.concat([some_lines((1, 5, 10), "a"), some_lines((0,), "z")]).rename(columns={"shots": "k"})
+    line = top_k_curves(lines, over="z").axes[0].get_lines()[1]
+    assert list(line.get_xdata()) == [0, 2] and line.get_ydata() == pytest.approx([50, 50])
+    drawn(top_k_curves(lines, methods=["a"]), tmp_path)
+    drawn(shots_curves(some_lines(("0",))), tmp_path)
+
+
+def test_lines_at_the_same_place_are_refused():
+    with pytest.raises(ValueError, match="Several lines for method 'a', shots 'all'"): shots_curves(some_lines(("all", "all"), "a"))
+    with pytest.raises(ValueError, match="Several lines"): accuracy_table(some_lines(("all", "all"), "a"))
+
+
+def test_the_table_tells_above_below_and_noise():
+    lines = some_lines(("1", "all"), "abcz")
+    gains = pd.DataFrame([dict(method=m, shots="1", gain=g, clear=c) for m, g, c in [("a", .1, True), ("b", -.1, True), ("c", .1, False)]])
+    table = accuracy_table(lines, gains, over="z")
+    assert table.data["1"].to_dict() == {"a": "50.0 ± 15.0 ▴", "b": "50.0 ± 15.0 ▾", "c": "50.0 ± 15.0", "z": "50.0 ± 15.0"}
+    page = table.to_html()
+    assert "above z" in page and page.count(PALETTE[0]) == 1
+
+
+def test_the_table_has_a_place_for_what_was_not_run():
+    table = accuracy_table(some_lines(("1", "4"), "ab")[:-1]).data
+    assert list(table.columns) == ["1", "4"] and table.loc["b", "4"] == "–"
+
+
+def test_rows_of_the_table_may_have_two_names():
+    lines = pd.concat([some_lines(("4", "1"), "ba").assign(protocol=p) for p in ("transfer", "paper")])
+    table = accuracy_table(lines, rows=("protocol", "method")).data
+    assert list(table.index) == [("transfer", "b"), ("transfer", "a"), ("paper", "b"), ("paper", "a")] and list(table.columns) == ["4", "1"]
 
 
 def test_heatmap_with_texts_of_some_classes_only(tmp_path):
