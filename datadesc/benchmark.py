@@ -6,7 +6,7 @@
 __all__ = ['NEED_TEACHERS', 'as_texts', 'Seen', 'seen_in', 'selected', 'blind', 'at_most', 'controls', 'method_from', 'tables',
            'remembered', 'Asked', 'ask_all', 'without_training', 'benchmark']
 
-# %% ../nbs/65_benchmark.ipynb #57ce5d2b
+# %% ../nbs/65_benchmark.ipynb #493464f8
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from .selection import choose, ift
 from .transfer import Split, random_words, take_shots, text_scores, transfer
 from .zeroshot import AGGREGATIONS, names_only, with_names, zero_shot
 
-# %% ../nbs/65_benchmark.ipynb #ae138653
+# %% ../nbs/65_benchmark.ipynb #9860a2d4
 def _from_dict(described, classes, name):
     "The table of {class: [texts]}; ValueError for a class that the dataset lacks."
     found = {c: class_id_of(c, classes) for c in described}
@@ -34,7 +34,7 @@ def _from_dict(described, classes, name):
     rows = [dict(class_id=found[c], component="", sample=n, text=" ".join(t.split()), source=name, knowledge="given") for c, texts in described.items() for n, t in enumerate(texts)]
     return flagged(rows, classes)
 
-# %% ../nbs/65_benchmark.ipynb #2bcea88a
+# %% ../nbs/65_benchmark.ipynb #41aea198
 def as_texts(
     given: Mapping | pd.DataFrame,  # {class: [texts]}, or a table with class_id and `text`, `prompt` or both
     classes: Sequence[str],  # C names
@@ -46,7 +46,7 @@ def as_texts(
         raise ValueError(f"{name!r} says nothing about {', '.join(repr(classes[c]) for c in missing[:5])}: expected at least one text for each of the {len(classes)} classes")
     return table if "prompt" in table else table.assign(prompt=with_names(table["text"], table["class_id"], classes))
 
-# %% ../nbs/65_benchmark.ipynb #9560914c
+# %% ../nbs/65_benchmark.ipynb #73927655
 @dataclass(frozen=True, eq=False)
 class Seen:
     "What one setting shows to a method: class names and labelled images, and none of the test images."
@@ -67,7 +67,7 @@ class Seen:
         x = {part: center(e, common) for part, e in self.image_emb.items()}
         return influence(x["train"], self.labels["train"], x["val"], self.labels["val"], self.head, by_class=False)
 
-# %% ../nbs/65_benchmark.ipynb #4335b99a
+# %% ../nbs/65_benchmark.ipynb #dccfb2dd
 def seen_in(
     split: Split,  # from `take_shots`
     image_emb: Mapping[str, Tensor],  # "train", "val" -> (N, D)
@@ -78,7 +78,7 @@ def seen_in(
     places = dict(train=("train", split.fit), val=(split.val_from, split.val))
     return Seen(tuple(classes), split, *({part: of[s][i] for part, (s, i) in places.items()} for of in (image_emb, labels)))
 
-# %% ../nbs/65_benchmark.ipynb #e997710a
+# %% ../nbs/65_benchmark.ipynb #d2703819
 NEED_TEACHERS = ("proponent", "weighted")  # the forms that ask which images teach
 
 def selected(
@@ -100,7 +100,7 @@ def selected(
         return pool[chosen].assign(score=text_scores(scores).numpy()[chosen])
     return texts
 
-# %% ../nbs/65_benchmark.ipynb #231e1341
+# %% ../nbs/65_benchmark.ipynb #db3a4a0f
 def blind(
     pool: pd.DataFrame,  # candidate sentences, with their flags
     k: int,  # sentences per class
@@ -118,7 +118,7 @@ def at_most(
     order = texts.sort_values("score", ascending=False, kind="stable") if "score" in texts else texts.sample(frac=1, random_state=seed)
     return order[order.groupby("class_id").cumcount() < k].sort_index()
 
-# %% ../nbs/65_benchmark.ipynb #a975739e
+# %% ../nbs/65_benchmark.ipynb #2edc9274
 def _dealt_out(texts, seed):
     "The table with its classes dealt out anew, so that no text is where it belongs but by chance."
     return texts.assign(class_id=texts["class_id"].sample(frac=1, random_state=seed).to_numpy())
@@ -127,7 +127,7 @@ def _in_random_words(texts, seed):
     "The table with each text replaced by as many words, drawn from all of them."
     return texts[["class_id"]].assign(text=random_words(list(texts["text"]), seed))
 
-# %% ../nbs/65_benchmark.ipynb #f5f8d768
+# %% ../nbs/65_benchmark.ipynb #bec2280b
 def controls(
     method: Callable[[Seen], pd.DataFrame],  # the method that has to prove itself
     pool: pd.DataFrame,  # what it chooses from
@@ -138,11 +138,11 @@ def controls(
     "What the method has to beat, each a method of its own."
     names = pd.DataFrame(dict(class_id=range(len(classes)), prompt=names_only(classes)))
     return {"class names": names, "whole pool": pool, "random choice": blind(pool, k),
-            "random words": lambda seen: _in_random_words(method(seen), seen.split.seed),
+            "random words": lambda seen: _in_random_words(blind(pool, k)(seen), seen.split.seed),
             f"{name}, shuffled": lambda seen: _dealt_out(method(seen), seen.split.seed),
             f"{name}, unweighted": lambda seen: method(seen).drop(columns="score")}
 
-# %% ../nbs/65_benchmark.ipynb #a0e4de26
+# %% ../nbs/65_benchmark.ipynb #1421d9ea
 def method_from(
     spec: str,  # NAME=FILE, or NAME=FILE.py:FUNCTION
     classes: Sequence[str],  # C names
@@ -159,7 +159,7 @@ def method_from(
     described, _ = match_classes(theirs, classes, empty="error" if (report.how == "missing").any() else "name")
     return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else as_texts(described, classes, name), report
 
-# %% ../nbs/65_benchmark.ipynb #a6cba666
+# %% ../nbs/65_benchmark.ipynb #ea84d441
 def tables(
     methods: Mapping[str, object],  # name -> {class: [texts]}, a table of texts, or a function of `Seen` that returns one of these
     seen: Seen,
@@ -169,7 +169,7 @@ def tables(
     found = {name: as_texts(m(seen) if callable(m) else m, seen.classes, name) for name, m in methods.items()}
     return found if budget is None else {name: at_most(texts, budget, seen.split.seed) for name, texts in found.items()}
 
-# %% ../nbs/65_benchmark.ipynb #a24d6cad
+# %% ../nbs/65_benchmark.ipynb #5861e1fb
 def remembered(
     embed: Callable[[list], Tensor],  # texts -> (T, D)
 ) -> Callable[[Sequence[str]], Tensor]:
@@ -181,7 +181,7 @@ def remembered(
         return torch.stack([known[t] for t in texts])
     return look_up
 
-# %% ../nbs/65_benchmark.ipynb #30663dcd
+# %% ../nbs/65_benchmark.ipynb #c35c3185
 def _embedded(texts, names, embed, device):
     "A method's texts as (T, D) embeddings, (T,) classes and (T,) scores or None, as `zero_shot` and `transfer` take them."
     score = torch.tensor(texts["score"].to_numpy(copy=True), dtype=torch.float32) if "score" in texts else None
@@ -192,7 +192,7 @@ def _names(texts, names):
     "How a row says whether class names were in the texts: names, or `only` where there is nothing else."
     return names if "text" in texts else "only"
 
-# %% ../nbs/65_benchmark.ipynb #42262a1c
+# %% ../nbs/65_benchmark.ipynb #9cce2743
 @dataclass(frozen=True, eq=False)
 class Asked:
     "What the methods say in every setting, and the images that the answers are tried on."
@@ -206,7 +206,7 @@ class Asked:
         said = self.said[split.shots, split.seed]
         return {name: _embedded(said[name], names, self.embed, self.image_emb["test"].device) for name in (said if only is None else only)}
 
-# %% ../nbs/65_benchmark.ipynb #fc08c84e
+# %% ../nbs/65_benchmark.ipynb #5d2cdfb9
 def ask_all(
     methods: Mapping[str, object],  # as `tables` takes them
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D), rows of length one
@@ -222,7 +222,7 @@ def ask_all(
     said = {(split.shots, split.seed): tables(methods, seen_in(split, image_emb, labels, classes), budget) for split in splits}
     return Asked(said, image_emb, labels, remembered(embed))
 
-# %% ../nbs/65_benchmark.ipynb #81a4532f
+# %% ../nbs/65_benchmark.ipynb #f51cdd9e
 def without_training(
     asked: Asked,
     seeds: Sequence[int] = range(5),
@@ -238,7 +238,7 @@ def without_training(
                 rows.append(zero_shot(given, *test, int(test[1].max()) + 1, AGGREGATIONS, names).assign(seed=seed))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/65_benchmark.ipynb #99411482
+# %% ../nbs/65_benchmark.ipynb #2eacbd3b
 def _named(rows, names, only):
     "The rows with what they say about class names: in the texts, not in them, nothing but them (`only`), or no texts at all."
     about = rows["method"].str.rpartition(": ")[2]

@@ -7,7 +7,7 @@ __all__ = ['FORMS', 'check_unit', 'Evidence', 'Parts', 'printed', 'clip', 'propo
            'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'choose',
            'proponent_images']
 
-# %% ../nbs/45_selection.ipynb #08369f13
+# %% ../nbs/45_selection.ipynb #b4c9c526
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from torch import Tensor
 from .head import Checkpoint, center, check_features, common_part
 from .influence import Influence, influence, mean_influence, mean_text_influence, own_text_influence, top
 
-# %% ../nbs/45_selection.ipynb #776ab70d
+# %% ../nbs/45_selection.ipynb #d380b4ef
 def check_unit(
     x: Tensor,  # what was given
     name: str,  # how the caller names it, for the message
@@ -34,7 +34,7 @@ def check_unit(
         raise ValueError(f"{name}: row {int(bad[0])} has length {length[bad[0]]:.3g}, expected L2-normalised embeddings; use torch.nn.functional.normalize({name}, dim=1)")
     return x
 
-# %% ../nbs/45_selection.ipynb #25f88348
+# %% ../nbs/45_selection.ipynb #6a6ff72e
 @dataclass(frozen=True)
 class Evidence:
     "What a form may look at when it scores the texts; rows of all embeddings have length one."
@@ -70,38 +70,38 @@ class Evidence:
         if kept < min(self.top_m, len(self.raw_train)): raise ValueError(f"top_m={self.top_m}, but image_influence keeps {kept} proponents per image; compute it with top_k={self.top_m}")
         return found
 
-# %% ../nbs/45_selection.ipynb #0eca1a4e
+# %% ../nbs/45_selection.ipynb #759c9102
 class Parts(NamedTuple):
     "What a form's score is the sum of: per text (T,), or one number for all texts."
     influence: Tensor | float = 0.
     clip: Tensor | float = 0.
     chance: Tensor | float = 0.
 
-# %% ../nbs/45_selection.ipynb #c5e3da17
+# %% ../nbs/45_selection.ipynb #09cc34e2
 def printed(e: Evidence) -> Parts:
     "Eq. 2 to the letter: mean influence of all pairs, and mean cosine to all train images, nothing centred."
     constant = mean_influence(e.train, e.train_class, e.val, e.val_class, e.checkpoints)
     return Parts(influence=constant, clip=e.raw_text @ common_part(e.raw_train))
 
-# %% ../nbs/45_selection.ipynb #4ddbee9c
+# %% ../nbs/45_selection.ipynb #50fb216f
 def _need_images(labels, text_class, form, split):
     "Raise a ValueError if a class that has texts has no image in the split that the form reads."
     missing = sorted(set(text_class.tolist()) - set(labels.tolist()))
     if missing: raise ValueError(f"form={form!r} scores a text by the {split} images of its class, but class {', '.join(map(str, missing[:5]))} has none; add some, or use form='direct'")
 
-# %% ../nbs/45_selection.ipynb #23f7470f
+# %% ../nbs/45_selection.ipynb #8d4a67e4
 def _class_means(x, labels, n_classes):
     "Mean row (C, D) of each class."
     return F.normalize(F.one_hot(labels, n_classes).to(x.dtype), p=1, dim=0).T @ x
 
-# %% ../nbs/45_selection.ipynb #bb87d25f
+# %% ../nbs/45_selection.ipynb #1b28e1aa
 def clip(e: Evidence) -> Parts:
     "Mean cosine to the train images of the text's own class."
     _need_images(e.train_class, e.text_class, "clip", "train")
     means = _class_means(e.train, e.train_class, e.n_classes)
     return Parts(clip=(e.text * means[e.text_class]).sum(1))
 
-# %% ../nbs/45_selection.ipynb #9d3a3a73
+# %% ../nbs/45_selection.ipynb #9f6ff728
 def _sums_by_class(x, labels, n_classes):
     "Sum (C,) of the values of each class."
     return x.new_zeros(n_classes).index_add_(0, labels, x)
@@ -115,21 +115,21 @@ def _proponent_means(e):
     total, n = (_sums_by_class(x.sum(1), e.val_class, e.n_classes) for x in (scores * teaches, teaches))
     return images / n.clamp(min=1)[:, None], total / n.clamp(min=1), n > 0
 
-# %% ../nbs/45_selection.ipynb #57f51604
+# %% ../nbs/45_selection.ipynb #8206bb06
 def _or_clip(e, found, parts):
     "The parts where the text's class has positive influence; where it has none, no influence part and the cosine of form `clip`."
     own = found[e.text_class]
     if own.all(): return parts
     return Parts(influence=torch.where(own, parts.influence, 0.), clip=torch.where(own, parts.clip, clip(e).clip))
 
-# %% ../nbs/45_selection.ipynb #fb9042fd
+# %% ../nbs/45_selection.ipynb #64567543
 def proponent(e: Evidence) -> Parts:
     "Mean cosine to the `top_m` train images that teach each validation image of the class most, and their mean influence."
     _need_images(e.val_class, e.text_class, "proponent", "validation")
     mean, score, found = _proponent_means(e)
     return _or_clip(e, found, Parts(score[e.text_class], (e.text * mean[e.text_class]).sum(1)))
 
-# %% ../nbs/45_selection.ipynb #9166bccb
+# %% ../nbs/45_selection.ipynb #3d1c896b
 def weighted(e: Evidence) -> Parts:
     "Cosine to all train images, each counted by its positive influence on the class's validation images."
     _need_images(e.val_class, e.text_class, "weighted", "validation")
@@ -137,47 +137,47 @@ def weighted(e: Evidence) -> Parts:
     cosine = (e.text * mean.nan_to_num()[e.text_class]).sum(1)
     return _or_clip(e, mean.isfinite().all(1), Parts(torch.zeros_like(cosine), cosine))
 
-# %% ../nbs/45_selection.ipynb #be1947e8
+# %% ../nbs/45_selection.ipynb #972d6bed
 def direct(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of all validation images."
     return Parts(influence=mean_text_influence(e.text, e.text_class, e.val, e.val_class, e.checkpoints))
 
-# %% ../nbs/45_selection.ipynb #9ae02163
+# %% ../nbs/45_selection.ipynb #8d4a5ef0
 def _own_class(e, form, normalised=False):
     "Influence (T,) of each text on the mean loss of its own class."
     _need_images(e.val_class, e.text_class, form, "validation")
     return own_text_influence(e.text, e.text_class, e.val, e.val_class, e.checkpoints, normalised)
 
-# %% ../nbs/45_selection.ipynb #32446195
+# %% ../nbs/45_selection.ipynb #4d0e5544
 def direct_own(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of its own class."
     return Parts(influence=_own_class(e, "direct_own"))
 
-# %% ../nbs/45_selection.ipynb #b535af23
+# %% ../nbs/45_selection.ipynb #3cd17130
 def direct_normalised(e: Evidence) -> Parts:
     "As `direct_own`, with every error of length one."
     return Parts(influence=_own_class(e, "direct_normalised", normalised=True))
 
-# %% ../nbs/45_selection.ipynb #285e313d
+# %% ../nbs/45_selection.ipynb #309c40c6
 def random(e: Evidence) -> Parts:
     "A score that knows nothing: the floor."
     return Parts(chance=torch.rand(len(e.raw_text), generator=torch.Generator().manual_seed(e.seed)))
 
-# %% ../nbs/45_selection.ipynb #62fcc28d
+# %% ../nbs/45_selection.ipynb #1a19e4e7
 FORMS: dict[str, Callable[[Evidence], Parts]] = dict(
     printed=printed, clip=clip, proponent=proponent, weighted=weighted,
     direct=direct, direct_own=direct_own, direct_normalised=direct_normalised,
     influence=direct,  # the ablation "influence only"
     random=random)
 
-# %% ../nbs/45_selection.ipynb #4c081fc6
+# %% ../nbs/45_selection.ipynb #e8ee4181
 def _ranked(table, top_k):
     "The table with `rank` (1 = best of its class, ties by text_id) and `proponent` (rank up to `top_k`)."
     order = table.sort_values(["class_id", "ift", "text_id"], ascending=[True, False, True])
     rank = (order.groupby("class_id").cumcount() + 1).reindex(table.index)
     return table.assign(rank=rank, proponent=rank <= top_k)
 
-# %% ../nbs/45_selection.ipynb #43e20d99
+# %% ../nbs/45_selection.ipynb #29a212e4
 def ift(
     form: str,  # one of FORMS
     descriptions: pd.DataFrame,  # T rows with text_id and class_id, as `describe` makes them
@@ -205,7 +205,7 @@ def ift(
     table = descriptions[["text_id", "class_id"]].assign(form=form, ift=sum(parts), influence_part=parts[0], clip_part=parts[1])
     return _ranked(table, top_k)
 
-# %% ../nbs/45_selection.ipynb #a6aeb91d
+# %% ../nbs/45_selection.ipynb #6a3fd018
 def top_texts(
     scores: pd.DataFrame,  # what `ift` returned
     top_k: int,  # texts per class
@@ -213,7 +213,7 @@ def top_texts(
     "The `top_k` best rows of each class, best first."
     return scores[scores["rank"] <= top_k].sort_values(["class_id", "rank"])
 
-# %% ../nbs/45_selection.ipynb #7ca8c46e
+# %% ../nbs/45_selection.ipynb #df71e8fe
 def precision_by_class(
     scores: pd.DataFrame,  # what `ift` returned
     truth: pd.Series,  # what each row's text is worth, same index as `scores`
@@ -227,7 +227,7 @@ def precision_by_class(
         precision=right.apply(lambda c: c.right[c.chosen].mean()), chance=right.right.mean(),
         ceiling=right.apply(lambda c: min(k, c.right.sum()) / min(k, len(c)))))
 
-# %% ../nbs/45_selection.ipynb #cb6b8bf3
+# %% ../nbs/45_selection.ipynb #ccd3b8cc
 def precision_at(
     scores: pd.DataFrame,  # what `ift` returned
     truth: pd.Series,  # what each row's text is worth, same index as `scores`
@@ -237,30 +237,30 @@ def precision_at(
     "Mean over classes of precision@k, with its chance and its ceiling."
     return precision_by_class(scores, truth, k, true).mean().to_dict()
 
-# %% ../nbs/45_selection.ipynb #8f3b5248
+# %% ../nbs/45_selection.ipynb #4aef0afd
 def _said_first(descriptions):
     "For each text the text_id of the first text of its class in the same words, small letters and punctuation aside."
     words = descriptions["text"].str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
     return descriptions.groupby([descriptions["class_id"], words])["text_id"].transform("first")
 
-# %% ../nbs/45_selection.ipynb #619a8d67
+# %% ../nbs/45_selection.ipynb #ad8d6867
 def _nearly_said(cosine, threshold):
     "For each of n texts, best first, the earlier kept text (n,) whose cosine with it exceeds the threshold, or -1."
     like = np.full(len(cosine), -1)
-    for i in range(1, len(cosine)):
+    for i in range(1, len(cosine)) if np.isfinite(threshold) else ():
         kept = np.flatnonzero(like[:i] < 0)
         nearest = kept[cosine[i, kept].argmax()]
         if cosine[i, nearest] > threshold: like[i] = nearest
     return like
 
-# %% ../nbs/45_selection.ipynb #95f15df3
+# %% ../nbs/45_selection.ipynb #56a50b66
 def _as_cosines(score, cosine):
     "The scores (n,) moved and stretched to the mean and spread of the cosines between different texts."
     between = cosine[~np.eye(len(cosine), dtype=bool)]
     if not len(between) or np.ptp(score) == 0: return np.zeros(len(score))
     return (score - score.mean()) / score.std() * between.std() + between.mean()
 
-# %% ../nbs/45_selection.ipynb #dea1f902
+# %% ../nbs/45_selection.ipynb #a990e277
 def _one_by_one(score, cosine, k, diversity):
     "The `k` texts of n, in the order in which maximal marginal relevance chooses them; equal values go by place."
     worth, chosen = (1 - diversity) * _as_cosines(score, cosine), []
@@ -270,7 +270,7 @@ def _one_by_one(score, cosine, k, diversity):
         chosen.append(int(value.argmax()))
     return chosen
 
-# %% ../nbs/45_selection.ipynb #e0ad5683
+# %% ../nbs/45_selection.ipynb #c6d03b82
 def _not_open(descriptions):
     "Why a text may not be chosen whatever its score (T,): a refusal, a duplicate, or neither (empty)."
     text_id, first = descriptions["text_id"].to_numpy(), _said_first(descriptions).to_numpy()
@@ -281,7 +281,7 @@ def _score_says(rows):
     "What in its score kept each text (n,) from being chosen."
     return np.select([rows.influence_part < 0, rows.clip_part < 0], ["negative influence", "low cosine"], "others rank higher").astype(object)
 
-# %% ../nbs/45_selection.ipynb #b911d7fe
+# %% ../nbs/45_selection.ipynb #43cb21ee
 def _list_of_class(rows, x, top_k, diversity, near_duplicate):
     "Places of the chosen among the `rows` of one class (best first, embeddings `x`), in their order, and why each of the others was not (n,)."
     cosine, ids, why = x @ x.T, rows.text_id.to_numpy(), _score_says(rows)
@@ -294,7 +294,7 @@ def _list_of_class(rows, x, top_k, diversity, near_duplicate):
     why[chosen] = ""
     return chosen, why
 
-# %% ../nbs/45_selection.ipynb #b3ad7e85
+# %% ../nbs/45_selection.ipynb #2ac98488
 def _check_choice(scores, descriptions, text_emb, top_k, diversity, near_duplicate):
     "Raise a ValueError that names what cannot be right."
     if missing := [c for c in ("text_id", "class_id", "text", "refusal", "duplicate") if c not in descriptions]:
@@ -305,7 +305,7 @@ def _check_choice(scores, descriptions, text_emb, top_k, diversity, near_duplica
     if not 0 <= diversity <= 1: raise ValueError(f"diversity={diversity}: expected 0 (by score alone) to 1 (as unlike as possible)")
     if near_duplicate is not None and not 0 < near_duplicate <= 1: raise ValueError(f"near_duplicate={near_duplicate}: expected a cosine above 0 and up to 1, or None to keep near duplicates")
 
-# %% ../nbs/45_selection.ipynb #1937a370
+# %% ../nbs/45_selection.ipynb #c18054d0
 def choose(
     scores: pd.DataFrame,  # what `ift` returned
     descriptions: pd.DataFrame,  # the texts it was made of, with their flags
@@ -327,7 +327,7 @@ def choose(
     order = scores.assign(place=place).sort_values(["class_id", "place", "rank"])
     return scores.assign(rank=order.groupby("class_id").cumcount() + 1, proponent=why == "", why_not=why)
 
-# %% ../nbs/45_selection.ipynb #fc3fc77f
+# %% ../nbs/45_selection.ipynb #f74a006d
 def proponent_images(
     text_emb: Tensor,  # (T, D) texts, treated (centred) as the form treats them
     text_class: Tensor,  # (T,)
