@@ -231,10 +231,10 @@ def test_vdt_asks_for_parts_unless_it_has_them(tmp_path, given):
 def test_a_world_answers_every_peer_from_its_memory(tmp_path):
     world = meadow.load()
     llm = LLM("meadow-author", record=tmp_path/"a.sqlite", client=world.author)
+    few = world.classes[:3]
     for name in ("menon", "labo", "vdt", "cupl"):
-        said = ask(PEERS[name], world.classes, llm, world.superclass, samples=3, progress=False)
-        assert list(said) == list(world.classes) and min(map(len, said.values())) >= 15
-        known = {phrase for *_, phrase in world.memory[world.classes[0]]}
-        texts = [text.removeprefix(f"{world.classes[0]} is a butterfly with ") for text in said[world.classes[0]]]
-        assert name == "cupl" or set(texts) <= known
-        assert not peer_texts(PEERS[name], said, world.classes, world.superclass).refusal.any()
+        said = ask(PEERS[name], few, llm, world.superclass, samples=3, progress=False)
+        assert list(said) == list(few) and min(map(len, said.values())) >= 15
+        known = {phrase for *_, phrase in world.memory[few[0]]}
+        assert name == "cupl" or {text.removeprefix(f"{few[0]} is a butterfly with ") for text in said[few[0]]} <= known
+        assert not peer_texts(PEERS[name], said, few, world.superclass).refusal.any()
