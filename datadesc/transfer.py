@@ -7,7 +7,7 @@ __all__ = ['WEIGHTINGS', 'CHOICES', 'PAPER', 'PROTOCOLS', 'JOINT_MIX', 'ZERO_SHO
            'batches', 'Trails', 'train_heads', 'text_scores', 'relative_weights', 'TransferOptions', 'text_features',
            'stage', 'shuffled', 'judged', 'pick', 'Heads', 'transfer', 'random_words']
 
-# %% ../nbs/55_transfer.ipynb #854a3e0f
+# %% ../nbs/55_transfer.ipynb #d69028c7
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ from .data import few_shot
 from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits
 from .zeroshot import class_means
 
-# %% ../nbs/55_transfer.ipynb #7c406f39
+# %% ../nbs/55_transfer.ipynb #36bd0589
 @dataclass(frozen=True)
 class Split:
     "Which images a head may see: `train` in the end; `fit` while it is tuned on `val`. Indices into the train images, except where `val_from` says otherwise."
@@ -46,7 +46,7 @@ def take_shots(
     held = 0 if shots == 1 else max(1, shots // 4)
     return Split(str(shots), seed, drawn.flatten(), drawn[:, held:].flatten(), (drawn[:, :held] if held else drawn).flatten())
 
-# %% ../nbs/55_transfer.ipynb #9a65c861
+# %% ../nbs/55_transfer.ipynb #418449a3
 def features(
     image_emb: Mapping[str, Tensor],  # split -> (N, D)
     labels: Mapping[str, Tensor],  # split -> (N,)
@@ -60,7 +60,7 @@ def features(
     mean = common_part(x["train"])
     return {p: (center(x[p], mean) if centered else x[p], labels[s][i].to(mean.device)) for p, (s, i) in where.items()}
 
-# %% ../nbs/55_transfer.ipynb #7d797d1d
+# %% ../nbs/55_transfer.ipynb #18e26a31
 def batches(
     n: int,  # how many rows there are to draw from
     steps: int,  # how many batches are needed
@@ -74,12 +74,12 @@ def batches(
     there = cut(torch.ones_like(passes, dtype=torch.float32))
     return cut(passes), there / there.sum(1, keepdim=True)
 
-# %% ../nbs/55_transfer.ipynb #37755d66
+# %% ../nbs/55_transfer.ipynb #fee93062
 def _extended(x, scale, bias):
     "Features (N, D + 1): times the logit scale, and a last column whose weight is the bias, 1, or 0 for a layer that has none."
     return torch.cat([scale * x, x.new_full((len(x), 1), float(bias))], 1)
 
-# %% ../nbs/55_transfer.ipynb #86f38175
+# %% ../nbs/55_transfer.ipynb #8e769003
 def _errors(bank, labels, rows, share, W):
     "The rows (G, B, D + 1) that each group sees, and the errors of its heads on them times their shares (G, heads * C, B)."
     groups, batch = rows.shape
@@ -98,7 +98,7 @@ def _descend(W, velocity, seen, rate, options):
         (W if plain else velocity).view(len(x), -1, x.shape[2]).baddbmm_(error, x)
     if not plain: W.addcmul_(velocity, rate[:, None, None], value=-1)
 
-# %% ../nbs/55_transfer.ipynb #96d03577
+# %% ../nbs/55_transfer.ipynb #c8c4aa2c
 @dataclass(frozen=True)
 class Trails:
     "The kept moments of H heads trained side by side, the start first; `trails[h]` lists the checkpoints of one head."
@@ -114,7 +114,7 @@ class Trails:
         layer = self.layers[k, h]
         return Checkpoint(layer[:, :-1], layer[:, -1], self.lr[k, h].item(), self.epoch[k], self.options.logit_scale)
 
-# %% ../nbs/55_transfer.ipynb #b134dd8f
+# %% ../nbs/55_transfer.ipynb #b270588e
 def train_heads(
     bank: Tensor,  # (N, D) embeddings that batches are drawn from
     labels: Tensor,  # (N,) class of each
@@ -144,7 +144,7 @@ def _by_step(rows, share, device):
     by_group = share.view(len(rows), -1, *share.shape[1:]).permute(2, 0, 1, 3)
     return rows.transpose(0, 1).contiguous().to(device), by_group[:, :, :, None].contiguous().to(device)
 
-# %% ../nbs/55_transfer.ipynb #6dba43b8
+# %% ../nbs/55_transfer.ipynb #6f0fa512
 def text_scores(
     scores: pd.DataFrame,  # rows of the table that `ift` makes
 ) -> Tensor:  # (T,)
@@ -164,7 +164,7 @@ def relative_weights(
     mean = positive.new_zeros(int(group.max()) + 1).index_add_(0, group, positive) / group.bincount()
     return torch.where(mean[group] > 0, positive / mean[group], 1.)
 
-# %% ../nbs/55_transfer.ipynb #5564a88f
+# %% ../nbs/55_transfer.ipynb #22482c23
 WEIGHTINGS, CHOICES = ("loss", "embedding", "none"), ("accuracy", "loss", "last")
 
 @dataclass(frozen=True)
@@ -188,13 +188,13 @@ class TransferOptions:
         if (self.image.logit_scale, self.image.bias) != (self.text.logit_scale, self.text.bias):
             raise ValueError("image and text options differ in logit_scale or bias: one head goes through both stages, use the same")
 
-# %% ../nbs/55_transfer.ipynb #c10bfa88
+# %% ../nbs/55_transfer.ipynb #8dea6e57
 PAPER = TransferOptions(image=HeadOptions(lr=.1, epochs=200, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         text=HeadOptions(lr=.1, epochs=30, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         steps=None, mix=0., center=False, within="pool", choose="last")
 PROTOCOLS = {"transfer": TransferOptions(), "paper": PAPER}
 
-# %% ../nbs/55_transfer.ipynb #2825c5ff
+# %% ../nbs/55_transfer.ipynb #860a1993
 def text_features(
     texts: tuple,  # (T, D) embeddings, (T,) classes, and (T,) scores or None
     options: TransferOptions,
@@ -207,7 +207,7 @@ def text_features(
     weights = relative_weights(scores.to(x.device), class_ids, options.within)
     return (x * weights[:, None], class_ids, one) if options.weighting == "embedding" else (x, class_ids, weights)
 
-# %% ../nbs/55_transfer.ipynb #f2c0a63e
+# %% ../nbs/55_transfer.ipynb #ea3f4abc
 def stage(
     sets: Sequence[dict],  # one per seed, as `features` makes them
     texts: Sequence[Sequence[tuple]],  # for each seed the sentences of M methods, as `text_features` makes them; empty: images alone
@@ -238,7 +238,7 @@ def _lesson(parts, first, seeds, steps, options, factor):
     share = [factor * share * (p[2].cpu()[rows] if len(p) > 2 else 1) for p, (rows, share) in zip(parts, drawn)]
     return torch.stack([rows + f for (rows, _), f in zip(drawn, first)]), torch.stack(share)
 
-# %% ../nbs/55_transfer.ipynb #ec1f6d65
+# %% ../nbs/55_transfer.ipynb #2c199043
 def shuffled(
     texts: tuple,  # (T, D) embeddings, (T,) classes, scores or None
     seed: int = 0,
@@ -247,7 +247,7 @@ def shuffled(
     emb, class_ids, scores = texts
     return emb, class_ids[torch.randperm(len(class_ids), generator=torch.Generator().manual_seed(seed)).to(class_ids.device)], scores
 
-# %% ../nbs/55_transfer.ipynb #ff451308
+# %% ../nbs/55_transfer.ipynb #cb0165d2
 def judged(
     trails: Trails,  # H heads, set after set, as many for each
     sets: Sequence[tuple[Tensor, Tensor]],  # features (M, D) and labels (M,) for the heads of each seed
@@ -271,7 +271,7 @@ def pick(
     if choose == "last": return torch.full_like(right[0], len(right) - 1)
     return (loss if choose == "loss" else loss.masked_fill(right < right.amax(0), torch.inf)).argmin(0)
 
-# %% ../nbs/55_transfer.ipynb #df894b00
+# %% ../nbs/55_transfer.ipynb #99f41eb5
 JOINT_MIX = .5  # share of the loss that images have when sentences are there from the start
 
 class Heads:
@@ -316,7 +316,7 @@ class Heads:
         means = [class_means(x, y, self.n_classes) for own in texts for x, y, _ in own]
         return self._on_images([self._head(F.normalize(m, dim=1)) for m in means], self.options.image)
 
-# %% ../nbs/55_transfer.ipynb #67ba37a3
+# %% ../nbs/55_transfer.ipynb #53f54230
 @dataclass(frozen=True)
 class _Plan:
     "Rows of the table whose heads train side by side."
@@ -352,7 +352,7 @@ def _plans(given, options, zero_shot_start, joint, final, memory_mb):
         for some in chunks(list(methods), at_once(1)):
             yield _Plan([prefix + m for m in some], [k(m) for m in some], ["none"] * len(some), (options.image.lr,), lambda heads, lr, train=train, texts=features_of(some): train(heads, texts))
 
-# %% ../nbs/55_transfer.ipynb #be17fe57
+# %% ../nbs/55_transfer.ipynb #c45ba0eb
 def _tuned(plan, trial, final, choose):
     "One head per seed and row, seed after seed: rate and moment chosen on `trial` (None: the default rate and the last moment), trained on `final`."
     heads = len(final.sets) * len(plan.names)
@@ -367,25 +367,22 @@ def _tuned(plan, trial, final, choose):
     trails = plan.train(final, torch.tensor(plan.rates)[rate])
     return [trails.at(k, h) for h, k in enumerate(moment.tolist())]
 
-# %% ../nbs/55_transfer.ipynb #ef49a7e5
-def transfer(
-    image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
-    labels: Mapping[str, Tensor],  # the same splits -> (N,)
-    texts: Mapping[str, tuple] | Callable[[Split], Mapping[str, tuple]],  # method -> (text_emb (T, D), class_ids (T,), scores (T,) or None), or a function from a split to that
-    options: TransferOptions | None = None,  # default: those of the protocol
-    shots: Sequence[int | str] = ("all",),  # labelled images per class
-    seeds: Sequence[int] = range(5),
-    zero_shot_start: Sequence[str] = (),  # methods whose sentences also start a head of their own
-    joint: Sequence[str] = (),  # methods whose sentences are also trained on together with the images
-    protocol: str = "transfer",  # one of PROTOCOLS, or a name for the options given
-    memory_mb: int = 64,  # what heads that train side by side may take
-) -> pd.DataFrame:  # one row per method, shots and seed
-    "Test accuracies after cross-modal transfer, with the two image-only rows that every method has to beat."
-    if options is None and protocol not in PROTOCOLS: raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}; a name of your own needs options with it")
-    table = pd.DataFrame([row for n in shots for row in _setting(image_emb, labels, texts, options or PROTOCOLS[protocol], n, seeds, zero_shot_start, joint, memory_mb)])
-    table.insert(1, "protocol", protocol)
-    return table
+# %% ../nbs/55_transfer.ipynb #ee866d03
+def _check_texts(own, methods, width, labels):
+    "Raise a ValueError that names the method unless the sentences of all methods fit the images."
+    if list(own) != methods: raise ValueError(f"texts: methods {', '.join(own)} for one split, {', '.join(methods)} for another; expected the same for all")
+    n = int(max(y.max() for y in labels.values())) + 1
+    for method, (emb, class_ids, _) in own.items():
+        if emb.ndim != 2 or emb.shape[1] != width: raise ValueError(f"texts of {method!r}: embeddings of width {emb.shape[-1]}, but the images have {width}; embed both with one encoder")
+        if len(class_ids) != len(emb): raise ValueError(f"texts of {method!r}: {len(emb)} embeddings but {len(class_ids)} classes; expected one class per sentence")
+        if len(emb) == 0 or class_ids.min() < 0 or class_ids.max() >= n: raise ValueError(f"texts of {method!r}: expected sentences about some of the {n} classes, numbered 0 to {n - 1}")
 
+def _check_named(methods, **asked):
+    "Raise a ValueError unless the rows asked for belong to methods that were given."
+    for name, those in asked.items():
+        if (unknown := set(those) - set(methods)): raise ValueError(f"{name} names {', '.join(map(repr, sorted(unknown)))}, but the methods are {', '.join(methods)}")
+
+# %% ../nbs/55_transfer.ipynb #0b9e49ff
 def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, joint, memory_mb):
     "The rows of one number of shots."
     splits = [take_shots(labels, shots, s) for s in seeds]
@@ -405,21 +402,26 @@ def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, j
     order = ["images only", "images only, same steps"] + [how + method for method in given[0] for how in ("", ZERO_SHOT, JOINT)]
     return [r for name in order for r in rows.get(name, [])]
 
-def _check_texts(own, methods, width, labels):
-    "Raise a ValueError that names the method unless the sentences of all methods fit the images."
-    if list(own) != methods: raise ValueError(f"texts: methods {', '.join(own)} for one split, {', '.join(methods)} for another; expected the same for all")
-    n = int(max(y.max() for y in labels.values())) + 1
-    for method, (emb, class_ids, _) in own.items():
-        if emb.ndim != 2 or emb.shape[1] != width: raise ValueError(f"texts of {method!r}: embeddings of width {emb.shape[-1]}, but the images have {width}; embed both with one encoder")
-        if len(class_ids) != len(emb): raise ValueError(f"texts of {method!r}: {len(emb)} embeddings but {len(class_ids)} classes; expected one class per sentence")
-        if len(emb) == 0 or class_ids.min() < 0 or class_ids.max() >= n: raise ValueError(f"texts of {method!r}: expected sentences about some of the {n} classes, numbered 0 to {n - 1}")
+# %% ../nbs/55_transfer.ipynb #5a28454d
+def transfer(
+    image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
+    labels: Mapping[str, Tensor],  # the same splits -> (N,)
+    texts: Mapping[str, tuple] | Callable[[Split], Mapping[str, tuple]],  # method -> (text_emb (T, D), class_ids (T,), scores (T,) or None), or a function from a split to that
+    options: TransferOptions | None = None,  # default: those of the protocol
+    shots: Sequence[int | str] = ("all",),  # labelled images per class
+    seeds: Sequence[int] = range(5),
+    zero_shot_start: Sequence[str] = (),  # methods whose sentences also start a head of their own
+    joint: Sequence[str] = (),  # methods whose sentences are also trained on together with the images
+    protocol: str = "transfer",  # one of PROTOCOLS, or a name for the options given
+    memory_mb: int = 64,  # what heads that train side by side may take
+) -> pd.DataFrame:  # one row per method, shots and seed
+    "Test accuracies after cross-modal transfer, with the two image-only rows that every method has to beat."
+    if options is None and protocol not in PROTOCOLS: raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}; a name of your own needs options with it")
+    table = pd.DataFrame([row for n in shots for row in _setting(image_emb, labels, texts, options or PROTOCOLS[protocol], n, seeds, zero_shot_start, joint, memory_mb)])
+    table.insert(1, "protocol", protocol)
+    return table
 
-def _check_named(methods, **asked):
-    "Raise a ValueError unless the rows asked for belong to methods that were given."
-    for name, those in asked.items():
-        if (unknown := set(those) - set(methods)): raise ValueError(f"{name} names {', '.join(map(repr, sorted(unknown)))}, but the methods are {', '.join(methods)}")
-
-# %% ../nbs/55_transfer.ipynb #f6216462
+# %% ../nbs/55_transfer.ipynb #b151c426
 def random_words(
     texts: Sequence[str],
     seed: int = 0,
