@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'SPLIT_FOLDERS', 'EXTENSIONS', 'ImageSet', 'to_eight_bits',
            'hold_out', 'complete_splits', 'from_table', 'from_folder', 'read_csv', 'check_csv', 'from_csv', 'load',
            'pixels_key', 'repeated', 'few_shot']
 
-# %% ../nbs/05_data.ipynb #ef7318dd
+# %% ../nbs/05_data.ipynb #9a162a40
 import os, random, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .store import key_of
 
-# %% ../nbs/05_data.ipynb #7bb52883
+# %% ../nbs/05_data.ipynb #26116c44
 SPLITS = "train", "val", "test"
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +54,7 @@ class ImageSet:
         content = lambda image: Path(image) if isinstance(image, (str, Path)) else np.asarray(open_image(image))
         return key_of(classes=self.classes, samples=[(split, label, content(image)) for split, samples in self.samples.items() for image, label in samples])
 
-# %% ../nbs/05_data.ipynb #abb9b130
+# %% ../nbs/05_data.ipynb #ac359d61
 def to_eight_bits(
     image: Image.Image,  # grey, with 16 or 32 bits a pixel
 ):
@@ -63,7 +63,7 @@ def to_eight_bits(
     white = max(1 if image.mode == "F" else 65535, pixels.max())
     return Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))
 
-# %% ../nbs/05_data.ipynb #8e6d45a0
+# %% ../nbs/05_data.ipynb #9f6abc17
 def on_white(
     image: Image.Image,  # with transparent parts
 ):
@@ -71,7 +71,7 @@ def on_white(
     sheet = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(sheet, image.convert("RGBA")).convert("RGB")
 
-# %% ../nbs/05_data.ipynb #d328ebd4
+# %% ../nbs/05_data.ipynb #5fe0ecbc
 def upright_rgb(
     image: Image.Image,  # in any mode
 ):
@@ -80,7 +80,7 @@ def upright_rgb(
     if image.mode == "F" or image.mode.startswith("I"): image = to_eight_bits(image)
     return on_white(image) if image.has_transparency_data else image.convert("RGB")
 
-# %% ../nbs/05_data.ipynb #2362817a
+# %% ../nbs/05_data.ipynb #93ebb821
 def reason(
     error: Exception,  # what opening the file raised
     path,              # the file
@@ -90,7 +90,7 @@ def reason(
     if os.path.getsize(path) == 0: return "the file is empty"
     return "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
 
-# %% ../nbs/05_data.ipynb #bd253d75
+# %% ../nbs/05_data.ipynb #ff331159
 def open_image(
     image,  # a path, a `PIL.Image` or a uint8 array (H, W, 3)
 ):
@@ -103,7 +103,7 @@ def open_image(
         with Image.open(image) as file: return upright_rgb(file)
     except Exception as error: raise ValueError(f"Cannot read image '{image}': {reason(error, image)}") from error
 
-# %% ../nbs/05_data.ipynb #ca919bed
+# %% ../nbs/05_data.ipynb #9f49b83c
 def visible(
     folder,  # any folder
 ):
@@ -112,7 +112,7 @@ def visible(
     paths = [Path(folder) / name for name in names]
     return [path for path in paths if path.is_dir()], [path for path in paths if not path.is_dir()]
 
-# %% ../nbs/05_data.ipynb #a6e88da0
+# %% ../nbs/05_data.ipynb #20e767bc
 def files_below(
     folder,    # any folder
     above=(),  # the real folders on the way here
@@ -123,7 +123,7 @@ def files_below(
     folders, files = visible(folder)
     return files + [file for inner in folders for file in files_below(inner, (*above, real))]
 
-# %% ../nbs/05_data.ipynb #0af1f6df
+# %% ../nbs/05_data.ipynb #b2f41360
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 def splits_in(
@@ -138,7 +138,7 @@ def splits_in(
         if count > 1: raise ValueError(f"'{root}' has {count} folders for the split '{split}': {', '.join(folder.name for folder in parts if splits[folder] == split)}. Keep one.")
     return splits or {Path(root): ""}
 
-# %% ../nbs/05_data.ipynb #cdfb8c46
+# %% ../nbs/05_data.ipynb #db8a193a
 EXTENSIONS = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
 
 def images_in(
@@ -150,7 +150,7 @@ def images_in(
     if not images: raise ValueError(f"Class folder '{folder}' holds no image ({', '.join(EXTENSIONS)}): add some, or remove the folder.")
     return images, others
 
-# %% ../nbs/05_data.ipynb #b3c20431
+# %% ../nbs/05_data.ipynb #23ede521
 def find_images(
     root,  # <root>/<class>/* or <root>/<split>/<class>/*
 ):
@@ -167,7 +167,7 @@ def find_images(
     if Path(root) not in parts: skipped += [f"{path}: not in a split's folder" for kind in visible(root) for path in kind if path not in parts]
     return pd.DataFrame(rows, columns=["path", "label", "split"]), skipped
 
-# %% ../nbs/05_data.ipynb #42b90aac
+# %% ../nbs/05_data.ipynb #97be25ad
 def fault(
     path,  # an image file
 ):
@@ -178,7 +178,7 @@ def fault(
             upright_rgb(file)
     except Exception as error: return reason(error, path)
 
-# %% ../nbs/05_data.ipynb #c5cfadda
+# %% ../nbs/05_data.ipynb #d8dd4900
 def drop_unreadable(
     table: pd.DataFrame,  # path, label, split
     bad_images="stop",    # or "skip"
@@ -194,7 +194,7 @@ def drop_unreadable(
         raise ValueError(f"Cannot read image {bad[0]}{more}. Repair or remove it, or leave such images out: bad_images='skip', on the command line --on-bad-image skip.")
     return table[[not why for why in faults]], bad
 
-# %% ../nbs/05_data.ipynb #9639d6f2
+# %% ../nbs/05_data.ipynb #33a82e7e
 def hold_out(
     table: pd.DataFrame,  # path, label, split
     split,                # "val" or "test"
@@ -209,7 +209,7 @@ def hold_out(
         table.loc[drawn, "split"] = split
     return table
 
-# %% ../nbs/05_data.ipynb #6ee65a77
+# %% ../nbs/05_data.ipynb #5e4a12bc
 def complete_splits(
     table: pd.DataFrame,  # path, label, split; '' where nobody said
     seed=0,               # for the splits drawn here
@@ -220,7 +220,7 @@ def complete_splits(
         if split not in set(table.split): table = hold_out(table, split, seed=seed)
     return table
 
-# %% ../nbs/05_data.ipynb #d681aec4
+# %% ../nbs/05_data.ipynb #dbf76c47
 def from_table(
     table: pd.DataFrame,  # path, label (the class's name), split ('' in every row: to be drawn)
     name,                 # what to call the dataset
@@ -240,7 +240,7 @@ def from_table(
     samples = {split: [(row.path, places[row.label]) for row in table[table.split == split].itertuples()] for split in SPLITS}
     return ImageSet(name, tuple(places), samples, superclass, (*skipped, *bad))
 
-# %% ../nbs/05_data.ipynb #66efea32
+# %% ../nbs/05_data.ipynb #8026536a
 def from_folder(
     root,               # <root>/<class>/* or <root>/<split>/<class>/*
     superclass=None,    # what all classes are kinds of: "bird"
@@ -253,7 +253,7 @@ def from_folder(
     table, skipped = find_images(root)
     return from_table(table, root.resolve().name, superclass, bad_images, seed, skipped)
 
-# %% ../nbs/05_data.ipynb #f99c3e8e
+# %% ../nbs/05_data.ipynb #d0435d58
 def read_csv(
     path,  # a CSV with columns path, label and perhaps split
 ):
@@ -266,7 +266,7 @@ def read_csv(
     if "split" not in table: table["split"] = ""
     return table[["path", "label", "split"]].apply(lambda column: column.str.strip())
 
-# %% ../nbs/05_data.ipynb #192884e6
+# %% ../nbs/05_data.ipynb #44ad4058
 def check_csv(
     table: pd.DataFrame,  # from `read_csv`
     path,                 # where it came from
@@ -282,7 +282,7 @@ def check_csv(
     if len(twice): raise ValueError(f"'{table.path[twice[0]]}' in line {twice[0] + 2} of '{path}' was listed before: an image has one label and belongs to one split.")
     return table.assign(split=table.split.str.lower().map(splits))
 
-# %% ../nbs/05_data.ipynb #db5532b4
+# %% ../nbs/05_data.ipynb #793c8be4
 def from_csv(
     path,               # a CSV with columns path (relative to its folder), label and perhaps split
     superclass=None,    # what all classes are kinds of: "bird"
@@ -297,7 +297,7 @@ def from_csv(
     table["label"] = [unicodedata.normalize("NFC", label) for label in table.label]
     return from_table(table, path.stem, superclass, bad_images, seed)
 
-# %% ../nbs/05_data.ipynb #22963d70
+# %% ../nbs/05_data.ipynb #adb395e5
 def load(
     name_or_path,  # "meadow", a folder or a CSV
     **options,     # of `from_folder` or `from_csv`; meadow is as it is
@@ -311,7 +311,7 @@ def load(
     if path.suffix.lower() == ".csv": return from_csv(path, **options)
     raise FileNotFoundError(f"No dataset '{name_or_path}': expected meadow, a folder <root>/<class>/<image>.jpg, or a CSV with columns path, label and perhaps split.")
 
-# %% ../nbs/05_data.ipynb #98ff7d82
+# %% ../nbs/05_data.ipynb #392d6003
 def pixels_key(
     image,  # a path, a `PIL.Image` or a uint8 array (H, W, 3)
 ):
@@ -330,7 +330,7 @@ def repeated(
     table = table[keys.duplicated(keep=False)].assign(group=pd.factorize(keys[keys.duplicated(keep=False)])[0])
     return table.assign(across=table.groupby("group").split.transform("nunique") > 1).sort_values("group", kind="stable", ignore_index=True)
 
-# %% ../nbs/05_data.ipynb #afa09a3c
+# %% ../nbs/05_data.ipynb #1ff03295
 def few_shot(
     labels,  # (N,) class of every image
     shots,   # images of each class

@@ -6,7 +6,7 @@
 __all__ = ['AGGREGATIONS', 'class_means', 'class_scores', 'correct', 'accuracy', 'top_k_accuracy', 'per_class_accuracy',
            'confusion', 'with_names', 'names_only', 'restrict', 'zero_shot']
 
-# %% ../nbs/50_zeroshot.ipynb #847b6c80
+# %% ../nbs/50_zeroshot.ipynb #51728453
 from collections.abc import Mapping, Sequence
 from string import Formatter
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .comparison import accuracy_row
 
-# %% ../nbs/50_zeroshot.ipynb #e5c49bdf
+# %% ../nbs/50_zeroshot.ipynb #9ae4afd9
 AGGREGATIONS = ("mean", "mean_embedding", "max")
 
 def class_means(
@@ -33,7 +33,7 @@ def class_means(
         raise ValueError(f"No sentence for class {', '.join(map(str, missing[:10]))}: every class needs at least one to be scored")
     return text_emb.new_zeros(n_classes, text_emb.shape[1]).index_add_(0, class_ids, text_emb) / counts[:, None]
 
-# %% ../nbs/50_zeroshot.ipynb #b816f192
+# %% ../nbs/50_zeroshot.ipynb #9487b8f4
 def class_scores(
     image_emb: Tensor,  # (N, D), rows of length one
     text_emb: Tensor,  # (T, D), rows of length one
@@ -49,7 +49,7 @@ def class_scores(
     class_ids = torch.as_tensor(class_ids, device=text_emb.device)
     return torch.stack([(image_emb @ text_emb[class_ids == c].T).amax(1) for c in range(n_classes)], dim=1)
 
-# %% ../nbs/50_zeroshot.ipynb #5947ac23
+# %% ../nbs/50_zeroshot.ipynb #f9194e36
 def correct(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,) true class
@@ -58,7 +58,7 @@ def correct(
     if len(scores) != len(labels): raise ValueError(f"{len(scores)} rows of scores but {len(labels)} labels: expected one label per image")
     return scores.argmax(1) == labels.to(scores.device)
 
-# %% ../nbs/50_zeroshot.ipynb #d6a0fec3
+# %% ../nbs/50_zeroshot.ipynb #259ca471
 def accuracy(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -66,7 +66,7 @@ def accuracy(
     "Fraction of the images whose highest score is on the true class."
     return correct(scores, labels).double().mean().item()
 
-# %% ../nbs/50_zeroshot.ipynb #d9258617
+# %% ../nbs/50_zeroshot.ipynb #47771203
 def top_k_accuracy(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -77,7 +77,7 @@ def top_k_accuracy(
     if len(scores) != len(labels): raise ValueError(f"{len(scores)} rows of scores but {len(labels)} labels: expected one label per image")
     return (scores.topk(k).indices == labels.to(scores.device)[:, None]).any(1).double().mean().item()
 
-# %% ../nbs/50_zeroshot.ipynb #8f674726
+# %% ../nbs/50_zeroshot.ipynb #1e663b81
 def per_class_accuracy(
     right: Tensor,  # (N,) bool
     labels: Tensor,  # (N,)
@@ -87,7 +87,7 @@ def per_class_accuracy(
     labels = labels.to(right.device)
     return torch.bincount(labels, weights=right.double(), minlength=n_classes) / torch.bincount(labels, minlength=n_classes)
 
-# %% ../nbs/50_zeroshot.ipynb #081b1dfe
+# %% ../nbs/50_zeroshot.ipynb #619d3798
 def confusion(
     predicted: Tensor,  # (N,) class ids
     labels: Tensor,  # (N,) class ids
@@ -96,7 +96,7 @@ def confusion(
     "How many images of class i (row) were predicted as class j (column)."
     return torch.bincount(labels.to(predicted.device) * n_classes + predicted, minlength=n_classes ** 2).view(n_classes, n_classes)
 
-# %% ../nbs/50_zeroshot.ipynb #0a087afa
+# %% ../nbs/50_zeroshot.ipynb #abfebd62
 def _filled(template, **words):
     "The template with its fields filled; ValueError unless it has exactly these fields."
     fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
@@ -119,7 +119,7 @@ def names_only(
     "One prompt per class, made of its name alone."
     return [_filled(template, **{"class": c}) for c in classes]
 
-# %% ../nbs/50_zeroshot.ipynb #01a1d935
+# %% ../nbs/50_zeroshot.ipynb #9f359aed
 def restrict(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -131,7 +131,7 @@ def restrict(
     kept = place[labels.to(scores.device)]
     return scores[kept >= 0][:, classes], kept[kept >= 0]
 
-# %% ../nbs/50_zeroshot.ipynb #dd74a3d5
+# %% ../nbs/50_zeroshot.ipynb #4f17217a
 def zero_shot(
     texts: Mapping[str, tuple],  # method -> (text_emb (T, D), class_ids (T,)); anything after these two is not looked at
     image_emb: Tensor,  # (N, D) test images
