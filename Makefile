@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run meadow clip evidence readme
+.PHONY: demo test check lab meadow-run summary meadow clip evidence ablations readme
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -35,6 +35,13 @@ meadow-run: .venv/ready
 	rm -rf papermill_runs/demo/store
 	DATADESC_STORE=papermill_runs/demo/store $(BIN)/datadesc run meadow --force
 
+# Renews the committed page of all runs: both worlds, with their articles and from memory, and the photographs of ../shared/data if they are there.
+summary: .venv/ready
+	for world in meadow heath; do printf 'dataset: %s\nmodel: meadow-clip\nknowledge: none\n' $$world > papermill_runs/$${world}_from_memory.yaml; done
+	if [ -d ../shared/data ]; then $(BIN)/python tools/photographs.py papermill_runs; fi
+	cd papermill_runs && runs="meadow heath $$(ls *_from_memory.yaml *_sample.yaml | sed 's/.yaml//')" && cd .. && \
+	for run in $$runs; do $(BIN)/datadesc run $$run || exit 1; done && $(BIN)/datadesc summary $$runs
+
 # Records the answers about the bundled dataset again, which is needed when a prompt has changed.
 meadow: .venv/ready-dev
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/make_meadow.ipynb nbs/runs/make_meadow.ipynb
@@ -49,6 +56,13 @@ clip: .venv/ready-dev
 evidence: .venv/ready-dev
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/evidence.ipynb nbs/runs/evidence.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/evidence.ipynb
+
+# Measures again what each part of the method is worth; it first trains a weaker CLIP. About half an hour.
+ablations: .venv/ready-dev
+	mkdir -p build
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb build/weaker.ipynb -p epochs 3 -p out ../../build/weaker
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/ablations.ipynb nbs/runs/ablations.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/ablations.ipynb
 
 readme: .venv/ready
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md

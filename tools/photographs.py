@@ -1,0 +1,79 @@
+"""Makes runs out of the photographs in ../shared/data: `python tools/photographs.py FOLDER`, then `datadesc run eurosat_sample --out FOLDER`, and grocery_sample and clothing_sample likewise.
+
+No weights of a real CLIP are there, so the encoder is the one that knows drawn butterflies: these runs prove that real files go through, and nothing about quality.
+"""
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from datadesc.peers import match_classes, read_texts
+
+SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
+QUICK = dict(model="meadow-clip", top_k=5)
+
+CLOTHING = {
+    "dress": "a long skirt below the waist, a bodice and skirt in one piece, thin straps, a flowing hem, a gathered waist, often patterned",
+    "hat": "a round crown, a brim all around, a curved visor, no sleeves, soft knitted cloth, photographed from above",
+    "longsleeve": "sleeves down to the wrists, a round neck, ribbed cuffs, no buttons, plain cotton, a straight hem",
+    "outwear": "a zip down the front, a hood, padded sleeves, two large pockets, a high collar, thick cloth",
+    "pants": "two long legs, a waistband, a fly with a button, side pockets, blue denim, a seam along the leg",
+    "shirt": "a row of buttons, a pointed collar, cuffs with buttons, a breast pocket, checked or striped cloth, a curved hem",
+    "shoes": "a rubber sole, laces, a pair side by side, a rounded toe, a tongue under the laces, leather or canvas",
+    "shorts": "legs that end above the knee, an elastic waistband, a drawstring, wide leg openings, light cloth, side pockets",
+    "skirt": "no legs, a waistband and a hanging hem, pleats, a flared outline, shorter than a dress, no sleeves",
+    "t-shirt": "short sleeves, a round neck, a print on the chest, no buttons, thin cotton, a straight hem",
+}
+
+
+def phrases(description):
+    "The clauses of a description that somebody wrote."
+    return [part.strip() for part in re.split(r"[.,;]\s+|\.$| and (?=\w+ \w+ \w+)", description) if len(part.split()) > 1]
+
+
+def write_list(path, rows):
+    "A CSV of images: path, label and split, which may be empty."
+    with open(path, "w", newline="", encoding="utf-8") as file: csv.writer(file).writerows([("path", "label", "split"), *rows])
+
+
+def eurosat(folder):
+    "EuroSAT's 1,200 images; sentences and phrases that other authors published."
+    images, peers = sorted((SHARED/"eurosat"/"2750").glob("*/*.jpg")), SHARED/"peers"
+    described, _ = match_classes(read_texts(peers/"vdt"/"eurosat.pt"), sorted({image.parent.name for image in images}))
+    (folder/"eurosat.json").write_text(json.dumps(described))
+    write_list(folder/"eurosat.csv", ((image, image.parent.name, "") for image in images))
+    return dict(dataset=str(folder/"eurosat.csv"), descriptions=str(folder/"eurosat.json"), methods=[f"menon={peers/'waffleclip'/'descriptors_eurosat.json'}", f"vdt={peers/'vdt'/'eurosat.pt'}"])
+
+
+def grocery(folder):
+    "28 classes with their official lists; clauses of the descriptions that the dataset's authors wrote."
+    root = SHARED/"grocery"/"dataset"
+    rows = list(csv.DictReader(open(root/"classes.csv", encoding="utf-8")))
+    names = {int(row["Class ID (int)"]): row["Class Name (str)"] for row in rows}
+    described = {row["Class Name (str)"]: phrases((root/row["Product Description Path (str)"].lstrip("/")).read_text(encoding="utf-8")) for row in rows}
+    (folder/"grocery.json").write_text(json.dumps(described))
+    lines = [(line.split(","), split) for split in ("train", "val", "test") for line in (root/f"{split}.txt").read_text().splitlines()]
+    write_list(folder/"grocery.csv", ((root/path, names[int(label)], split) for (path, label, _), split in lines))
+    return dict(dataset=str(folder/"grocery.csv"), descriptions=str(folder/"grocery.json"))
+
+
+def clothing(folder):
+    "450 photographs of clothes; phrases of ours."
+    (folder/"clothing.json").write_text(json.dumps({name: text.split(", ") for name, text in CLOTHING.items()}))
+    return dict(dataset=str(SHARED/"clothing"), descriptions=str(folder/"clothing.json"))
+
+
+def main(root):
+    "Writes parameters and sentences of the three datasets into the folder of runs `root`."
+    folder = Path(root).resolve()/"photographs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for make in (eurosat, grocery, clothing):
+        (folder.parent/f"{make.__name__}_sample.yaml").write_text(yaml.safe_dump(make(folder) | QUICK))
+    print(f"Next: datadesc run eurosat_sample --out {root}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
