@@ -1,0 +1,239 @@
+"The benchmark table: what a method may see, whom each row is about, and that every method meets the same."
+import json
+import re
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc.adapters import adapters
+from datadesc.benchmark import ask_all, at_most, benchmark, blind, controls, method_from
+from datadesc.comparison import correct_matrix
+from datadesc.describe import flagged
+from datadesc.zeroshot import names_only
+
+torch.set_num_threads(1)  # these layers are so small that a second thread only waits
+CLASSES, WIDTH = ("ant", "bee", "cat", "dog"), 16
+FACTS = ["method", "protocol", "aggregation", "names", "shots", "k", "weighting", "seed"]
+ADAPTERS = adapters(10.)
+
+
+def vector(word):
+    "A direction of its own for every word."
+    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
+
+
+def embed(texts):
+    "Texts as the sums of their words, all shifted one way."
+    return F.normalize(torch.stack([sum(map(vector, re.findall(r"\w+", text))) for text in texts]) + 2 * vector("text"), dim=1)
+
+
+@pytest.fixture(scope="module")
+def images():
+    "Image embeddings around the direction of a word for each class, shifted another way; (embeddings, labels) by split."
+    g = torch.Generator().manual_seed(0)
+    labels = {split: torch.arange(len(CLASSES)).repeat_interleave(n) for split, n in dict(train=8, val=4, test=30).items()}
+    centre = torch.stack([vector(f"looks{c}") for c in range(len(CLASSES))])
+    return {split: F.normalize(centre[y] + 1.5 * torch.randn(len(y), WIDTH, generator=g) + 2 * vector("image"), dim=1) for split, y in labels.items()}, labels
+
+
+SAID = {name: [f"looks{c} {part}" for part in ("head", "legs", "tail")] for c, name in enumerate(CLASSES)}
+POOL = flagged([dict(class_id=c, component="", sample=n, text=text, source="", knowledge="") for c, texts in enumerate(SAID.values()) for n, text in enumerate(texts)], CLASSES)
+
+
+def looking(seen):
+    "A method that chooses by all that it is shown: the two sentences of each class nearest to its images."
+    means = torch.stack([torch.cat([seen.image_emb[part][seen.labels[part] == c] for part in ("train", "val")]).mean(0) for c in range(len(seen.classes))])
+    return at_most(POOL.assign(score=(embed(POOL.text) * means[POOL.class_id.to_numpy(copy=True)]).sum(1).numpy()), 2)
+
+
+def tried(images, methods, shots=(2,), **options):
+    "The benchmark with two seeds, and all images under the paper's protocol unless that is said otherwise."
+    return benchmark(methods, *images, CLASSES, embed, shots=shots, **dict(seeds=range(2), paper_shots=()) | options)
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory):
+    "The same sentences through every door there is, and the controls."
+    folder = tmp_path_factory.mktemp("methods")
+    (folder/"said.json").write_text(json.dumps({name.upper(): texts for name, texts in SAID.items()}))
+    (folder/"mine.py").write_text(f"SAID = {SAID}\ndef say(seen): return {{name: SAID[name][:seen.split.seed + 1] for name in seen.classes}}")
+    from_files = dict(method_from(f"{name}={folder/place}", CLASSES)[:2] for name, place in {"json": "said.json", "python": "mine.py:say"}.items())
+    return {"dict": SAID, "table": POOL, "function": looking} | from_files | controls(looking, POOL, CLASSES, "function", k=2)
+
+
+@pytest.fixture(scope="module")
+def full(images, methods):
+    "The table of all methods, in all protocols."
+    given = {"Tip-Adapter": (ADAPTERS["Tip-Adapter"], list(methods)), "logistic regression": (ADAPTERS["logistic regression"], ["class names"])}
+    return tried(images, methods, paper_shots=[2], start=list(methods), joint=list(methods), adapters=given)
+
+
+def test_every_door_leads_into_every_protocol(full, methods):
+    named = {"zero_shot": "{}", "transfer": "{}", "paper": "{}", "adapter": "Tip-Adapter: {}"}
+    for protocol, name in named.items():
+        assert {name.format(m) for m in methods} <= set(full[full.protocol == protocol].method)
+    assert {f"{way}: {m}" for m in methods for way in ("zero-shot start", "joint")} <= set(full[full.protocol == "transfer"].method)
+    assert {"images only", "images only, same steps"} <= set(full[full.protocol == "transfer"].method) & set(full[full.protocol == "paper"].method)
+
+
+def test_the_same_sentences_score_the_same_through_every_door(full):
+    rows = full[full.method.isin(["dict", "json", "table"])].drop(columns="method").groupby(["protocol", "names", "aggregation", "seed"])
+    for _, of_one in rows: assert len(of_one) == 3 and of_one.astype({"options": str}).nunique(dropna=False).max() == 1
+
+
+def test_every_row_says_where_it_comes_from(full):
+    assert not full[FACTS].isna().any().any() and not full.duplicated(FACTS).any()
+    assert set(full[full.protocol == "zero_shot"].shots) == {"0"} and set(full[full.protocol != "zero_shot"].shots) == {"2"}
+    assert set(full[full.protocol != "zero_shot"].groupby(["protocol", "method"]).seed.agg(tuple)) == {(0, 1)}
+    k = full.groupby("method").k.agg(set)
+    assert k["images only"] == k["logistic regression"] == {0} and k["class names"] == {1} and k["function"] == {2} and k["dict"] == {3} and k["python"] == {1, 2}
+    weighting = full[full.protocol.isin(["transfer", "paper"])].groupby("method").weighting.agg(set)
+    assert weighting["function"] != {"none"} and weighting["function, unweighted"] == weighting["dict"] == weighting["images only"] == {"none"}
+
+
+def test_rows_say_whether_names_were_in_the_texts(full):
+    names = full.groupby(["protocol", "method"]).names.agg(set)
+    assert names["zero_shot", "dict"] == {"without", "with"} and names["transfer", "dict"] == {"without"} and names["paper", "dict"] == {"with"}
+    for protocol, method in (("zero_shot", "class names"), ("transfer", "class names"), ("transfer", "joint: class names"), ("paper", "class names"), ("adapter", "Tip-Adapter: class names")):
+        assert names[protocol, method] == {"only"}
+    assert names["transfer", "images only"] == names["paper", "images only"] == names["adapter", "logistic regression"] == {"none"}
+
+
+def test_a_method_of_nothing_but_names(images):
+    table = tried(images, {"names": pd.DataFrame(dict(class_id=range(4), prompt=names_only(CLASSES)))}, paper_shots=[2], budget=2)
+    assert set(table[table.method == "names"].names) == {"only"} and set(table[table.method == "names"].k) == {1}
+
+
+def test_the_table_is_the_same_each_time(images, methods, full):
+    few = {name: methods[name] for name in ("function", "random choice", "random words", "function, shuffled", "class names")}
+    def again(): return tried(images, few, paper_shots=[2], adapters={"Tip-Adapter": (ADAPTERS["Tip-Adapter"], ["function"])})
+    torch.manual_seed(1); np.random.seed(1)
+    first = again()
+    torch.manual_seed(2); np.random.seed(2)
+    pd.testing.assert_frame_equal(first, again())
+    both = first[first.protocol == "transfer"].merge(full[full.protocol == "transfer"], on=FACTS, suffixes=("", "_in_full"))
+    assert len(both) == 2*(len(few) + 2)
+    other = both[both.method != "images only, same steps"]  # whose steps are those of the longest method
+    assert (other.accuracy == other.accuracy_in_full).all(), "what a method scores depends on its company"
+
+
+def test_test_images_decide_nothing(images, methods):
+    "Half of the test images become noise and all labels are dealt out: texts stay, and so does what every head says of the other half."
+    emb, labels = images
+    half, g = torch.arange(len(labels["test"])) % 2 == 0, torch.Generator().manual_seed(3)
+    noise = F.normalize(torch.randn(emb["test"].shape, generator=g), dim=1)
+    other = emb | {"test": torch.where(half[:, None], emb["test"], noise)}, labels | {"test": torch.where(half, labels["test"], labels["test"][torch.randperm(len(half), generator=g)])}
+    before, after = (ask_all(methods, *of, CLASSES, embed, shots=(2,), seeds=range(2)).said for of in (images, other))
+    for setting, said in before.items():
+        for name, texts in said.items(): pd.testing.assert_frame_equal(texts, after[setting][name])
+    options = dict(shots=(2, "all"), paper_shots=["all"], start=["function"], joint=["function"], adapters={name: (ADAPTERS[name], ["function"]) for name in ("Tip-Adapter", "logistic regression")})
+    few = {"function": methods["function"]}
+    before, after = (tried(of, few, **options) for of in (images, other))
+    same = FACTS + ["epoch", "options"]
+    pd.testing.assert_frame_equal(before[same], after[same])
+    assert (correct_matrix(before)[:, half.numpy()] == correct_matrix(after)[:, half.numpy()]).all() and (before.correct != after.correct).any()
+
+
+def test_validation_images_do_not_train(images):
+    "What a method is shown in each setting: from two images a class on, none is both a train and a validation image."
+    shown = []
+    ask_all({"spy": lambda seen: shown.append(seen) or SAID}, *images, CLASSES, embed, shots=(1, 2, 4, 8), seeds=range(3))
+    assert len(shown) == 5*3
+    for seen in shown:
+        train, val = (set(map(tuple, seen.image_emb[part].tolist())) for part in ("train", "val"))
+        assert train and val and (train == val if seen.split.shots == "1" else not train & val)
+        assert set(seen.labels["val"].tolist()) == set(range(4)) and not hasattr(seen, "test") and set(seen.image_emb) == set(seen.labels) == {"train", "val"}
+
+
+def test_few_shots_leave_the_validation_split_alone(images, methods):
+    "The dataset's own validation images are more than the few that the task allows: without them all few-shot rows are the same."
+    emb, labels = images
+    other = emb | {"val": torch.full_like(emb["val"], .25)}
+    before, after = (tried((e, labels), {name: methods[name] for name in ("function", "dict")}, shots=(1, 4), paper_shots=[4], start=["function"],
+                           adapters={"Tip-Adapter": (ADAPTERS["Tip-Adapter"], ["function"])}) for e in (emb, other))
+    trained = before.protocol != "zero_shot"
+    pd.testing.assert_frame_equal(before[trained], after[trained])
+
+
+def test_under_the_papers_protocol_validation_says_nothing_at_all(images):
+    emb, labels = images
+    other = emb | {"val": torch.full_like(emb["val"], .25)}
+    before, after = (tried((e, labels), {"dict": SAID}, shots=(), paper_shots=["all"]) for e in (emb, other))
+    pd.testing.assert_frame_equal(before, after)
+
+
+def test_images_only_knows_no_words(images):
+    "The row is the same beside true sentences, beside noise and beside heads that start at the sentences."
+    noise = {name: [f"noise{c}{n}" for n in range(3)] for c, name in enumerate(CLASSES)}
+    rows = [tried(images, given, shots=(1, 2, "all"), paper_shots=["all"], **more).query("method == 'images only'").reset_index(drop=True)
+            for given, more in (({"true": SAID}, {}), ({"noise": noise}, {}), ({"true": SAID, "noise": noise}, dict(start=["true"], joint=["noise"])))]
+    for other in rows[1:]: pd.testing.assert_frame_equal(rows[0], other)
+    by_start = tried(images, {"true": SAID, "noise": noise}, shots=(1,), start=["true", "noise"]).groupby("method").accuracy.mean()
+    assert by_start["zero-shot start: true"] > by_start["zero-shot start: noise"], "a start at the texts is seen in the accuracy, so the row above has none"
+
+
+def test_a_budget_holds_for_all(images, methods):
+    table = tried(images, methods, paper_shots=[2], budget=2, adapters={"Tip-Adapter": (ADAPTERS["Tip-Adapter"], list(methods))}, start=["dict"], joint=["dict"])
+    k = table[table.k > 0].groupby("method").k.agg(set)
+    assert k["class names"] == {1} and k["python"] == {1, 2} and all(found == {2} for name, found in k.items() if "class names" not in name and "python" not in name)
+    said = ask_all(methods, *images, CLASSES, embed, shots=(2,), seeds=range(2), budget=1).said
+    for of_methods in said.values():
+        for texts in of_methods.values(): assert texts.groupby("class_id").size().tolist() == [1]*4
+
+
+def test_a_budget_keeps_the_best_and_draws_where_there_is_no_best(images):
+    said = ask_all({"scored": POOL.assign(score=range(len(POOL), 0, -1)), "bare": POOL}, *images, CLASSES, embed, shots=(), seeds=range(4), budget=1).said
+    for seed in range(4): assert said["all", seed]["scored"].text.tolist() == [texts[0] for texts in SAID.values()]
+    assert len({tuple(said["all", seed]["bare"].text) for seed in range(4)}) > 1
+
+
+def test_blind_choice_knows_refusals_and_repetitions(images):
+    pool = POOL.assign(refusal=POOL["sample"] == 0, duplicate=POOL["sample"] == 1)
+    said = ask_all({"blind": blind(pool, 2)}, *images, CLASSES, embed, shots=(2,), seeds=range(2)).said
+    for of_methods in said.values(): assert of_methods["blind"].text.tolist() == [texts[2] for texts in SAID.values()]
+
+
+def broken(seen): raise KeyError("what is not there")
+
+
+@pytest.mark.parametrize("answer, words", [
+    ({name: SAID[name] for name in CLASSES[:3]}, ["nothing about 'dog'"]),
+    (SAID | {"dog": []}, ["nothing about 'dog'"]),
+    (SAID | {"emu": ["feathers"]}, ["'emu'", "'ant'"]),
+    ({}, ["nothing about 'ant'"]),
+    ({0: ["a tail"]}, ["describes 0", "'ant'"]),
+    (SAID | {"dog": "a tail"}, ["'dog'", "list of texts"]),
+    (SAID | {"dog": ["a tail", 7]}, ["'dog'", "7"]),
+    (SAID | {"dog": ["a tail", "  "]}, ["'dog'", "empty"]),
+    (SAID | {"dog": None}, ["'dog'", "None"]),
+    (None, ["{class: [texts]}", "None"]),
+    (["a tail"], ["{class: [texts]}", "list"]),
+    (POOL.drop(columns="class_id"), ["class_id"]),
+    (POOL[["class_id", "source"]], ["text", "prompt"]),
+    (POOL.assign(class_id=POOL.class_id + 1), ["class_id 4", "0 to 3"]),
+    (POOL[POOL.class_id > 0], ["nothing about 'ant'"]),
+    (pd.concat([POOL, POOL.assign(class_id=4).head(1)]), ["class_id 4"]),
+    (POOL.assign(score=float("nan")), ["score"]),
+    (POOL.assign(text=None), ["empty"]),
+])
+def test_a_method_that_answers_nonsense_is_named(images, answer, words):
+    for method in (answer, lambda seen: answer):
+        if method is None: continue  # nobody gives that himself
+        with pytest.raises(ValueError) as error: tried(images, {"dict": SAID, "mine": method})
+        for word in ["'mine'", *words]: assert word in str(error.value)
+
+
+def test_a_method_that_raises_is_named(images):
+    with pytest.raises(ValueError, match="'mine'.*KeyError: 'what is not there'") as error: tried(images, {"dict": SAID, "mine": broken})
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+def test_a_class_without_test_images_is_no_obstacle(images):
+    emb, labels = images
+    kept = labels["test"] < 3
+    table = tried((emb | {"test": emb["test"][kept]}, labels | {"test": labels["test"][kept]}), {"dict": SAID}, paper_shots=[2])
+    assert set(table.n_test) == {90} and table.query("method == 'dict' and protocol == 'zero_shot' and names == 'without'").accuracy.min() > .5
