@@ -155,6 +155,7 @@ class NetworkOptions:
     n_checkpoints: int = 20  # evenly spread over the epochs, the last one at the end; never more than one an epoch
     augment: bool = True  # mirror and shift the images at random
     seed: int = 0  # decides the order of the batches and every augmentation
+    t_max = None  # no option: a cosine, where one is asked for, ends with the training
 
     def __post_init__(self): HeadOptions(self.lr, self.epochs, self.batch_size, schedule=self.schedule, n_checkpoints=self.n_checkpoints)  # which refuses what makes no sense
 
