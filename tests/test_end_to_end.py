@@ -1,6 +1,7 @@
 "The whole way, from images to report, as `datadesc run` goes it."
 import json
 import os
+import runpy
 import shutil
 import sqlite3
 import subprocess
@@ -17,19 +18,28 @@ from datadesc.embed import open_clip
 from llm_server import llm_server
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
-QUICK = dict(shots=[2], seeds=2)
+QUICK = ["-p", "shots=[2]", "-p", "paper_shots=[]", "-p", "seeds=1"]
+MINE = """def thin(seen):
+    assert set(seen.labels) == {"train", "val"}
+    return {name: [f"a {name} with thin wings"] for name in seen.classes}"""
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    "The folder of a finished run on meadow, smaller than the usual in shots and seeds only."
+    "The folder of a finished run on meadow, smaller than the usual in shots and seeds only, with a method of the user's own."
     folder = tmp_path_factory.mktemp("runs")
-    return runs.run("meadow", QUICK | dict(store=str(folder/"store")), root=folder/"here")
+    (folder/"mine.py").write_text(MINE)
+    return runs.run("meadow", dict(shots=[2], paper_shots=[2], seeds=2, methods=[f"mine={folder/'mine.py'}:thin"], store=str(folder/"store")), root=folder/"here")
 
 
 @pytest.fixture(scope="module")
 def facts(result):
     return json.loads((result/"result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def lines(facts):
+    return pd.DataFrame(facts["accuracy"])
 
 
 def test_everything_is_there(result):
@@ -41,42 +51,61 @@ def test_everything_is_there(result):
 
 
 def test_result(facts):
-    assert facts["dataset"] == "meadow" and len(facts["classes"]) == 24
-    assert {"dataset", "model", "form", "top_k", "shots", "seeds", "knowledge"} <= set(facts["parameters"])
+    assert facts["dataset"] == "meadow" and len(facts["classes"]) == 24 and facts["sources"]
+    assert facts["images"] == dict(train=960, val=480, test=960) and facts["repeated_across_splits"] == 0
+    assert {"dataset", "model", "form", "top_k", "shots", "paper_shots", "seeds", "knowledge", "peers", "methods", "budget"} <= set(facts["parameters"])
     assert {"datadesc", "torch", "open_clip_torch"} <= set(facts["versions"])
-    assert all(s >= 0 for s in facts["seconds"].values()) and {"describe", "embed", "influence", "transfer"} <= set(facts["seconds"])
+    assert all(s >= 0 for s in facts["seconds"].values()) and {"describe", "embed", "influence", "benchmark"} <= set(facts["seconds"])
 
 
-def test_accuracies_are_fractions_with_intervals(facts):
-    rows = pd.DataFrame(facts["accuracy"])
-    assert set(rows.columns) == {"protocol", "method", "aggregation", "names", "shots", "k", "weighting", "mean", "interval", "seeds", "n_test"}
-    assert set(rows.protocol) == {"zero_shot", "transfer"}
+def test_accuracies_are_fractions_with_intervals(facts, lines):
+    assert set(lines.columns) == {"protocol", "method", "aggregation", "names", "shots", "k", "weighting", "mean", "mean_per_class", "top5", "interval", "seeds", "n_test",
+                                  "over", "gain", "p_holm", "clear", "gain_interval"}
+    assert set(lines.protocol) == {"zero_shot", "transfer", "paper", "adapter"}
     for row in facts["accuracy"]:
         assert 0 <= row["interval"][0] <= row["mean"] <= row["interval"][1] <= 1 and row["n_test"] == 960
-    assert {"images only", "images only, same steps", "class names", "random words", "whole pool"} <= set(rows[rows.protocol == "transfer"].method)
+        assert row["mean"] <= row["top5"] <= 1 and abs(row["mean_per_class"] - row["mean"]) < 1e-6, "meadow's classes have equally many test images"
 
 
-def test_accuracies_can_be_counted_again(result, facts):
+def test_rows_that_every_table_has(lines):
+    methods = {protocol: set(rows.method) for protocol, rows in lines.groupby("protocol")}
+    everywhere = {"direct", "class names", "whole pool", "random choice", "random words", "direct, shuffled", "direct, unweighted", "menon", "cupl", "labo", "vdt", "mine"}
+    for protocol in ("zero_shot", "transfer", "paper"): assert everywhere <= methods[protocol]
+    assert {"images only", "images only, same steps", "zero-shot start: direct", "joint: direct"} <= methods["transfer"]
+    assert methods["adapter"] == {"Tip-Adapter: class names", "Tip-Adapter: direct", "Tip-Adapter-F: direct", "LaBo: labo", "VDT-Adapter: vdt", "logistic regression"}
+
+
+def test_gains_stand_beside_what_they_are_over(facts, lines):
+    "A gain is the difference of two accuracies of the same protocol, and clear only where the corrected p says so."
+    assert set(lines[lines.gain.notna() & (lines.protocol == "zero_shot")].over) == {"class names"} and set(lines[lines.gain.notna() & (lines.protocol != "zero_shot")].over) == {"images only"}
+    base = lines[lines.method.isin(["images only", "class names"])].set_index(["protocol", "method", "aggregation"])["mean"]
+    for row in facts["accuracy"]:
+        if "gain" not in row: continue
+        over = base["transfer" if row["protocol"] == "adapter" else row["protocol"], row["over"], row["aggregation"]]
+        assert np.isclose(row["gain"], row["mean"] - over) and row["clear"] == (row["p_holm"] < .05)
+        assert row["gain_interval"][0] <= row["gain"] <= row["gain_interval"][1]
+    assert lines[lines.method == "images only"].gain.isna().all() and lines[(lines.protocol != "zero_shot") & (lines.method == "mine")].gain.notna().all()
+
+
+def test_accuracies_can_be_counted_again(result, lines):
     "A mean in result.json is the mean of the rights and wrongs kept in the table."
     table = pd.read_parquet(result/"tables"/"accuracies.parquet")
-    for row in facts["accuracy"][:10]:
-        same = table[(table.method == row["method"]) & (table.protocol == row["protocol"]) & (table.aggregation == row["aggregation"]) & (table.names == row["names"])
-                     & (table.shots == row["shots"])]
-        right = [np.unpackbits(np.frombuffer(bits, np.uint8), count=960).mean() for bits in same.correct]
-        assert np.isclose(np.mean(right), row["mean"])
+    key = ["method", "protocol", "aggregation", "names", "shots"]
+    counted = table.assign(right=[np.unpackbits(np.frombuffer(bits, np.uint8), count=960).mean() for bits in table.correct]).groupby(key).right.mean()
+    assert not lines.duplicated(key).any() and np.allclose(lines.set_index(key)["mean"], counted.loc[pd.MultiIndex.from_frame(lines[key])])
 
 
-def test_selection_is_scored_on_both_worlds(facts):
+def test_selection_is_scored_on_the_runs_own_world(facts):
     rows = pd.DataFrame(facts["selection"])
-    assert set(rows.world) == {"meadow", "heath"} and set(rows.columns) == {"form", "world", "precision_at_5", "precision_at_10", "chance", "ceiling"}
-    mean = rows.groupby("form").precision_at_5.mean()
+    assert set(rows.world) == {"meadow"} and set(rows.columns) == {"form", "world", "precision_at_5", "precision_at_10", "chance", "ceiling"} and not rows.form.duplicated().any()
+    at_5 = rows.set_index("form").precision_at_5
     assert np.allclose(rows.chance, .4) and (rows.ceiling == 1).all()
-    assert min(mean["clip"], mean["weighted"], mean["direct"]) > mean["random"]
+    assert min(at_5["clip"], at_5["weighted"], at_5["direct"]) > at_5["random"]
 
 
-def test_words_that_are_true_classify(facts):
-    rows = pd.DataFrame(facts["accuracy"]).query("protocol == 'zero_shot' and aggregation == 'mean'").set_index("method")["mean"]
-    assert rows["true sentences"] > rows["whole pool"] > rows["printed"]
+def test_words_that_are_true_classify(lines):
+    mean = lines.query("protocol == 'zero_shot' and aggregation == 'mean' and names == 'without'").set_index("method")["mean"]
+    assert mean["true sentences"] > mean["whole pool"] > mean["direct, shuffled"] and mean["mine"] < .1, "one sentence for all classes tells none from another"
 
 
 def test_tables(result):
@@ -100,11 +129,11 @@ def test_page_needs_nothing_else(result):
     assert str(Path.home()) not in page
 
 
-def few(tmp_path, of_each=(4, 2, 2)):
-    "A few photographs of each class of clothing, in the layout they came in."
+def few(tmp_path, of_each):
+    "A few photographs of three classes of clothing, in the layout they came in."
     if not (SHARED/"clothing").is_dir(): pytest.skip("the photographs of ../shared/data/clothing are not here")
     for split, n in zip(("train", "validation", "test"), of_each):
-        for folder in (SHARED/"clothing"/split).iterdir():
+        for folder in map((SHARED/"clothing"/split).joinpath, ("dress", "longsleeve", "pants")):
             (tmp_path/"clothing"/split/folder.name).mkdir(parents=True)
             for image in sorted(folder.iterdir())[:n]: shutil.copy(image, tmp_path/"clothing"/split/folder.name)
     return tmp_path/"clothing"
@@ -123,49 +152,75 @@ def datadesc(*arguments, cwd, **env):
 
 
 def test_photographs_with_an_encoder_of_real_size(tmp_path):
-    folder = few(tmp_path)
+    folder = few(tmp_path, (2, 1, 1))
     torch_model = open_clip.create_model("ViT-B-32")
     import torch
     torch.save({k: v.half() for k, v in torch_model.state_dict().items()}, tmp_path/"weights.pt")
-    (tmp_path/"sentences.json").write_text(json.dumps(sentences(folder)))
-    done = datadesc("run", folder, "--descriptions", "sentences.json", "--model", "ViT-B-32", "--checkpoint", "weights.pt", "-p", "shots=[2]", "-p", "seeds=2", "-p", "top_k=3", cwd=tmp_path)
+    (tmp_path/"sentences.json").write_text(json.dumps({name: said[:2] for name, said in sentences(folder).items()}))
+    done = datadesc("run", folder, "--descriptions", "sentences.json", "--model", "ViT-B-32", "--checkpoint", "weights.pt", *QUICK, "-p", "top_k=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path/"papermill_runs"/"clothing"/"result.json").read_text())
-    assert facts["parameters"]["model"] == "ViT-B-32" and len(facts["classes"]) == 10 and "selection" not in facts
+    assert facts["parameters"]["model"] == "ViT-B-32" and len(facts["classes"]) == 3 and "selection" not in facts
     shown = datadesc("show", "clothing", cwd=tmp_path)
     assert "with long sleeves" in shown.stdout or "with two legs" in shown.stdout
 
 
-def test_a_network_says_which_images_teach(tmp_path):
-    folder = few(tmp_path)
-    (tmp_path/"sentences.json").write_text(json.dumps(sentences(folder)))
-    done = datadesc("run", folder, "--descriptions", "sentences.json", "--model", "meadow-clip", "-p", "influence_model=resnet10t", "-p", "influence_epochs=2", "-p", "form=proponent",
-                    "-p", "shots=[2]", "-p", "seeds=1", "-p", "top_k=3", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    trained, = (tmp_path/"store"/"networks").iterdir()
-    assert len(list(trained.glob("*.safetensors"))) >= 2
+def sample(place, of_each=8):
+    "A few of the photographs of EuroSAT and what others published about its classes, in the layout they came in; lists and texts of the rest."
+    if not (SHARED/"eurosat").is_dir() or not (SHARED/"peers").is_dir(): pytest.skip("the photographs and published texts of ../shared/data are not here")
+    for folder in (SHARED/"eurosat"/"2750").iterdir():
+        (place/"eurosat"/"2750"/folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:of_each]: shutil.copy(image, place/"eurosat"/"2750"/folder.name)
+    for name in ("peers", "grocery"): (place/name).symlink_to(SHARED/name)
+    return place
 
 
-def test_a_class_of_which_nothing_is_said_stops_the_run(tmp_path):
-    folder = few(tmp_path)
-    (tmp_path/"sentences.json").write_text(json.dumps(sentences(folder) | {"hat": ["I'm sorry, I cannot describe this."]}))
-    done = datadesc("run", folder, "--descriptions", "sentences.json", "--model", "meadow-clip", cwd=tmp_path)
-    assert done.returncode != 0 and "Every sentence about hat is a refusal" in done.stderr and "Traceback" not in done.stderr
+@pytest.fixture(scope="module")
+def eurosat(tmp_path_factory):
+    "The folder of runs in which a few photographs of EuroSAT, with published files as methods, have been run and summarised."
+    here = tmp_path_factory.mktemp("photographs")
+    script = runpy.run_path(str(Path(__file__).resolve().parents[1]/"tools"/"photographs.py"))
+    script["main"].__globals__["SHARED"] = sample(here/"data")
+    script["main"](here/"runs")
+    for command in (["run", "eurosat_sample", *QUICK], ["summary"]):
+        done = datadesc(*command, "--out", "runs", cwd=here)
+        assert done.returncode == 0, done.stderr
+    return here/"runs"
 
 
-def test_photographs_described_by_a_server(tmp_path):
+def test_photographs_with_published_texts_as_methods(eurosat):
+    facts = json.loads((eurosat/"eurosat_sample"/"result.json").read_text())
+    assert facts["dataset"] == "eurosat" and len(facts["classes"]) == 10 and sum(facts["images"].values()) == 80 and "selection" not in facts
+    k = pd.DataFrame(facts["accuracy"]).groupby("method").k.max()
+    assert k["menon"] > 1 and k["vdt"] > 1 and "VDT-Adapter: vdt" in k
+    page = (eurosat/"eurosat_sample"/"report.html").read_text()
+    assert "Only " in page and "annual crop land" in page and "knows drawn butterflies and nothing else" in page, "few test images, renamed classes and a foreign encoder are said"
+
+
+def test_photographs_in_the_summary(eurosat):
+    table = pd.read_csv(eurosat/"summary"/"results.csv", low_memory=False)
+    ours = table[table.source == "measured"]
+    assert set(ours.run) == {"eurosat_sample"} and set(ours.dataset) == {"eurosat"} and {"menon", "vdt", "images only"} <= set(ours.method)
+    page = (eurosat/"summary"/"report.html").read_text()
+    assert "figures without meaning" in page and "the paper, printed" in page and "39.15" in page
+
+
+def test_photographs_described_by_a_server_and_a_network_that_says_which_of_them_teach(tmp_path):
     folder = few(tmp_path, (3, 1, 1))
     def answer(chat):
         question = chat["messages"][-1]["content"]
         return "- sleeves\n- collar\n- hem" if "visible parts" in question else f"plain cotton, sample {chat['seed']}"
     with llm_server(answer) as (url, server):
-        done = datadesc("run", folder, "--llm-base-url", url, "--llm-model", "tiny", "--model", "meadow-clip", "-p", "superclass=garment", "-p", "samples=2", "-p", "shots=[2]", "-p", "seeds=1", cwd=tmp_path)
+        done = datadesc("run", folder, "--llm-base-url", url, "--llm-model", "tiny", "--model", "meadow-clip", "-p", "superclass=garment", "-p", "samples=2", *QUICK,
+                        "-p", "influence_model=resnet10t", "-p", "influence_epochs=2", "-p", "form=proponent", "-p", "top_k=3", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert len(server.chats) == 1 + 10*3*2
+        assert len(server.chats) == 1 + 3*3*2
     texts = pd.read_parquet(tmp_path/"papermill_runs"/"clothing"/"tables"/"descriptions.parquet")
-    assert len(texts) == 60 and set(texts.source) == {"tiny"}
+    assert len(texts) == 18 and set(texts.source) == {"tiny"}
     with sqlite3.connect(tmp_path/"store"/"answers.sqlite") as record:
         assert record.execute("select count(*) from answers").fetchone() == (len(server.chats),)
+    trained, = (tmp_path/"store"/"networks").iterdir()
+    assert len(list(trained.glob("*.safetensors"))) >= 2
 
 
 def picture_folder(tmp_path, classes=("cat", "dog"), n=6):
@@ -181,14 +236,16 @@ def broken(tmp_path, what):
     "Arguments of a run that cannot end well, on a folder that is right but for `what`; the chapters' own tests hold the other ways to go wrong."
     folder, arguments = picture_folder(tmp_path), ["--descriptions", "said.json", "--model", "meadow-clip"]
     if what == "zero-byte image": (folder/"cat"/"0.png").write_bytes(b"")
-    if what == "class the dataset lacks": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["fur"], "emu": ["feathers"]}))
-    if what == "weights out of reach": arguments = arguments[:2]
+    if what == "nothing said of a class": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["I'm sorry, I cannot describe this."]}))
+    if what == "method that fails":
+        (tmp_path/"mine.py").write_text("def f(seen): return {name: seen.labels['test'] for name in seen.classes}")
+        arguments += ["-p", "methods=mine=mine.py:f"]
     if what == "nobody to ask": arguments = arguments[2:]
     return [folder, *arguments]
 
 
 @pytest.mark.parametrize("what, words", [
-    ("zero-byte image", ["0.png", "--on-bad-image"]), ("class the dataset lacks", ["emu"]), ("weights out of reach", ["--model", "--checkpoint"]),
+    ("nothing said of a class", ["Every sentence about dog is a refusal"]), ("method that fails", ["'mine' failed", "KeyError: 'test'"]),
     ("nobody to ask", ["OPENAI_API_KEY", "--llm-base-url", "--descriptions"])])
 def test_one_clear_error(tmp_path, what, words):
     done = datadesc("run", *broken(tmp_path, what), cwd=tmp_path)
@@ -199,6 +256,7 @@ def test_one_clear_error(tmp_path, what, words):
 
 def test_bad_images_can_be_skipped(tmp_path):
     folder, *arguments = broken(tmp_path, "zero-byte image")
-    done = datadesc("run", folder, *arguments, "--on-bad-image", "skip", "-p", "shots=[1]", "-p", "seeds=1", cwd=tmp_path)
+    done = datadesc("run", folder, *arguments, "--on-bad-image", "skip", "-p", "shots=[1]", "-p", "paper_shots=[]", "-p", "seeds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0.png" in (tmp_path/"papermill_runs"/"pets"/"report.html").read_text()
+    assert all("top5" not in row for row in runs.result(tmp_path/"papermill_runs", "pets")["accuracy"]), "of two classes, five are no answer"
