@@ -6,7 +6,7 @@
 __all__ = ['PAPER', 'FACTS', 'CHOSEN', 'COUNTERPARTS', 'published', 'measured', 'find_line', 'said', 'with_printed',
            'counterpart', 'told_apart', 'knowledge_pairs']
 
-# %% ../nbs/92_summary.ipynb #fb7ac752
+# %% ../nbs/92_summary.ipynb #24afb968
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,14 +17,14 @@ from pandas.io.formats.style import Styler
 from .peers import PEERS
 from .runs import result
 
-# %% ../nbs/92_summary.ipynb #b5d11941
+# %% ../nbs/92_summary.ipynb #13f6aa1b
 PAPER = "the paper, printed"
 
 def published() -> pd.DataFrame:  # table, dataset, method, value
     "Figures printed by Kim, Bae and Kim (EMNLP 2025): accuracies in percent, shares in percent and mean ranks of the judge. None of them is ours."
     return pd.read_csv(files("datadesc")/"assets"/"published.csv")
 
-# %% ../nbs/92_summary.ipynb #b1bd7d46
+# %% ../nbs/92_summary.ipynb #f6f207df
 FACTS = {"encoder": "model", "weights": "checkpoint", "knowledge": "knowledge", "form": "form"}  # column -> parameter of the run
 
 def measured(
@@ -42,7 +42,7 @@ def _ends(line):
     "The intervals of a line as columns of their own."
     return {f"{'' if key == 'interval' else 'gain_'}{end}": value for key in ("interval", "gain_interval") if line.get(key) for end, value in zip(("low", "high"), line[key])}
 
-# %% ../nbs/92_summary.ipynb #0e425405
+# %% ../nbs/92_summary.ipynb #6cf8a260
 CHOSEN = "chosen"  # stands for the form of the run
 
 def _zero_shot(method): return dict(protocol="zero_shot", method=method, aggregation=PEERS[method].aggregation if method in PEERS else "mean", names="with")
@@ -54,7 +54,7 @@ COUNTERPARTS = {  # table of the paper -> its column -> the line of ours that an
     "transfer": {m: _transfer(m) for m in ("images only", "menon", "labo", "cupl", "vdt")} | {"proponent texts": _transfer(CHOSEN)},
     "selection": {"influence": _transfer("direct"), "clip score": _transfer("clip"), "ift": _transfer("weighted")}}
 
-# %% ../nbs/92_summary.ipynb #c0a50313
+# %% ../nbs/92_summary.ipynb #a54e5e81
 def find_line(
     figures: pd.DataFrame,  # rows of one run, as `measured` makes them
     wanted: dict,  # values of some columns
@@ -64,7 +64,7 @@ def find_line(
     rows = figures[(figures[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     return rows.iloc[0] if len(rows) else None
 
-# %% ../nbs/92_summary.ipynb #3cb8fecb
+# %% ../nbs/92_summary.ipynb #453db094
 def said(
     line: pd.Series | None,  # a row of `measured`
 ) -> str:
@@ -86,7 +86,7 @@ def with_printed(
         for source, row in of(dataset): index.append((dataset, source)), cells.append(row)
     return pd.DataFrame(cells, pd.MultiIndex.from_tuples(index, names=["dataset", "source"]) if index else None, columns)
 
-# %% ../nbs/92_summary.ipynb #0de94d3b
+# %% ../nbs/92_summary.ipynb #b52c23c5
 def counterpart(
     table: str,  # a key of COUNTERPARTS
     figures: pd.DataFrame,  # from `measured`
@@ -97,7 +97,7 @@ def counterpart(
         rows[dataset, f"run {run}"] = {column: said(find_line(lines, wanted)) for column, wanted in COUNTERPARTS[table].items()}
     return with_printed(rows, table, list(COUNTERPARTS[table]))
 
-# %% ../nbs/92_summary.ipynb #068b6558
+# %% ../nbs/92_summary.ipynb #afbc8e5f
 def told_apart(
     table: pd.DataFrame,  # with (dataset, source) as index
 ) -> Styler:
@@ -105,13 +105,14 @@ def told_apart(
     grey = ["color: #888; font-style: italic" if source == PAPER else "" for _, source in table.index]
     return table.style.apply(lambda column: grey).apply_index(lambda level: grey, axis=0)
 
-# %% ../nbs/92_summary.ipynb #1c131fd7
+# %% ../nbs/92_summary.ipynb #d89731aa
 def knowledge_pairs(
     figures: pd.DataFrame,  # from `measured`
 ) -> pd.DataFrame:  # index (dataset, source), columns without Wikipedia, with Wikipedia
     "The counterpart of the paper's table on knowledge: transfer under its protocol, from runs that differ in `knowledge`."
     rows, named = {}, {"none": "without Wikipedia", "text": "with Wikipedia"}
-    for (dataset, encoder), runs in figures[figures.knowledge.isin(named)].groupby(["dataset", "encoder"], sort=False):
-        found = {named[knowledge]: find_line(lines, _transfer(CHOSEN)) for knowledge, lines in runs.groupby("knowledge", sort=False)}
-        if len(found) == 2: rows[dataset, f"runs with {encoder}"] = {column: said(line) for column, line in found.items()}
+    others = ["dataset", *(fact for fact in FACTS if fact != "knowledge")]
+    for (dataset, *_), same in figures[figures.knowledge.isin(named)].groupby(others, sort=False, dropna=False):
+        runs = {knowledge: lines for (knowledge, _), lines in same.groupby(["knowledge", "run"], sort=False)}
+        if len(runs) == 2: rows[dataset, f"runs {' and '.join(runs[k].run.iloc[0] for k in named)}"] = {named[k]: said(find_line(runs[k], _transfer(CHOSEN))) for k in named}
     return with_printed(rows, "knowledge", list(named.values()))
