@@ -11,7 +11,7 @@ __all__ = ['BUNDLED', 'THIS_PYTHON', 'SUMMARY', 'Parameter', 'read_cells', 'para
            'is_current', 'run', 'state', 'run_names', 'status', 'datasets', 'result', 'accuracies', 'chosen_texts',
            'finished', 'summarise']
 
-# %% ../nbs/90_runs.ipynb #b3c49501
+# %% ../nbs/90_runs.ipynb #002a48b7
 import ast, difflib, json, logging, os, shutil, sys, tempfile, textwrap, time, typing
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from pydantic import TypeAdapter, ValidationError
 
-# %% ../nbs/90_runs.ipynb #3329f116
+# %% ../nbs/90_runs.ipynb #3148108b
 @dataclass(frozen=True)
 class Parameter:
     "One annotated name of a run notebook's parameters cell."
@@ -34,14 +34,14 @@ class Parameter:
     default: object # its value when nothing is said
     help: str # the comment beside it
 
-# %% ../nbs/90_runs.ipynb #4a7b7083
+# %% ../nbs/90_runs.ipynb #031c16c2
 def read_cells(notebook:Path # a notebook file
               )->list[dict]: # its cells; `source` is one string
     "The cells of `notebook`, read as plain JSON."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
-# %% ../nbs/90_runs.ipynb #80c75a08
+# %% ../nbs/90_runs.ipynb #14f5f4bb
 def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
               )->dict[str, Parameter]: # in the order of the cell
     "The annotated names of the parameters cell of `notebook`."
@@ -54,7 +54,7 @@ def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
         found[line.target.id] = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value), comment)
     return found
 
-# %% ../nbs/90_runs.ipynb #7441d8e6
+# %% ../nbs/90_runs.ipynb #33d65534
 def fitting(parameter:Parameter, # what the notebook declares
             value:object # what somebody gave
            )->object: # the same value
@@ -64,21 +64,21 @@ def fitting(parameter:Parameter, # what the notebook declares
         reason = error.errors()[0]["msg"].lower()
         raise ValueError(f"Parameter '{parameter.name}' is {parameter.annotation} ({parameter.help}), got {value!r}: {reason}") from None
 
-# %% ../nbs/90_runs.ipynb #8bb6c5b6
+# %% ../nbs/90_runs.ipynb #0e2c2b7a
 def from_json(text:str # one value as somebody types it
              )->object: # the value, or `text` itself where it is no JSON
     "`text` as a number, a boolean, a list ... if it is one."
     with suppress(ValueError): return json.loads(text.lower() if text in ("True", "False") else text)
     return text
 
-# %% ../nbs/90_runs.ipynb #879342a2
+# %% ../nbs/90_runs.ipynb #8787dd13
 def readings(text:str # what stands behind `name=` on the command line
             )->list: # the most literal first
     "The values that `text` may stand for."
     parts = [part.strip() for part in text.split(",")]
     return [text, from_json(text), [from_json(part) for part in parts], parts]
 
-# %% ../nbs/90_runs.ipynb #b0d053f4
+# %% ../nbs/90_runs.ipynb #1f89f853
 def read_value(parameter:Parameter, # what the notebook declares
                text:str # what stands behind `name=` on the command line
               )->object:
@@ -87,7 +87,7 @@ def read_value(parameter:Parameter, # what the notebook declares
         with suppress(ValueError): return fitting(parameter, value)
     return fitting(parameter, text)
 
-# %% ../nbs/90_runs.ipynb #e1ba9ad5
+# %% ../nbs/90_runs.ipynb #46dddbe5
 def known_name(name:str, # what somebody wrote
                known:dict # what there is
               )->str: # the same name
@@ -96,7 +96,7 @@ def known_name(name:str, # what somebody wrote
     near = difflib.get_close_matches(name, known, n=1)
     raise ValueError(f"No parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else f": there are {', '.join(known)}"))
 
-# %% ../nbs/90_runs.ipynb #0d605c16
+# %% ../nbs/90_runs.ipynb #6ff1e20b
 def check_parameters(given:dict, # values by name; a text is read as its parameter wants
                      known:dict[str, Parameter] # from `parameters`
                     )->dict: # values by name, each of its parameter's type
@@ -104,7 +104,7 @@ def check_parameters(given:dict, # values by name; a text is read as its paramet
     read = lambda parameter, value: read_value(parameter, value) if isinstance(value, str) else fitting(parameter, value)
     return {name: read(known[known_name(name, known)], value) for name, value in given.items()}
 
-# %% ../nbs/90_runs.ipynb #98cca354
+# %% ../nbs/90_runs.ipynb #be6d6458
 def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     "Folders of a clone where the package is used from one, else the copies in the installed package."
     package = Path(str(files("datadesc")))
@@ -112,13 +112,13 @@ def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     if (clone/"nbs"/"runs").is_dir(): return clone/"nbs"/"runs", clone/"papermill_runs"
     return package/"assets"/"runs", package/"assets"/"runs"
 
-# %% ../nbs/90_runs.ipynb #191a2162
+# %% ../nbs/90_runs.ipynb #a9f47d58
 def parameter_files(root:Path # folder that holds the runs
                    )->dict[str, Path]: # by dataset name
     "The parameter files of the project and of `root`; those of `root` come first."
     return {file.stem: file for folder in (sources()[1], Path(root)) for file in sorted(folder.glob("*.yaml"))}
 
-# %% ../nbs/90_runs.ipynb #03268fea
+# %% ../nbs/90_runs.ipynb #294d5ac7
 def read_parameter_file(file:Path # YAML: one `name: value` a line
                        )->dict: # values by name
     "The values in `file`; `ValueError` where it is not a YAML mapping."
@@ -127,7 +127,7 @@ def read_parameter_file(file:Path # YAML: one `name: value` a line
     if not isinstance(values, dict): raise ValueError(f"{file} must hold one 'name: value' a line, it holds {values!r}")
     return values
 
-# %% ../nbs/90_runs.ipynb #30866449
+# %% ../nbs/90_runs.ipynb #08c6d83e
 def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
                  root:Path # folder that holds the runs
                 )->tuple[str, dict]: # (name of the run, its parameters)
@@ -140,7 +140,7 @@ def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
     raise ValueError(f"'{name_or_path}' is no dataset and no folder" + (f", did you mean '{near[0]}'?" if near else
         f": give one of {', '.join(files)}, a folder of images (<class>/<image>) or a CSV (path,label)"))
 
-# %% ../nbs/90_runs.ipynb #f96c9227
+# %% ../nbs/90_runs.ipynb #a46611cd
 BUNDLED = ("meadow", "heath") # datasets that travel with the package, or are drawn by it
 
 def method_file(spec:str # NAME=FILE, or NAME=FILE.py:FUNCTION
@@ -159,7 +159,7 @@ def missing_files(given:dict # the parameters of a dataset
     needed += [("methods", method_file(spec)) for spec in given.get("methods", [])]
     return [f"{name}: {place}" for name, place in needed if not Path(place).exists()]
 
-# %% ../nbs/90_runs.ipynb #448614bd
+# %% ../nbs/90_runs.ipynb #37b87052
 THIS_PYTHON = "this environment" # not a name that a kernel may have, so it hides none
 
 class KernelSpecs(KernelSpecManager):
@@ -172,7 +172,7 @@ class KernelSpecs(KernelSpecManager):
         try: return super().get_kernel_spec(kernel_name)
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
-# %% ../nbs/90_runs.ipynb #e53ae13c
+# %% ../nbs/90_runs.ipynb #5f8de7b4
 class SocketKernelManager(AsyncKernelManager):
     "Starts a kernel and talks to it through Unix sockets in a temporary folder of its own."
     def __init__(self, **kwargs):
@@ -180,7 +180,7 @@ class SocketKernelManager(AsyncKernelManager):
         connection = f"{self.folder.name}/kernel.json"
         super().__init__(transport="ipc", connection_file=connection, kernel_spec_manager=KernelSpecs(), **kwargs)
 
-# %% ../nbs/90_runs.ipynb #2b20dc75
+# %% ../nbs/90_runs.ipynb #4dc106ed
 def is_running(root:Path, # folder that holds the runs
                name:str # of the run
               )->bool:
@@ -191,7 +191,7 @@ def is_running(root:Path, # folder that holds the runs
         with FileLock(lock, timeout=0): return False
     except Timeout: return True
 
-# %% ../nbs/90_runs.ipynb #c119e107
+# %% ../nbs/90_runs.ipynb #d1a4b259
 @contextmanager
 def working_folder(root:Path, # folder that holds the runs
                    name:str # of the run
@@ -206,7 +206,7 @@ def working_folder(root:Path, # folder that holds the runs
             yield work
     except Timeout: raise ValueError(f"'{name}' is running already in {root}: see `datadesc status`, or wait for it") from None
 
-# %% ../nbs/90_runs.ipynb #160fff3f
+# %% ../nbs/90_runs.ipynb #c9147c68
 def put(work:Path, # a folder that is complete
         place:Path # where it belongs, on the same file system
        )->Path: # `place`
@@ -218,13 +218,13 @@ def put(work:Path, # a folder that is complete
     shutil.rmtree(old, ignore_errors=True)
     return place
 
-# %% ../nbs/90_runs.ipynb #3a09b8c5
+# %% ../nbs/90_runs.ipynb #3ed85e91
 def heading(source:str # of a markdown cell
            )->str|None:
     "The text of the cell's `## ` heading, if it opens with one."
     return source.splitlines()[0][3:].strip() if source.startswith("## ") else None
 
-# %% ../nbs/90_runs.ipynb #94708293
+# %% ../nbs/90_runs.ipynb #4db5c8d5
 def announce_parts(notebook:Path # a run notebook
                   )->typing.Callable: # a hook for nbclient's `on_cell_start`
     "Prints each part of the report as its turn comes, with the seconds since the start."
@@ -233,7 +233,7 @@ def announce_parts(notebook:Path # a run notebook
         if (part := heading(cell.source)): print(f"{time.monotonic() - start:5.0f} s  {parts.index(part) + 1}/{len(parts)}  {part}", flush=True)
     return announce
 
-# %% ../nbs/90_runs.ipynb #0e745d61
+# %% ../nbs/90_runs.ipynb #4fa0eb8e
 def tidy(report:Path, # an executed notebook, written anew
          work:Path, # the folder it was executed for
          place:Path # the folder that this becomes
@@ -250,7 +250,7 @@ def tidy(report:Path, # an executed notebook, written anew
     nbformat.write(notebook, report)
     return notebook
 
-# %% ../nbs/90_runs.ipynb #ab9953d8
+# %% ../nbs/90_runs.ipynb #a6944d34
 def report_html(notebook:dict # an executed notebook
                )->str: # a page that needs nothing but itself
     "The web page of `notebook`."
@@ -260,11 +260,11 @@ def report_html(notebook:dict # an executed notebook
     page = HTMLExporter(template_name="report", extra_template_basedirs=[templates], embed_images=True)
     return page.from_notebook_node(notebook)[0]
 
-# %% ../nbs/90_runs.ipynb #b965eb9e
+# %% ../nbs/90_runs.ipynb #abf31b24
 class RunFailed(RuntimeError):
     "A run that started and did not finish; the message says where and why."
 
-# %% ../nbs/90_runs.ipynb #0dad2104
+# %% ../nbs/90_runs.ipynb #2006d9e2
 def where(cells:list[dict], # of a report, in order
           index:int # of the cell that failed
          )->str:
@@ -272,7 +272,7 @@ def where(cells:list[dict], # of a report, in order
     parts = [h for cell in cells[:index + 1] if (h := heading(cell["source"]))]
     return f"under '{parts[-1]}'" if parts else "before the first heading"
 
-# %% ../nbs/90_runs.ipynb #bf2a79b1
+# %% ../nbs/90_runs.ipynb #9e32deed
 def open_cell(cells:list[dict] # of a report, in order
              )->int: # its index
     "The first code cell that has not come to a good end: the one a run is at, or died in."
@@ -280,7 +280,7 @@ def open_cell(cells:list[dict] # of a report, in order
     ended_well = lambda cell: cell["execution_count"] and all(output["output_type"] != "error" for output in cell["outputs"])
     return next((index for index in code if not ended_well(cells[index])), code[-1])
 
-# %% ../nbs/90_runs.ipynb #037bd297
+# %% ../nbs/90_runs.ipynb #af736471
 def progress(report:Path # the executed notebook of a run that has not finished
             )->tuple[str, str]: # (where it is, what it said if it failed)
     "How far a run came. papermill writes the report before and after each cell, so it may be missing or half written."
@@ -290,14 +290,14 @@ def progress(report:Path # the executed notebook of a run that has not finished
     errors = [f"{output['ename']}: {output['evalue']}".removesuffix(": ") for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
     return where(cells, index), "".join(errors[:1])
 
-# %% ../nbs/90_runs.ipynb #690f037f
+# %% ../nbs/90_runs.ipynb #cf28b7c3
 def unfinished(report:Path # the executed notebook of a run that has not finished
               )->str:
     "One line on where a run stopped and why."
     place, error = progress(report)
     return f"stopped {place}: {error or 'from outside'}"
 
-# %% ../nbs/90_runs.ipynb #f72f2f70
+# %% ../nbs/90_runs.ipynb #b3643f7e
 def execute(notebook:Path, # a run notebook
             work:Path, # empty folder for what it makes
             given:dict, # values of its parameters; the others keep their defaults
@@ -312,7 +312,7 @@ def execute(notebook:Path, # a run notebook
         stderr_file=sys.stderr if sys.stderr.isatty() else None)
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
 
-# %% ../nbs/90_runs.ipynb #2a627101
+# %% ../nbs/90_runs.ipynb #040e2cf8
 def finish(work:Path, # folder of an executed run
            place:Path # where it belongs
           )->Path: # `place`
@@ -323,7 +323,7 @@ def finish(work:Path, # folder of an executed run
     shutil.rmtree(place.with_name(f"{place.name}.failed"), ignore_errors=True)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #bc3cf868
+# %% ../nbs/90_runs.ipynb #afff479b
 def keep_failed(work:Path, # folder of a run that did not finish
                 place:Path # where its result would belong
                )->Path: # where it lies now
@@ -333,7 +333,7 @@ def keep_failed(work:Path, # folder of a run that did not finish
     if (work/"report.ipynb").exists(): tidy(work/"report.ipynb", work, place)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #e04a61d8
+# %% ../nbs/90_runs.ipynb #aee23020
 def attempt(notebook:Path, # a run notebook
             work:Path, # empty folder of its own
             place:Path, # where the result belongs
@@ -349,7 +349,7 @@ def attempt(notebook:Path, # a run notebook
         reason = error if isinstance(error, RunFailed) else unfinished(work/"report.ipynb")
         raise RunFailed(f"'{place.name}' {reason}\nThe report so far: {keep_failed(work, place)/'report.ipynb'}") from None
 
-# %% ../nbs/90_runs.ipynb #8d9d7097
+# %% ../nbs/90_runs.ipynb #24ee56e8
 def changes(place:Path, # folder of a finished run
             given:dict, # values asked for now
             known:dict[str, Parameter] # from `parameters`
@@ -360,7 +360,7 @@ def changes(place:Path, # folder of a finished run
     return [f"{name}: {had.get(name, value)} -> {given.get(name, value)}" for name, value in default.items()
             if had.get(name, value) != given.get(name, value)]
 
-# %% ../nbs/90_runs.ipynb #b9c53c56
+# %% ../nbs/90_runs.ipynb #471a9237
 def is_current(place:Path, # folder of a run, or nothing
                given:dict, # values asked for
                known:dict[str, Parameter] # from `parameters`
@@ -372,7 +372,7 @@ def is_current(place:Path, # folder of a run, or nothing
     else: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
     return not different
 
-# %% ../nbs/90_runs.ipynb #ce8b9ef7
+# %% ../nbs/90_runs.ipynb #a65cbe26
 def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         given:dict|None=None, # values of the notebook's parameters; texts are read by annotation
         root:Path="papermill_runs", # folder that holds the runs
@@ -392,7 +392,7 @@ def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         return root/name
     with working_folder(root, name) as work: return attempt(notebook, work, root/name, given, kernel)
 
-# %% ../nbs/90_runs.ipynb #f7c7178d
+# %% ../nbs/90_runs.ipynb #79c628ea
 def state(root:Path, # folder that holds the runs
           name:str # of a run
          )->tuple[str, str]: # ("done" | "failed" | "running" | "never", what there is to say)
@@ -403,7 +403,7 @@ def state(root:Path, # folder that holds the runs
         if folder.exists() and not (folder/"result.json").exists(): return "failed", unfinished(folder/"report.ipynb")
     return ("done", str(place/"report.html")) if place.exists() else ("never", f"datadesc run {name}")
 
-# %% ../nbs/90_runs.ipynb #719b71fb
+# %% ../nbs/90_runs.ipynb #2b281a31
 def run_names(root:Path # folder that holds the runs
              )->list[str]:
     "Every dataset with a name, and every run in `root` of one without."
@@ -411,21 +411,21 @@ def run_names(root:Path # folder that holds the runs
     begun = [folder.name for folder in Path(root).glob(".running/*/")]
     return sorted({*parameter_files(root), *held, *begun})
 
-# %% ../nbs/90_runs.ipynb #797a9054
+# %% ../nbs/90_runs.ipynb #32916ad1
 def status(root:Path="papermill_runs" # folder that holds the runs
           )->pd.DataFrame: # columns run, state, note
     "How every run stands."
     rows = [(name, *state(root, name)) for name in run_names(root)]
     return pd.DataFrame([(name, how, textwrap.shorten(note, 110, placeholder=" ...")) for name, how, note in rows], columns=["run", "state", "note"])
 
-# %% ../nbs/90_runs.ipynb #995c7e8b
+# %% ../nbs/90_runs.ipynb #4704bb1c
 def datasets(root:Path="papermill_runs" # folder that holds the runs
             )->pd.DataFrame: # columns dataset, needs
     "Every dataset with a name, and what it still needs."
     needs = {name: missing_files(read_parameter_file(file)) for name, file in parameter_files(root).items()}
     return pd.DataFrame([(name, "; ".join(files) or "nothing") for name, files in sorted(needs.items())], columns=["dataset", "needs"])
 
-# %% ../nbs/90_runs.ipynb #67a7bf12
+# %% ../nbs/90_runs.ipynb #4df71860
 def result(root:Path, # folder that holds the runs
            name:str # of a run
           )->dict: # what result.json says
@@ -434,14 +434,14 @@ def result(root:Path, # folder that holds the runs
     if not file.exists(): raise ValueError(f"No finished run '{name}' in {root}: datadesc run {name}")
     return json.loads(file.read_text(encoding="utf-8"))
 
-# %% ../nbs/90_runs.ipynb #ea1b3c6c
+# %% ../nbs/90_runs.ipynb #a97b5d2d
 def accuracies(root:Path, # folder that holds the runs
                name:str # of a run
               )->pd.DataFrame: # one row a figure, as in result.json
     "The accuracies of the finished run `name`."
     return pd.DataFrame(result(root, name)["accuracy"])
 
-# %% ../nbs/90_runs.ipynb #784117e2
+# %% ../nbs/90_runs.ipynb #937f5104
 def chosen_texts(root:Path, # folder that holds the runs
                  name:str # of a run
                 )->pd.DataFrame: # columns class_id, class, text, ift, rank; best first
@@ -452,7 +452,7 @@ def chosen_texts(root:Path, # folder that holds the runs
     rows = ift.merge(texts, on="text_id").sort_values(["class_id", "rank"])
     return rows.assign(**{"class": rows.class_id.map(dict(enumerate(facts["classes"])))})[["class_id", "class", "text", "ift", "rank"]]
 
-# %% ../nbs/90_runs.ipynb #08f43009
+# %% ../nbs/90_runs.ipynb #089d7b22
 SUMMARY = "summary" # no dataset may have this name
 
 def finished(root:Path # folder that holds the runs
