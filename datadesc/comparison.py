@@ -6,7 +6,7 @@
 __all__ = ['SETTING', 'accuracy_row', 'correct_matrix', 'resampled_means', 'interval', 'chance_interval', 'summary',
            'paired_test', 'holm', 'gain']
 
-# %% ../nbs/52_comparison.ipynb #d40fba22
+# %% ../nbs/52_comparison.ipynb #ae540150
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-# %% ../nbs/52_comparison.ipynb #ae186b35
+# %% ../nbs/52_comparison.ipynb #bddc945b
 SETTING = ["method", "protocol", "aggregation", "names", "shots", "k", "weighting"]  # what tells one line of a table from another; a seed does not
 
 def accuracy_row(
@@ -39,7 +39,7 @@ def correct_matrix(
     if rows.n_test.nunique() != 1: raise ValueError(f"Rows with {sorted(set(rows.n_test))} test images: expected the same images in all")
     return np.stack([np.unpackbits(np.frombuffer(b, np.uint8), count=n) for b, n in zip(rows.correct, rows.n_test)]).astype(bool)
 
-# %% ../nbs/52_comparison.ipynb #c6dedeb7
+# %% ../nbs/52_comparison.ipynb #f94fe8fa
 def _drawn_means(values, repeats, rng):
     "Means (repeats,) of as many draws, with repetition, from the N values; at most 2 ** 22 counts are held at a time."
     value, count = np.unique(values, return_counts=True)
@@ -47,7 +47,7 @@ def _drawn_means(values, repeats, rng):
     sizes = [min(portion, repeats - done) for done in range(0, repeats, portion)]
     return np.concatenate([rng.multinomial(len(values), count / len(values), size=n) @ value for n in sizes]) / len(values)
 
-# %% ../nbs/52_comparison.ipynb #0e9121af
+# %% ../nbs/52_comparison.ipynb #45bc4466
 def resampled_means(
     values: Tensor | np.ndarray,  # (N,) one value per test image, or (S, N) with a row per seed: right or wrong, or a difference of two methods
     repeats: int = 10_000,
@@ -71,7 +71,7 @@ def interval(
     low, high = ends.clip(values.min(), values.max())
     return float(low), float(high)
 
-# %% ../nbs/52_comparison.ipynb #092135ce
+# %% ../nbs/52_comparison.ipynb #8b668bb9
 def chance_interval(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -86,7 +86,7 @@ def chance_interval(
     low, high = np.quantile(table[np.arange(n), shuffles].sum(1) / table.sum(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/52_comparison.ipynb #6d2829e9
+# %% ../nbs/52_comparison.ipynb #a8f060e4
 def summary(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them
     level: float = .95,
@@ -98,7 +98,7 @@ def summary(
     groups = accuracies.groupby(SETTING, sort=False, dropna=False)
     return pd.DataFrame([dict(zip(SETTING, setting)) | line(rows) for setting, rows in groups])
 
-# %% ../nbs/52_comparison.ipynb #b950214d
+# %% ../nbs/52_comparison.ipynb #01fbc884
 def paired_test(
     difference: Tensor | np.ndarray,  # (N,) or (S, N) with a row per seed: right or wrong of one method minus right or wrong of the other
     repeats: int = 10_000,
@@ -113,7 +113,7 @@ def paired_test(
     as_far = np.abs(resampled_means(difference, repeats, seed) - mean) >= abs(mean) - 1e-9
     return float((1 + as_far.sum()) / (1 + repeats))
 
-# %% ../nbs/52_comparison.ipynb #e116f6ca
+# %% ../nbs/52_comparison.ipynb #48f24784
 def holm(
     p: Sequence[float],  # (m,) p-values of m comparisons
 ) -> np.ndarray:  # (m,)
@@ -123,7 +123,7 @@ def holm(
     stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return stepped[order.argsort()]
 
-# %% ../nbs/52_comparison.ipynb #ac155d8c
+# %% ../nbs/52_comparison.ipynb #1cf57e16
 def _difference(other, base):
     "Right or wrong of `other` minus that of `base` (seeds, n_test); ValueError unless their seeds pair off."
     (method,), (over,) = set(other.method), set(base.method)
@@ -134,7 +134,7 @@ def _difference(other, base):
     rights = correct_matrix(pd.concat([other.sort_values("seed"), base.sort_values("seed")])).astype(np.float64)
     return rights[:len(other)] - rights[len(other):]
 
-# %% ../nbs/52_comparison.ipynb #0052a059
+# %% ../nbs/52_comparison.ipynb #33029df4
 def gain(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them, each method with the same seeds
     over: str,  # the method that all others are compared with
