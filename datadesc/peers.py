@@ -8,7 +8,7 @@ __all__ = ['LIST', 'SENTENCE', 'MENON', 'CUPL', 'LABO', 'VDT', 'PEERS', 'ALIASES
            'pairs', 'match_classes', 'peer_texts', 'from_templates', 'read_templates', 'waffle', 'questions_of',
            'texts_in', 'ask']
 
-# %% ../nbs/60_peers.ipynb #921d7102
+# %% ../nbs/60_peers.ipynb #b768aba8
 import difflib, json, pickle, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ import torch
 from .describe import flagged, is_refusal, one_line, parse_list, parts_of, readable
 from .llm import LLM, Request
 
-# %% ../nbs/60_peers.ipynb #51a0e416
+# %% ../nbs/60_peers.ipynb #a2c4f275
 @dataclass(frozen=True)
 class Recipe:
     "The questions that a peer asks a language model about each class."
@@ -30,7 +30,7 @@ class Recipe:
     samples: int = 1  # answers to each question
     listed: bool = True  # an answer is a list of texts; False: it is one sentence
 
-# %% ../nbs/60_peers.ipynb #4d925e6f
+# %% ../nbs/60_peers.ipynb #7da70c3e
 @dataclass(frozen=True)
 class Peer:
     "A published way to describe classes."
@@ -43,7 +43,7 @@ class Peer:
 
     def __repr__(self): return f"Peer({self.name!r}: {self.idea})"
 
-# %% ../nbs/60_peers.ipynb #d776fd71
+# %% ../nbs/60_peers.ipynb #655f8108
 def as_written(
     name: str,  # class name
     text: str,  # a whole sentence, or a phrase that shall stand alone
@@ -68,7 +68,7 @@ def photo_with(
     "'A photo of a <name>, which has <text>.' (Roth et al., 2023)."
     return f"A photo of a {name}, which has {text}."
 
-# %% ../nbs/60_peers.ipynb #3be64ece
+# %% ../nbs/60_peers.ipynb #0c8de20f
 LIST = "Answer with a list, one short phrase a line, and nothing else. Do not name the subject."
 SENTENCE = "Answer with one sentence that names it, and nothing else."
 
@@ -79,7 +79,7 @@ CUPL = Recipe((f"Say what this looks like: {{subject}}. {SENTENCE}",
                f"Imagine a picture on the web that shows this: {{subject}}. Describe the picture. {SENTENCE}",
                f"Write a caption for a photo of this: {{subject}}. {SENTENCE}"), samples=10, listed=False)
 
-# %% ../nbs/60_peers.ipynb #6075dfb8
+# %% ../nbs/60_peers.ipynb #24643da1
 LABO = Recipe(tuple(f"Subject: {{subject}}\n{question} {LIST}" for question in (
     "What does the subject look like?", "Describe the appearance of the subject.", "Which colours does the subject have?",
     "Which patterns does the subject show?", "Which shapes does the subject have?")), samples=10)
@@ -87,7 +87,7 @@ LABO = Recipe(tuple(f"Subject: {{subject}}\n{question} {LIST}" for question in (
 VDT = Recipe(("Subject: {subject}\nWrite one sentence on how each of these parts of the subject looks: {parts}. "
               "Begin each sentence with '{start}'. Answer with a list, one sentence a line, and nothing else.",))
 
-# %% ../nbs/60_peers.ipynb #cdc2154b
+# %% ../nbs/60_peers.ipynb #515a0596
 PEERS = {peer.name: peer for peer in (
     Peer("clip", as_written, "mean", "the class name in one template", "Radford et al., ICML 2021"),
     Peer("clip_templates", as_written, "mean_embedding", "the class name in several templates", "Radford et al., ICML 2021"),
@@ -97,7 +97,7 @@ PEERS = {peer.name: peer for peer in (
     Peer("vdt", as_written, "mean", "a sentence on each attribute", "Maniparambil et al., ICCV Workshops 2023", VDT),
     Peer("waffle", photo_with, "mean", "random words after the class name, all classes alike", "Roth et al., ICCV 2023"))}
 
-# %% ../nbs/60_peers.ipynb #0ac1f429
+# %% ../nbs/60_peers.ipynb #2308174b
 def read_saved(
     path: str | Path,  # a file that `torch.save` wrote
 ):
@@ -110,7 +110,7 @@ def read_saved(
     raise ValueError(f"'{path}' {why}: expected a dict of class -> list of texts, as torch.save writes it. "
                      "If you trust it, open it elsewhere and save it as JSON.")
 
-# %% ../nbs/60_peers.ipynb #2ba03eaa
+# %% ../nbs/60_peers.ipynb #f2e5bb1f
 def _loaded(path):
     "What the file holds, JSON or saved by torch."
     if not path.is_file(): raise FileNotFoundError(f"No file '{path}': expected published descriptions, JSON or saved by torch.")
@@ -129,7 +129,7 @@ def read_texts(
             raise ValueError(f"'{path}', class {name!r}: expected a list of texts, got {texts!r:.60}.")
     return {str(name): [line for text in texts if (line := " ".join(text.split()))] for name, texts in described.items()}
 
-# %% ../nbs/60_peers.ipynb #0a8657da
+# %% ../nbs/60_peers.ipynb #f6c6ee8e
 def spelling(
     name: str,  # a class name
 ) -> str:
@@ -137,7 +137,7 @@ def spelling(
     plain = "".join(c for c in unicodedata.normalize("NFKD", re.sub(r"^\d+\.", "", name)) if not unicodedata.combining(c))
     return re.sub(r"[\W_]+", "", plain.casefold())
 
-# %% ../nbs/60_peers.ipynb #c95674a0
+# %% ../nbs/60_peers.ipynb #2d53ae49
 def words(
     name: str,  # a class name
 ) -> frozenset[str]:
@@ -147,7 +147,7 @@ def words(
     stems = (re.sub(r"(?<=ss|sh|ch)e$|(?<=x)e$", "", re.sub(r"(?<=..)ie$", "y", word)) for word in singular)
     return frozenset(stems) - {"a", "an", "the", "and", "or", "of"}
 
-# %% ../nbs/60_peers.ipynb #a5c934d8
+# %% ../nbs/60_peers.ipynb #9427f7cf
 ALIASES = (
     ("AnnualCrop", "annual crop land"), ("Forest", "forest"),
     ("HerbaceousVegetation", "brushland or shrubland", "herbaceous vegetation land"), ("Highway", "highway or road"),
@@ -161,7 +161,7 @@ def alias(
     "The folder name of EuroSAT's class that is known by this name; \"\" if none is."
     return next((group[0] for group in ALIASES if spelling(name) in map(spelling, group)), "")
 
-# %% ../nbs/60_peers.ipynb #fcb92445
+# %% ../nbs/60_peers.ipynb #78ff8171
 KEYS = {"exact": str, "spelling": spelling, "words": words, "alias": alias}  # tried in this order
 
 def _alone(names, key):
@@ -183,7 +183,7 @@ def pairs(
         found |= {c: (left[k], how) for k, c in _alone([c for c in classes if c not in found], key).items() if k in left}
     return found
 
-# %% ../nbs/60_peers.ipynb #934afc5a
+# %% ../nbs/60_peers.ipynb #a836a92c
 def _nearest(name, left):
     "The name in `left` that is spelled most like this one; \"\" if none is much alike."
     spelled = {spelling(other): other for other in left}
@@ -197,7 +197,7 @@ def _report(theirs, classes, found):
     rows += [("", t, "extra", len(theirs[t]), "") for t in extra]
     return pd.DataFrame(rows, columns=["class", "theirs", "how", "texts", "nearest"])
 
-# %% ../nbs/60_peers.ipynb #37b1da59
+# %% ../nbs/60_peers.ipynb #f07c7df3
 def _without_text(rows):
     "The message on classes that end without a text."
     def why(row):
@@ -214,7 +214,7 @@ def _check_names(theirs, classes, renamed):
     if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in theirs]:
         raise ValueError(f"renamed has {', '.join(unknown)}: expected a class of the dataset and a name in the published texts.")
 
-# %% ../nbs/60_peers.ipynb #3eb49bd9
+# %% ../nbs/60_peers.ipynb #3e41f89f
 def match_classes(
     theirs: Mapping[str, Sequence[str]],  # published name -> texts, from `read_texts`
     classes: Sequence[str],  # C class names of the dataset
@@ -230,7 +230,7 @@ def match_classes(
     if empty == "error" and len(without): raise ValueError(_without_text(without))
     return {c: list(theirs[found[c][0]]) if c in found else [] for c in classes}, report
 
-# %% ../nbs/60_peers.ipynb #bb26f431
+# %% ../nbs/60_peers.ipynb #9fa478d9
 def peer_texts(
     peer: Peer,  # one of `PEERS`
     described: Mapping[str, Sequence[str]],  # class -> texts, from `match_classes`, `ask`, `waffle` or `from_templates`
@@ -249,7 +249,7 @@ def peer_texts(
     table = pd.DataFrame(rows).assign(component="", source=peer.name, knowledge="none")
     return flagged(table, classes, superclass).assign(prompt=table["prompt"])
 
-# %% ../nbs/60_peers.ipynb #7edd0775
+# %% ../nbs/60_peers.ipynb #7cda9720
 TEMPLATE = ("a photo of a {c}.",)  # of peer "clip"
 TEMPLATES = TEMPLATE + ("a photo of the {c}.", "a close photo of one {c}.", "a small picture of a {c}.",
                         "a blurred picture of a {c}.", "a bright photo of a {c}.", "a {c} seen from afar.")
@@ -271,7 +271,7 @@ def read_templates(
     if dataset in templates: return templates[dataset]
     raise ValueError(f"'{path}' has no templates for '{dataset}': expected one of {', '.join(templates)}.")
 
-# %% ../nbs/60_peers.ipynb #994302c9
+# %% ../nbs/60_peers.ipynb #789a43d0
 def _drawn(classes, words, rng):
     "One descriptor as long as the class names are on average: of words if there are any, else of characters."
     names = [readable(c).split() for c in classes]
@@ -291,7 +291,7 @@ def waffle(
     descriptors = [_drawn(classes, words if i % 2 == 0 else (), rng) for i in range(n)]
     return {c: descriptors for c in classes}
 
-# %% ../nbs/60_peers.ipynb #1c661516
+# %% ../nbs/60_peers.ipynb #3eda916c
 def questions_of(
     peer: Peer,  # with a recipe
     name: str,  # the class
@@ -307,7 +307,7 @@ def questions_of(
                         **{"stage": "peer", "peer": peer.name, "class": name, "question": i})
             for i, question in enumerate(peer.recipe.questions) for sample in range(samples or peer.recipe.samples)]
 
-# %% ../nbs/60_peers.ipynb #f14a950d
+# %% ../nbs/60_peers.ipynb #bbefa7e5
 def texts_in(
     answer: str,  # what a model wrote
     recipe: Recipe,  # what it was asked for
