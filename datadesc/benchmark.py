@@ -6,7 +6,7 @@
 __all__ = ['NEED_TEACHERS', 'as_texts', 'Seen', 'seen_in', 'selected', 'blind', 'at_most', 'controls', 'method_from', 'tables',
            'remembered', 'Asked', 'ask_all', 'without_training', 'benchmark']
 
-# %% ../nbs/65_benchmark.ipynb #1cfb4cf6
+# %% ../nbs/65_benchmark.ipynb #58d665f6
 import runpy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +25,19 @@ from .selection import choose, ift
 from .transfer import Split, random_words, take_shots, text_scores, transfer
 from .zeroshot import AGGREGATIONS, names_only, with_names, zero_shot
 
-# %% ../nbs/65_benchmark.ipynb #550ed3fc
+# %% ../nbs/65_benchmark.ipynb #7c0c4d64
 def _from_dict(described, classes, name):
     "The table of {class: [texts]}; ValueError for a class that the dataset lacks."
     found = {c: class_id_of(str(c), classes) for c in described}
     if strange := [c for c, i in found.items() if i is None]:
         raise ValueError(f"{name!r} describes {', '.join(map(repr, strange[:5]))}, which the dataset lacks: its classes are {', '.join(map(repr, classes))}")
     rows = [dict(class_id=found[c], component="", sample=n, text=" ".join(t.split()), source=name, knowledge="given") for c, texts in described.items() for n, t in enumerate(texts)]
-    return flagged(rows, classes) if rows else pd.DataFrame(columns=["class_id", "text"])
+    if not rows: return pd.DataFrame(columns=["class_id", "text"])
+    table = flagged(rows, classes)
+    bare = with_names(table["text"], table["class_id"], classes)
+    return table.assign(prompt=[row["text"] if named else prompt for row, named, prompt in zip(rows, table["names_class"], bare)])
 
-# %% ../nbs/65_benchmark.ipynb #b1129c67
+# %% ../nbs/65_benchmark.ipynb #ead60252
 def _check_list(said, name, c):
     "Raise a ValueError that names the method and the class unless what is said of it is a list of texts."
     if isinstance(said, str) or not isinstance(said, Collection): raise ValueError(f"{name!r} says {said!r:.60} of {c!r}: expected a list of texts")
@@ -47,14 +50,14 @@ def _check_table(table, name):
     if any(table[column].isna().any() for column in columns): raise ValueError(f"{name!r} is a table with empty places in {' or '.join(columns)}: expected a text in every row")
     if "score" in table and table["score"].isna().any(): raise ValueError(f"{name!r} has rows without a score: expected one for each text, or no column score")
 
-# %% ../nbs/65_benchmark.ipynb #cedca199
+# %% ../nbs/65_benchmark.ipynb #2bd16271
 def _check(given, name):
     "Raise a ValueError that names the method unless `given` is {class: [texts]} or a table of texts."
     if isinstance(given, pd.DataFrame): return _check_table(given, name)
     if not isinstance(given, Mapping): raise ValueError(f"{name!r} gives {given!r:.60} ({type(given).__name__}): expected {{class: [texts]}} or a table of texts")
     for c, said in given.items(): _check_list(said, name, c)
 
-# %% ../nbs/65_benchmark.ipynb #2de40e42
+# %% ../nbs/65_benchmark.ipynb #c50ab280
 def as_texts(
     given: Mapping | pd.DataFrame,  # {class: [texts]}, or a table with class_id and `text`, `prompt` or both
     classes: Sequence[str],  # C names
@@ -69,7 +72,7 @@ def as_texts(
         raise ValueError(f"{name!r} says nothing about {', '.join(repr(classes[c]) for c in missing[:5])}: expected at least one text for each of the {len(classes)} classes")
     return table if "prompt" in table else table.assign(prompt=with_names(table["text"], table["class_id"], classes))
 
-# %% ../nbs/65_benchmark.ipynb #4ce09d59
+# %% ../nbs/65_benchmark.ipynb #01f76925
 @dataclass(frozen=True, eq=False)
 class Seen:
     "What one setting shows to a method: class names and labelled images, and none of the test images."
@@ -90,7 +93,7 @@ class Seen:
         x = {part: center(e, common) for part, e in self.image_emb.items()}
         return influence(x["train"], self.labels["train"], x["val"], self.labels["val"], self.head, by_class=False)
 
-# %% ../nbs/65_benchmark.ipynb #debc488c
+# %% ../nbs/65_benchmark.ipynb #6fdb8d1c
 def seen_in(
     split: Split,  # from `take_shots`
     image_emb: Mapping[str, Tensor],  # "train", "val" -> (N, D)
@@ -101,7 +104,7 @@ def seen_in(
     places = dict(train=("train", split.fit), val=(split.val_from, split.val))
     return Seen(tuple(classes), split, *({part: of[s][i] for part, (s, i) in places.items()} for of in (image_emb, labels)))
 
-# %% ../nbs/65_benchmark.ipynb #ebb7e82a
+# %% ../nbs/65_benchmark.ipynb #80b668fd
 NEED_TEACHERS = ("proponent", "weighted")  # the forms that ask which images teach
 
 def selected(
@@ -123,7 +126,7 @@ def selected(
         return pool[chosen].assign(score=text_scores(scores).numpy()[chosen])
     return texts
 
-# %% ../nbs/65_benchmark.ipynb #8d0f5020
+# %% ../nbs/65_benchmark.ipynb #8139b989
 def blind(
     pool: pd.DataFrame,  # candidate sentences, with their flags
     k: int,  # sentences per class
@@ -141,7 +144,7 @@ def at_most(
     order = texts.sort_values("score", ascending=False, kind="stable") if "score" in texts else texts.sample(frac=1, random_state=seed)
     return order[order.groupby("class_id").cumcount() < k].sort_index()
 
-# %% ../nbs/65_benchmark.ipynb #75c1d1a3
+# %% ../nbs/65_benchmark.ipynb #a25a0139
 def _dealt_out(texts, seed):
     "The table with its classes dealt out anew, so that no text is where it belongs but by chance."
     return texts.assign(class_id=texts["class_id"].sample(frac=1, random_state=seed).to_numpy())
@@ -150,7 +153,7 @@ def _in_random_words(texts, seed):
     "The table with each text replaced by as many words, drawn from all of them."
     return texts[["class_id"]].assign(text=random_words(list(texts["text"]), seed))
 
-# %% ../nbs/65_benchmark.ipynb #efc5194a
+# %% ../nbs/65_benchmark.ipynb #b648c6bb
 def controls(
     method: Callable[[Seen], pd.DataFrame],  # the method that has to prove itself
     pool: pd.DataFrame,  # what it chooses from
@@ -165,13 +168,13 @@ def controls(
             f"{name}, shuffled": lambda seen: _dealt_out(method(seen), seen.split.seed),
             f"{name}, unweighted": lambda seen: method(seen).drop(columns="score")}
 
-# %% ../nbs/65_benchmark.ipynb #8ec765c2
+# %% ../nbs/65_benchmark.ipynb #28977eff
 def method_from(
     spec: str,  # NAME=FILE, or NAME=FILE.py:FUNCTION
     classes: Sequence[str],  # C names
     superclass: str | None = None,  # what the classes are kinds of
 ) -> tuple[str, object, pd.DataFrame | None]:
-    "Name and method, and for texts from a file how their classes were matched; ValueError for a function that the file lacks, or a class that the file does."
+    "Name and method, and for texts from a file how their classes were matched; ValueError for a function that is not in the file, or a class without texts."
     name, _, place = spec.partition("=")
     file, _, function = place.rpartition(":")
     if file.endswith(".py"):
@@ -182,7 +185,7 @@ def method_from(
     described, _ = match_classes(theirs, classes, empty="error" if (report.how == "missing").any() else "name")
     return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else as_texts(described, classes, name), report
 
-# %% ../nbs/65_benchmark.ipynb #017f5395
+# %% ../nbs/65_benchmark.ipynb #61013519
 def _answer(name, method, seen):
     "What the method says in the setting; ValueError that names the method if it raises."
     if not callable(method): return method
@@ -198,7 +201,7 @@ def tables(
     found = {name: as_texts(_answer(name, m, seen), seen.classes, name) for name, m in methods.items()}
     return found if budget is None else {name: at_most(texts, budget, seen.split.seed) for name, texts in found.items()}
 
-# %% ../nbs/65_benchmark.ipynb #c3a61611
+# %% ../nbs/65_benchmark.ipynb #8e47496d
 def remembered(
     embed: Callable[[list], Tensor],  # texts -> (T, D)
 ) -> Callable[[Sequence[str]], Tensor]:
@@ -210,7 +213,7 @@ def remembered(
         return torch.stack([known[t] for t in texts])
     return look_up
 
-# %% ../nbs/65_benchmark.ipynb #2620917a
+# %% ../nbs/65_benchmark.ipynb #56337ce1
 def _embedded(texts, names, embed, device):
     "A method's texts as (T, D) embeddings, (T,) classes and (T,) scores or None, as `zero_shot` and `transfer` take them."
     score = torch.tensor(texts["score"].to_numpy(copy=True), dtype=torch.float32) if "score" in texts else None
@@ -221,7 +224,7 @@ def _names(texts, names):
     "How a row says whether class names were in the texts: names, or `only` where there is nothing else."
     return names if "text" in texts else "only"
 
-# %% ../nbs/65_benchmark.ipynb #0738262f
+# %% ../nbs/65_benchmark.ipynb #3e4e8d35
 @dataclass(frozen=True, eq=False)
 class Asked:
     "What the methods say in every setting, and the images that the answers are tried on."
@@ -235,7 +238,7 @@ class Asked:
         said = self.said[split.shots, split.seed]
         return {name: _embedded(said[name], names, self.embed, self.image_emb["test"].device) for name in (said if only is None else only)}
 
-# %% ../nbs/65_benchmark.ipynb #d9aae49f
+# %% ../nbs/65_benchmark.ipynb #97331b27
 def ask_all(
     methods: Mapping[str, object],  # as `tables` takes them
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D), rows of length one
@@ -251,7 +254,7 @@ def ask_all(
     said = {(split.shots, split.seed): tables(methods, seen_in(split, image_emb, labels, classes), budget) for split in splits}
     return Asked(said, image_emb, labels, remembered(embed))
 
-# %% ../nbs/65_benchmark.ipynb #43d46fb1
+# %% ../nbs/65_benchmark.ipynb #0783dc4c
 def without_training(
     asked: Asked,
     seeds: Sequence[int] = range(5),
@@ -267,7 +270,7 @@ def without_training(
                 rows.append(zero_shot(given, *test, int(texts["class_id"].max()) + 1, AGGREGATIONS, names).assign(seed=seed))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/65_benchmark.ipynb #87590192
+# %% ../nbs/65_benchmark.ipynb #87371dd5
 def _named(rows, names, only):
     "The rows with what they say about class names: in the texts, not in them, nothing but them (`only`), or no texts at all."
     about = rows["method"].str.rpartition(": ")[2]

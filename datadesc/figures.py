@@ -8,7 +8,7 @@ __all__ = ['PALETTE', 'INK', 'SOFT', 'RULE', 'WIDTH', 'STYLE', 'DOT', 'DIAMOND',
            'wrapped', 'proponent_gallery', 'selections_compared', 'accuracy_bars', 'gain_bars', 'shots_curves',
            'top_k_curves', 'accuracy_table', 'text_class_heatmap']
 
-# %% ../nbs/80_figures.ipynb #142c8a16
+# %% ../nbs/80_figures.ipynb #97c6a189
 import math, textwrap
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from .data import ImageSet, open_image
 from .head import center
 
-# %% ../nbs/80_figures.ipynb #b64d7634
+# %% ../nbs/80_figures.ipynb #cd57997e
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#8C6D31", "#2F4B7C", "#B5446E", "#6B8E23", "#444444")
 INK, SOFT, RULE = "#222222", "#777777", "#DDDDDD"  # text, what stands back, lines
 WIDTH = 10  # inches, at 90 dots each: the width of a report's column
@@ -47,7 +47,7 @@ def empty_figure(
     plt.close(fig)
     return fig, axes
 
-# %% ../nbs/80_figures.ipynb #df2cf476
+# %% ../nbs/80_figures.ipynb #512c18a2
 @plt.rc_context(STYLE)
 def image_rows(
     rows: Sequence[Sequence[tuple]],  # (image, caption) pairs; a row may be shorter than the others
@@ -61,7 +61,7 @@ def image_rows(
             ax.text(.5, -.04, caption, transform=ax.transAxes, va="top", ha="center", size=8, parse_math=False)
     return fig
 
-# %% ../nbs/80_figures.ipynb #921e536f
+# %% ../nbs/80_figures.ipynb #da94e808
 def suspect_gallery(
     image_set: ImageSet,
     suspects: pd.DataFrame,  # as `audit.suspect_labels` makes it, with all images: the last ones are the examples
@@ -74,7 +74,7 @@ def suspect_gallery(
     def typical(c, but): return [(pictures[i], names[c]) for i in suspects.image[(suspects.given == c) & (suspects.image != but)].iloc[::-1][:examples]]
     return image_rows([[(pictures[s.image], f"labelled {names[s.given]}"), *typical(s.given, s.image), *typical(s.suggested, s.image)] for s in suspects.head(n).itertuples()])
 
-# %% ../nbs/80_figures.ipynb #980618d5
+# %% ../nbs/80_figures.ipynb #5b10fee2
 def flat_map(
     x: Tensor,  # (N, D)
     seed: int = 0,
@@ -93,7 +93,7 @@ def sample_of(
     rng, labels = np.random.default_rng(seed), np.asarray(labels)
     return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:at_most] for c in classes])
 
-# %% ../nbs/80_figures.ipynb #2688925b
+# %% ../nbs/80_figures.ipynb #13c99f4a
 def pushed_apart(
     xy: np.ndarray,  # (n, 2) centres of boxes
     size: np.ndarray,  # (n, 2) width and height of each
@@ -110,7 +110,7 @@ def pushed_apart(
         xy[:, 1] += (clash * way * room[..., 1]).sum(1) / 2
     return xy
 
-# %% ../nbs/80_figures.ipynb #60b3631a
+# %% ../nbs/80_figures.ipynb #7c4a678d
 def _name_classes(ax, xy, labels, names, colours):
     "Write each class's name above its points, strays not counted."
     per_point = np.array([np.ptp(ax.get_xlim()) / (72 * WIDTH), np.ptp(ax.get_ylim()) / (72 * ax.figure.get_figheight())])
@@ -147,7 +147,7 @@ def tsne_figure(
     _name_classes(ax, xy[:len(i)], owner[:len(i)], {c: classes[c] for c in shown}, colours)
     return fig
 
-# %% ../nbs/80_figures.ipynb #538628df
+# %% ../nbs/80_figures.ipynb #26db77f0
 TRUTH = {"visible": ("✓", "#009E73", "true, can be seen"), "generic": ("≈", "#8C6D31", "true of all classes"), "invisible": ("○", SOFT, "cannot be seen"),
          "wrong": ("✗", "#D55E00", "wrong"), "refusal": ("∅", SOFT, "no answer")}  # sign, colour, meaning
 
@@ -162,7 +162,7 @@ def _explain_signs(fig, found):
 
 def _decimals(top): return max(0, 1 - math.floor(math.log10(top))) if top > 0 else 2
 
-# %% ../nbs/80_figures.ipynb #7368b80d
+# %% ../nbs/80_figures.ipynb #95025789
 def wrapped(
     texts: Sequence[str],
     width: int,  # characters
@@ -172,7 +172,7 @@ def wrapped(
     lines = [textwrap.wrap(t, width) or [""] for t in texts]
     return ["\n".join(l) for l in lines], np.cumsum([0, *(len(l) + gap for l in lines)])
 
-# %% ../nbs/80_figures.ipynb #bba3c445
+# %% ../nbs/80_figures.ipynb #b5501f08
 LINE = .15  # inches from one line of words to the next
 
 def _scored_lines(ax, rows, texts, begin):
@@ -193,7 +193,7 @@ def _picture_row(fig, pictures, left, top, side):
         ax = fig.add_axes(((left + i * (side + .06)) / width, 1 - (top + side) / height, side / width, side / height))
         ax.imshow(open_image(picture)); ax.axis("off")
 
-# %% ../nbs/80_figures.ipynb #eb444ca8
+# %% ../nbs/80_figures.ipynb #7e463ef9
 @plt.rc_context(STYLE)
 def proponent_gallery(
     image_set: ImageSet,
@@ -221,7 +221,7 @@ def proponent_gallery(
     _explain_signs(fig, texts.get("truth", ()))
     return fig
 
-# %% ../nbs/80_figures.ipynb #b37348f3
+# %% ../nbs/80_figures.ipynb #5401be99
 @plt.rc_context(STYLE)
 def selections_compared(
     columns: Mapping[str, pd.DataFrame],  # heading -> rows with text, and truth where it is known, best first
@@ -244,7 +244,7 @@ def selections_compared(
     _explain_signs(fig, [t for rows in columns.values() if "truth" in rows for t in rows.truth])
     return fig
 
-# %% ../nbs/80_figures.ipynb #eae6b4f7
+# %% ../nbs/80_figures.ipynb #1c337213
 @plt.rc_context(STYLE)
 def accuracy_bars(
     lines: pd.DataFrame,  # as `comparison.summary` makes them: method, mean, low, high (fractions) and the column `by`
@@ -272,7 +272,7 @@ def _dots(ax, rows, y, over):
     ax.grid(axis="x", color=RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.16); ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)
 
-# %% ../nbs/80_figures.ipynb #2220c789
+# %% ../nbs/80_figures.ipynb #78ff18d3
 @plt.rc_context(STYLE)
 def gain_bars(
     gains: pd.DataFrame,  # as `comparison.gain` makes them: method, gain, low, high (fractions), clear, and the column `by`
@@ -287,7 +287,7 @@ def gain_bars(
     for ax, panel in zip(axes.flat, panels):
         rows = gains[gains[by] == panel]
         _gain_dots(ax, rows, rows.method.map(methods.index))
-        ax.set_title(f"{by}: {panel}")
+        ax.set_title(textwrap.fill(f"{by}: {panel}".replace("_", " "), 72 // across))
     axes[0, 0].set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - .5, -.5))
     signs = [Line2D([], [], ls="", marker="o", mec=PALETTE[0], mfc=mfc, label=label) for mfc, label in ((PALETTE[0], "clear"), ("white", "within noise"))]
     fig.legend(handles=signs, loc="outside lower right", ncols=2, title=f"accuracy minus that of {over}, points", alignment="right")
@@ -304,7 +304,7 @@ def _gain_dots(ax, rows, y):
     ax.grid(axis="x", color=RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.2); ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)
 
-# %% ../nbs/80_figures.ipynb #e30cee80
+# %% ../nbs/80_figures.ipynb #a4700424
 MARKERS = "osD^vP*X<>hp"
 
 def _one_each(lines, *columns):
@@ -326,7 +326,7 @@ def _curve(ax, rows, at, **look):
     ax.fill_between(at, low, high, color=look["color"], alpha=.12, lw=0)
     ax.plot(at, mean, label=rows.method.iloc[0], lw=1.6, ms=5, **look)
 
-# %% ../nbs/80_figures.ipynb #44f36ab6
+# %% ../nbs/80_figures.ipynb #fad69929
 @plt.rc_context(STYLE)
 def _curves(lines, along, methods, over, xlabel):
     "Mean accuracies of methods along a column, with their intervals as bands."
@@ -351,7 +351,7 @@ def shots_curves(
     "Accuracy against labelled images per class."
     return _curves(lines, "shots", methods, over, "labelled images per class")
 
-# %% ../nbs/80_figures.ipynb #7f489292
+# %% ../nbs/80_figures.ipynb #3978b120
 def top_k_curves(
     lines: pd.DataFrame,  # as `comparison.summary` makes them, one for each method and number of sentences `k`
     methods: Sequence[str] = (),  # which, in what order; () is all
@@ -360,7 +360,7 @@ def top_k_curves(
     "Accuracy against sentences per class."
     return _curves(lines, "k", methods, over, "sentences per class")
 
-# %% ../nbs/80_figures.ipynb #ae607e6c
+# %% ../nbs/80_figures.ipynb #4f2eb909
 SIGNS = {"above": " ▴", "below": " ▾", "noise": ""}
 SHADES = {"above": f"color: {PALETTE[0]}; font-weight: bold", "below": f"color: {PALETTE[5]}", "noise": f"color: {SOFT}"}
 
@@ -389,7 +389,7 @@ def accuracy_table(
     styled = _spread(table, cells, rows, columns).fillna("–").rename_axis(columns=columns).style.apply(lambda _: looks, axis=None)
     return styled if gains is None else styled.set_caption(f"accuracy in %, ± half its interval; ▴ clearly above {over}, ▾ clearly below, grey: within noise")
 
-# %% ../nbs/80_figures.ipynb #cd07fd42
+# %% ../nbs/80_figures.ipynb #29a0a788
 @plt.rc_context(STYLE)
 def text_class_heatmap(
     influence: Tensor,  # (T, C) as `text_influence` makes it

@@ -42,8 +42,8 @@ def test_wheel_holds_what_a_run_needs(repo, wheel):
     held = set(wheel.namelist())
     assets = [path.relative_to(repo).as_posix() for path in (repo / "datadesc").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert set(assets) <= held
-    runs = [*(repo / "nbs" / "runs").glob("*.ipynb"), *(repo / "papermill_runs").glob("*.yaml")]
-    assert {f"datadesc/assets/runs/{file.name}" for file in runs} <= held
+    known = subprocess.run(["git", "ls-files", "nbs/runs/*.ipynb", "papermill_runs/*.yaml"], cwd=repo, capture_output=True, text=True, check=True).stdout.split()
+    assert known and {f"datadesc/assets/runs/{Path(file).name}" for file in known} <= held
     assert not [name for name in held if name.startswith(("tests/", "nbs/", "tools/", "papermill_runs/"))]
 
 

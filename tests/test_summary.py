@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from datadesc import runs
-from datadesc.summary import COUNTERPARTS, PAPER, counterpart, find_line, knowledge_pairs, measured, published, told_apart
+from datadesc.summary import COUNTERPARTS, PRINTED, counterpart, find_line, knowledge_pairs, measured, published, told_apart
 
 FORMS = ("direct", "clip", "weighted")
 
@@ -89,11 +89,11 @@ def test_printed_figures_stand_in_rows_of_their_own(root):
     table, printed = measured(root, runs.finished(root)), published()
     for name in COUNTERPARTS:
         both, other = counterpart(name, table), counterpart(name, table.assign(mean=table["mean"]/2, low=table.low/2, high=table.high/2))
-        assert [list(rows.index) for rows in (both, other)] == [list(both.index)]*2 and set(both.index) == {("meadow", "run meadow"), ("eurosat", "run sat"), ("eurosat", "run sat_memory"), ("eurosat", PAPER)}
-        pd.testing.assert_series_equal(both.loc[("eurosat", PAPER)], other.loc[("eurosat", PAPER)])
+        assert [list(rows.index) for rows in (both, other)] == [list(both.index)]*2 and set(both.index) == {("meadow", "run meadow"), ("eurosat", "run sat"), ("eurosat", "run sat_memory"), ("eurosat", PRINTED)}
+        pd.testing.assert_series_equal(both.loc[("eurosat", PRINTED)], other.loc[("eurosat", PRINTED)])
         quoted = printed[(printed.table == name) & (printed.dataset == "eurosat")].set_index("method").value
-        assert both.loc[("eurosat", PAPER)].to_dict() == quoted.map("{:.2f}".format).reindex(both.columns).to_dict()
-        measured_rows = both[both.index.get_level_values("source") != PAPER]
+        assert both.loc[("eurosat", PRINTED)].to_dict() == quoted.map("{:.2f}".format).reindex(both.columns).to_dict()
+        measured_rows = both[both.index.get_level_values("source") != PRINTED]
         assert all("±" in cell or cell == "" for cell in measured_rows.to_numpy().ravel()) and (measured_rows != other.loc[measured_rows.index]).any(axis=None)
 
 
@@ -102,14 +102,14 @@ def test_only_printed_rows_are_grey(root):
     styler = told_apart(table)
     styler._compute()
     grey = {row for (row, _), style in styler.ctx.items() if ("font-style", "italic") in style}
-    assert [table.index[row] for row in sorted(grey)] == [("eurosat", PAPER)]
+    assert [table.index[row] for row in sorted(grey)] == [("eurosat", PRINTED)]
     assert all(("font-style", "italic") in styler.ctx[row, column] for row in grey for column in range(table.shape[1]))
 
 
 def test_knowledge_is_compared_between_two_runs_of_one_dataset(root):
     write_run(root, "sat_memory_direct", "eurosat", .36, knowledge="none")
     pairs = knowledge_pairs(measured(root, ["meadow", "sat", "sat_memory_direct"]))
-    assert [source == PAPER for _, source in pairs.index] == [False, True] and set(pairs.index.get_level_values("dataset")) == {"eurosat"}
+    assert [source == PRINTED for _, source in pairs.index] == [False, True] and set(pairs.index.get_level_values("dataset")) == {"eurosat"}
     assert pairs.iloc[0].to_dict() == {"without Wikipedia": ours(.56), "with Wikipedia": ours(.6)}
     assert not len(knowledge_pairs(measured(root, ["meadow", "sat"])))
 
@@ -127,7 +127,7 @@ def test_the_page_of_all_runs(page):
     assert {"report.ipynb", "report.html", "result.json", "results.csv", "figures"} == {f.name for f in page.iterdir()}
     assert json.loads((page/"result.json").read_text()) == dict(runs=["eurosat", "meadow"], lines=2*len(lines(0.)))
     text = (page/"report.html").read_text()
-    assert PAPER in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text
+    assert PRINTED in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text
     assert runs.finished(page.parent) == ["eurosat", "meadow"], "the summary is no run"
 
 
