@@ -6,20 +6,20 @@
 __all__ = ['app', 'Root', 'HERE', 'plain', 'setting', 'accuracy_table', 'assignments', 'run', 'list_datasets', 'status', 'show',
            'summary', 'explain', 'main']
 
-# %% ../nbs/95_cli.ipynb #1df4ca0f
+# %% ../nbs/95_cli.ipynb #1679f23a
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 
-# %% ../nbs/95_cli.ipynb #d4fa5ecf
+# %% ../nbs/95_cli.ipynb #43d4677c
 app = typer.Typer(help="Describe the classes of an image dataset in words, and prove what the words are worth.",
                   no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Root = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 HERE = Path("papermill_runs") # in the folder that one stands in
 
-# %% ../nbs/95_cli.ipynb #340a5b24
+# %% ../nbs/95_cli.ipynb #ea9b0345
 def plain(frame # DataFrame of anything
          )->str: # lines of text
     "The table `frame`, its columns flush left and two blanks apart; what is missing is a dash."
@@ -27,14 +27,14 @@ def plain(frame # DataFrame of anything
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(frame.columns))]
     return "\n".join("  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths)).rstrip() for row in rows)
 
-# %% ../nbs/95_cli.ipynb #60e222fd
+# %% ../nbs/95_cli.ipynb #7f24f65e
 def setting(figure # one row of `runs.accuracies`
            )->str:
     "What a method had to go on: no image, a few of each class, or all."
     if figure.protocol == "zero_shot": return "zero-shot"
     return "all images" if figure.shots == "all" else f"{figure.shots} a class"
 
-# %% ../nbs/95_cli.ipynb #a4461279
+# %% ../nbs/95_cli.ipynb #280ed675
 def accuracy_table(accuracies # DataFrame, one row a figure, as `runs.accuracies` returns it
                   )->str: # lines of text
     "Accuracy in percent, a row for each method and a column for each setting."
@@ -44,7 +44,7 @@ def accuracy_table(accuracies # DataFrame, one row a figure, as `runs.accuracies
     columns = dict.fromkeys(main.sort_index().apply(setting, axis=1))
     return plain(table.loc[list(dict.fromkeys(main.sort_index().method)), list(columns)].reset_index())
 
-# %% ../nbs/95_cli.ipynb #1e4dff52
+# %% ../nbs/95_cli.ipynb #e6233c70
 def assignments(texts:list[str] # `name=value` each
                )->dict[str, str]: # values by name
     "What was typed behind each `-p`; `ValueError` for what is no assignment."
@@ -52,7 +52,7 @@ def assignments(texts:list[str] # `name=value` each
         if "=" not in text: raise ValueError(f"-p {text}: expected name=value, for example -p top_k=5")
     return dict(text.split("=", 1) for text in texts)
 
-# %% ../nbs/95_cli.ipynb #acb2c8a1
+# %% ../nbs/95_cli.ipynb #fe275640
 @app.command()
 def run(
     name_or_folder: Annotated[str, typer.Argument(help="A dataset of `datadesc list`, a folder of images (<class>/<image>), or a CSV (path,label).")],
@@ -74,21 +74,21 @@ def run(
     place = runs.run(name_or_folder, given, root=out, kernel=kernel, force=force)
     print(f"\n{accuracy_table(runs.accuracies(place.parent, place.name))}\n\nReport: {place / 'report.html'}")
 
-# %% ../nbs/95_cli.ipynb #e70e4bde
+# %% ../nbs/95_cli.ipynb #daf0ab1d
 @app.command(name="list")
 def list_datasets(out: Root = HERE):
     "The datasets that have a name, and what each still needs."
     from datadesc import runs
     print(plain(runs.datasets(out)))
 
-# %% ../nbs/95_cli.ipynb #668e47a8
+# %% ../nbs/95_cli.ipynb #f41a8707
 @app.command()
 def status(out: Root = HERE):
     "How every run stands: done, failed, running or never."
     from datadesc import runs
     print(plain(runs.status(out)))
 
-# %% ../nbs/95_cli.ipynb #79865baf
+# %% ../nbs/95_cli.ipynb #6e220203
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A finished run, as in `datadesc status`.")], out: Root = HERE):
     "The sentences that a finished run chose, with their scores."
@@ -96,7 +96,7 @@ def show(name: Annotated[str, typer.Argument(help="A finished run, as in `datade
     for label, texts in runs.chosen_texts(out, name).groupby("class", sort=False):
         print(f"{label}\n" + "\n".join(f"  {score:9.4g}  {text}" for score, text in zip(texts.ift, texts.text)) + "\n")
 
-# %% ../nbs/95_cli.ipynb #a4e67242
+# %% ../nbs/95_cli.ipynb #85b252be
 @app.command()
 def summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished runs; default: all of them.")] = None, out: Root = HERE):
     "All finished runs on one page, with one table of every figure: OUT/summary/."
@@ -104,13 +104,13 @@ def summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished 
     place = runs.summarise(names or [], root=out)
     print(f"\nReport: {place / 'report.html'}\nFigures: {place / 'results.csv'}")
 
-# %% ../nbs/95_cli.ipynb #ac067ccf
+# %% ../nbs/95_cli.ipynb #dedd6a74
 def explain(error:Exception # caught on its way to the user
            )->str:
     "One line that says what went wrong; a file's error begins with the file."
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
-# %% ../nbs/95_cli.ipynb #6c7eb81a
+# %% ../nbs/95_cli.ipynb #7acc47c4
 def main():
     "Entry point of the `datadesc` command."
     try: app()
