@@ -7,7 +7,7 @@ __all__ = ['Classifier', 'one_space', 'tip_adapter', 'discriminability', 'greedy
            'by_class', 'SelfAttention', 'train_attention', 'vdt_adapter', 'logistic_regression', 'tuned', 'Adapter',
            'adapters', 'adapted']
 
-# %% ../nbs/62_adapters.ipynb #d5ece172
+# %% ../nbs/62_adapters.ipynb #c19e9034
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from .comparison import accuracy_row
 from .head import center, common_part
 from .transfer import features, take_shots
-from .zeroshot import class_means, correct
+from .zeroshot import accuracy_row, class_means, correct
 
-# %% ../nbs/62_adapters.ipynb #d2244bf0
+# %% ../nbs/62_adapters.ipynb #c25b7c75
 Classifier = Callable[[Tensor], Tensor]  # features (N, D) as embedded -> scores (N, C)
 
 def one_space(
@@ -39,7 +38,7 @@ def one_space(
     mean = common_part(x)
     return center(x, mean), center(text_emb), lambda new: center(new, mean)
 
-# %% ../nbs/62_adapters.ipynb #46c142a4
+# %% ../nbs/62_adapters.ipynb #89e87844
 def _train(parameters, scores, x, y, epochs, lr, seed, batch_size=256):
     "Change the parameters so that `scores` of the features fit the labels."
     adam, order = torch.optim.Adam(parameters, lr, fused=True), torch.Generator().manual_seed(seed)
@@ -50,7 +49,7 @@ def _train(parameters, scores, x, y, epochs, lr, seed, batch_size=256):
             F.cross_entropy(scores(x[batch]), y[batch]).backward()
             adam.step(), schedule.step()
 
-# %% ../nbs/62_adapters.ipynb #4864ea54
+# %% ../nbs/62_adapters.ipynb #47a1b496
 def tip_adapter(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,) their classes
@@ -73,13 +72,13 @@ def tip_adapter(
     if epochs: _train([keys], scores, images, y, epochs, lr, seed)
     return lambda new: scores(place(new)).detach()
 
-# %% ../nbs/62_adapters.ipynb #2047ca33
+# %% ../nbs/62_adapters.ipynb #05c73dda
 def _check_all_there(class_ids, n_classes, what):
     "Raise a ValueError that names the first class without `what`, or one that is too many."
     if len(counts := class_ids.bincount(minlength=n_classes)) > n_classes: raise ValueError(f"{what} of class {len(counts) - 1}, but the {n_classes} classes are numbered 0 to {n_classes - 1}")
     if (counts == 0).any(): raise ValueError(f"No {what} of class {int(counts.argmin())}: expected at least one {what} of all {n_classes} classes")
 
-# %% ../nbs/62_adapters.ipynb #5c9a1835
+# %% ../nbs/62_adapters.ipynb #a06b4bea
 def discriminability(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -92,7 +91,7 @@ def discriminability(
     p = torch.softmax(sharpness * text_emb @ class_means(x, y, n_classes).T, 1)
     return math.log(n_classes) + torch.special.xlogy(p, p).sum(1)
 
-# %% ../nbs/62_adapters.ipynb #130ec7af
+# %% ../nbs/62_adapters.ipynb #851788be
 def greedy(
     worth: Tensor,  # (T,) what each candidate is worth alone, not negative
     likeness: Tensor,  # (T, T) cosines of the candidates
@@ -108,7 +107,7 @@ def greedy(
         covered = torch.maximum(covered, likeness[:, chosen[-1]])
     return torch.tensor(chosen, device=worth.device)
 
-# %% ../nbs/62_adapters.ipynb #1c7b0c96
+# %% ../nbs/62_adapters.ipynb #06a064f0
 def select_concepts(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -124,7 +123,7 @@ def select_concepts(
     own = [(class_ids == c).nonzero().flatten() for c in range(n_classes)]
     return torch.cat([rows[greedy(worth[rows], text_emb[rows] @ text_emb[rows].T, k, coverage)] for rows in own])
 
-# %% ../nbs/62_adapters.ipynb #ba18c083
+# %% ../nbs/62_adapters.ipynb #db426b26
 def concept_weights(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -141,7 +140,7 @@ def concept_weights(
     if epochs: _train([W], lambda q: scale * (q @ concepts.T) @ W.softmax(1).T, x, y, epochs, lr, seed)
     return W.detach().softmax(1)
 
-# %% ../nbs/62_adapters.ipynb #0d14f17f
+# %% ../nbs/62_adapters.ipynb #2f348e87
 def labo(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,) their classes
@@ -163,7 +162,7 @@ def labo(
     classes = concept_weights(x, y, concepts, owner, n_classes, scale, lr, epochs, seed) @ concepts
     return lambda new: scale * place(new) @ classes.T
 
-# %% ../nbs/62_adapters.ipynb #e2c30aae
+# %% ../nbs/62_adapters.ipynb #0411e577
 def by_class(
     text_emb: Tensor,  # (T, D)
     class_ids: Tensor,  # (T,)
@@ -178,7 +177,7 @@ def by_class(
     table[mask] = text_emb[class_ids.argsort(stable=True)]
     return table, mask
 
-# %% ../nbs/62_adapters.ipynb #55edd403
+# %% ../nbs/62_adapters.ipynb #522fe013
 class SelfAttention(nn.Module):
     "One head of self-attention among the texts of a class (Maniparambil et al. 2023), made into one direction per class."
     def __init__(
@@ -207,7 +206,7 @@ class SelfAttention(nn.Module):
         changed = self.norm(self.ratio * taken + (1 - self.ratio) * table)
         return F.normalize((changed * mask[..., None]).sum(1), dim=1)
 
-# %% ../nbs/62_adapters.ipynb #5f9824ce
+# %% ../nbs/62_adapters.ipynb #5f7654cb
 def train_attention(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
@@ -226,7 +225,7 @@ def train_attention(
         if epochs: _train(list(layer.parameters()), lambda q: scale * q @ layer(table, mask).T, x, y, epochs, lr, seed)
     return layer.eval()
 
-# %% ../nbs/62_adapters.ipynb #6329a414
+# %% ../nbs/62_adapters.ipynb #1f6780fc
 def vdt_adapter(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,) their classes
@@ -246,7 +245,7 @@ def vdt_adapter(
     classes = train_attention(x, y, table, mask, ratio, scale, lr, epochs, seed)(table, mask).detach()
     return lambda new: scale * place(new) @ classes.T
 
-# %% ../nbs/62_adapters.ipynb #d4fae69b
+# %% ../nbs/62_adapters.ipynb #80f3b1f7
 def logistic_regression(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,) their classes
@@ -262,7 +261,7 @@ def logistic_regression(
         model = LogisticRegression(C=C, max_iter=1000).fit(F.normalize(x, dim=1).cpu().numpy(), y.cpu().numpy())
     return lambda new: torch.from_numpy(model.predict_log_proba(F.normalize(new, dim=1).cpu().numpy())).to(new.device)
 
-# %% ../nbs/62_adapters.ipynb #58f11174
+# %% ../nbs/62_adapters.ipynb #70747cc0
 def tuned(
     fit: Callable[..., Classifier],  # one of the functions above
     grid: Sequence[Mapping],  # options to try; the first is the default
@@ -280,7 +279,7 @@ def tuned(
     chosen = dict(min(grid, key=cost) if tune and len(grid) > 1 else grid[0])
     return fit(*final_set["train"], *texts[:2], n_classes, **chosen)(final_set["test"][0]), chosen
 
-# %% ../nbs/62_adapters.ipynb #8edd53a3
+# %% ../nbs/62_adapters.ipynb #a5e3ec5a
 @dataclass(frozen=True)
 class Adapter:
     "A few-shot classifier with the options that are tried for it; the first ones are its default."
@@ -300,7 +299,7 @@ def adapters(
     return {"Tip-Adapter": Adapter(tip_adapter, tuple(tip)), "Tip-Adapter-F": Adapter(tip_adapter, tuple(keys)), "LaBo": Adapter(labo, tuple(concepts)),
             "VDT-Adapter": Adapter(vdt_adapter, tuple(attention)), "logistic regression": Adapter(logistic_regression, tuple(dict(C=C) for C in (1., .1, 10., 100.)), False)}
 
-# %% ../nbs/62_adapters.ipynb #ba97d4b0
+# %% ../nbs/62_adapters.ipynb #3924d694
 def adapted(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D) as embedded
     labels: Mapping[str, Tensor],  # the same splits -> (N,)

@@ -7,7 +7,7 @@ __all__ = ['WEIGHTINGS', 'CHOICES', 'PAPER', 'PROTOCOLS', 'JOINT_MIX', 'ZERO_SHO
            'batches', 'Trails', 'train_heads', 'text_scores', 'relative_weights', 'TransferOptions', 'text_features',
            'stage', 'shuffled', 'judged', 'pick', 'Heads', 'transfer', 'random_words']
 
-# %% ../nbs/55_transfer.ipynb #a7ec7744
+# %% ../nbs/55_transfer.ipynb #55663cd6
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .comparison import accuracy_row
 from .data import few_shot
 from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits
-from .zeroshot import class_means
+from .zeroshot import accuracy_row, class_means
 
-# %% ../nbs/55_transfer.ipynb #933e41d0
+# %% ../nbs/55_transfer.ipynb #5fb6d6f1
 @dataclass(frozen=True)
 class Split:
     "Which images a head may see: `train` in the end; `fit` while it is tuned on `val`. Indices into the train images, except where `val_from` says otherwise."
@@ -46,7 +45,7 @@ def take_shots(
     held = 0 if shots == 1 else max(1, shots // 4)
     return Split(str(shots), seed, drawn.flatten(), drawn[:, held:].flatten(), (drawn[:, :held] if held else drawn).flatten())
 
-# %% ../nbs/55_transfer.ipynb #d2e6a68d
+# %% ../nbs/55_transfer.ipynb #a8816b6b
 def features(
     image_emb: Mapping[str, Tensor],  # split -> (N, D)
     labels: Mapping[str, Tensor],  # split -> (N,)
@@ -60,7 +59,7 @@ def features(
     mean = common_part(x["train"])
     return {p: (center(x[p], mean) if centered else x[p], labels[s][i].to(mean.device)) for p, (s, i) in where.items()}
 
-# %% ../nbs/55_transfer.ipynb #79cca5f8
+# %% ../nbs/55_transfer.ipynb #c6121f17
 def batches(
     n: int,  # how many rows there are to draw from
     steps: int,  # how many batches are needed
@@ -74,12 +73,12 @@ def batches(
     there = cut(torch.ones_like(passes, dtype=torch.float32))
     return cut(passes), there / there.sum(1, keepdim=True)
 
-# %% ../nbs/55_transfer.ipynb #f8ded8da
+# %% ../nbs/55_transfer.ipynb #14154db7
 def _extended(x, scale, bias):
     "Features (N, D + 1): times the logit scale, and a last column whose weight is the bias, 1, or 0 for a layer that has none."
     return torch.cat([scale * x, x.new_full((len(x), 1), float(bias))], 1)
 
-# %% ../nbs/55_transfer.ipynb #67869e1e
+# %% ../nbs/55_transfer.ipynb #a17d9989
 def _errors(bank, labels, rows, share, W):
     "The rows (G, B, D + 1) that each group sees, and the errors of its heads on them times their shares (G, heads * C, B)."
     groups, batch = rows.shape
@@ -98,7 +97,7 @@ def _descend(W, velocity, seen, rate, options):
         (W if plain else velocity).view(len(x), -1, x.shape[2]).baddbmm_(error, x)
     if not plain: W.addcmul_(velocity, rate[:, None, None], value=-1)
 
-# %% ../nbs/55_transfer.ipynb #9bfffee7
+# %% ../nbs/55_transfer.ipynb #068168b3
 @dataclass(frozen=True)
 class Trails:
     "The kept moments of H heads trained side by side, the start first; `trails[h]` lists the checkpoints of one head."
@@ -114,7 +113,7 @@ class Trails:
         layer = self.layers[k, h]
         return Checkpoint(layer[:, :-1], layer[:, -1], self.lr[k, h].item(), self.epoch[k], self.options.logit_scale)
 
-# %% ../nbs/55_transfer.ipynb #b6d2c012
+# %% ../nbs/55_transfer.ipynb #1559bf18
 def train_heads(
     bank: Tensor,  # (N, D) embeddings that batches are drawn from
     labels: Tensor,  # (N,) class of each
@@ -144,7 +143,7 @@ def _by_step(rows, share, device):
     by_group = share.view(len(rows), -1, *share.shape[1:]).permute(2, 0, 1, 3)
     return rows.transpose(0, 1).contiguous().to(device), by_group[:, :, :, None].contiguous().to(device)
 
-# %% ../nbs/55_transfer.ipynb #a77bb196
+# %% ../nbs/55_transfer.ipynb #1d232135
 def text_scores(
     scores: pd.DataFrame,  # rows of the table that `ift` makes
 ) -> Tensor:  # (T,)
@@ -164,7 +163,7 @@ def relative_weights(
     mean = positive.new_zeros(int(group.max()) + 1).index_add_(0, group, positive) / group.bincount()
     return torch.where(mean[group] > 0, positive / mean[group], 1.)
 
-# %% ../nbs/55_transfer.ipynb #872462ea
+# %% ../nbs/55_transfer.ipynb #97c268a4
 WEIGHTINGS, CHOICES = ("loss", "embedding", "none"), ("accuracy", "loss", "last")
 
 @dataclass(frozen=True)
@@ -188,13 +187,13 @@ class TransferOptions:
         if (self.image.logit_scale, self.image.bias) != (self.text.logit_scale, self.text.bias):
             raise ValueError("image and text options differ in logit_scale or bias: one head goes through both stages, use the same")
 
-# %% ../nbs/55_transfer.ipynb #39c96f4b
+# %% ../nbs/55_transfer.ipynb #6b182e3a
 PAPER = TransferOptions(image=HeadOptions(lr=.1, epochs=200, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         text=HeadOptions(lr=.1, epochs=30, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         steps=None, mix=0., center=False, within="pool", choose="last")
 PROTOCOLS = {"transfer": TransferOptions(), "paper": PAPER}
 
-# %% ../nbs/55_transfer.ipynb #ed32e127
+# %% ../nbs/55_transfer.ipynb #810a071d
 def text_features(
     texts: tuple,  # (T, D) embeddings, (T,) classes, and (T,) scores or None
     options: TransferOptions,
@@ -207,7 +206,7 @@ def text_features(
     weights = relative_weights(scores.to(x.device), class_ids, options.within)
     return (x * weights[:, None], class_ids, one) if options.weighting == "embedding" else (x, class_ids, weights)
 
-# %% ../nbs/55_transfer.ipynb #535236e6
+# %% ../nbs/55_transfer.ipynb #afc468de
 def stage(
     sets: Sequence[dict],  # one per seed, as `features` makes them
     texts: Sequence[Sequence[tuple]],  # for each seed the sentences of M methods, as `text_features` makes them; empty: images alone
@@ -238,7 +237,7 @@ def _lesson(parts, first, seeds, steps, options, factor):
     share = [factor * share * (p[2].cpu()[rows] if len(p) > 2 else 1) for p, (rows, share) in zip(parts, drawn)]
     return torch.stack([rows + f for (rows, _), f in zip(drawn, first)]), torch.stack(share)
 
-# %% ../nbs/55_transfer.ipynb #6a574dea
+# %% ../nbs/55_transfer.ipynb #ce1ee9dd
 def shuffled(
     texts: tuple,  # (T, D) embeddings, (T,) classes, scores or None
     seed: int = 0,
@@ -247,7 +246,7 @@ def shuffled(
     emb, class_ids, scores = texts
     return emb, class_ids[torch.randperm(len(class_ids), generator=torch.Generator().manual_seed(seed)).to(class_ids.device)], scores
 
-# %% ../nbs/55_transfer.ipynb #04eb49f7
+# %% ../nbs/55_transfer.ipynb #eaee03c1
 def judged(
     trails: Trails,  # H heads, set after set, as many for each
     sets: Sequence[tuple[Tensor, Tensor]],  # features (M, D) and labels (M,) for the heads of each seed
@@ -271,7 +270,7 @@ def pick(
     if choose == "last": return torch.full_like(right[0], len(right) - 1)
     return (loss if choose == "loss" else loss.masked_fill(right < right.amax(0), torch.inf)).argmin(0)
 
-# %% ../nbs/55_transfer.ipynb #47a38549
+# %% ../nbs/55_transfer.ipynb #0d69bb44
 JOINT_MIX = .5  # share of the loss that images have when sentences are there from the start
 
 class Heads:
@@ -316,7 +315,7 @@ class Heads:
         means = [class_means(x, y, self.n_classes) for own in texts for x, y, _ in own]
         return self._on_images([self._head(F.normalize(m, dim=1)) for m in means], self.options.image)
 
-# %% ../nbs/55_transfer.ipynb #9180eb6e
+# %% ../nbs/55_transfer.ipynb #00449e00
 @dataclass(frozen=True)
 class _Plan:
     "Rows of the table whose heads train side by side."
@@ -334,7 +333,7 @@ def _room(heads, options, memory_mb):
     floats = heads.n_classes * (moments * (heads.zero.weight.shape[1] + 1) + 3 * len(heads.sets[0]["val"][0]))
     return lambda rates: max(1, memory_mb * 2**18 // (floats * len(heads.sets) * rates))
 
-# %% ../nbs/55_transfer.ipynb #6f016d14
+# %% ../nbs/55_transfer.ipynb #3f87a2e0
 def _plans(given, options, zero_shot_start, joint, final, memory_mb):
     "The plans for the methods of `given`, one mapping per seed."
     at_once, device = _room(final, options, memory_mb), final.zero.weight.device
@@ -354,7 +353,7 @@ def _plans(given, options, zero_shot_start, joint, final, memory_mb):
     for some in chunks(list(joint), at_once(1)):
         yield _Plan([JOINT + m for m in some], [k(m) for m in some], [weighting(m) for m in some], (options.image.lr,), lambda heads, lr, texts=features_of(some): heads.joint(texts))
 
-# %% ../nbs/55_transfer.ipynb #222b115b
+# %% ../nbs/55_transfer.ipynb #cbb6726c
 def _tuned(plan, trial, final, choose):
     "One head per seed and row, seed after seed: rate and moment chosen on `trial` (None: the default rate and the last moment), trained on `final`."
     heads = len(final.sets) * len(plan.names)
@@ -369,7 +368,7 @@ def _tuned(plan, trial, final, choose):
     trails = plan.train(final, torch.tensor(plan.rates)[rate])
     return [trails.at(k, h) for h, k in enumerate(moment.tolist())]
 
-# %% ../nbs/55_transfer.ipynb #f06faee5
+# %% ../nbs/55_transfer.ipynb #0ac09bcf
 def _check_texts(own, methods, width, labels):
     "Raise a ValueError that names the method unless the sentences of all methods fit the images."
     if list(own) != methods: raise ValueError(f"texts: methods {', '.join(own)} for one split, {', '.join(methods)} for another; expected the same for all")
@@ -384,7 +383,7 @@ def _check_named(methods, **asked):
     for name, those in asked.items():
         if (unknown := set(those) - set(methods)): raise ValueError(f"{name} names {', '.join(map(repr, sorted(unknown)))}, but the methods are {', '.join(methods)}")
 
-# %% ../nbs/55_transfer.ipynb #c76fbc9d
+# %% ../nbs/55_transfer.ipynb #0f148fcb
 def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, joint, memory_mb):
     "The rows of one number of shots."
     splits = [take_shots(labels, shots, s) for s in seeds]
@@ -404,7 +403,7 @@ def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, j
     order = ["images only", "images only, same steps"] + [how + method for method in given[0] for how in ("", ZERO_SHOT, JOINT)]
     return [r for name in order for r in rows.get(name, [])]
 
-# %% ../nbs/55_transfer.ipynb #043b6667
+# %% ../nbs/55_transfer.ipynb #751bc387
 def transfer(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
@@ -423,7 +422,7 @@ def transfer(
     table.insert(1, "protocol", protocol)
     return table
 
-# %% ../nbs/55_transfer.ipynb #61c02548
+# %% ../nbs/55_transfer.ipynb #842c305d
 def random_words(
     texts: Sequence[str],
     seed: int = 0,
