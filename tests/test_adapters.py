@@ -10,22 +10,14 @@ from datadesc.adapters import (Adapter, SelfAttention, adapted, adapters, by_cla
                                one_space, select_concepts, tip_adapter, train_attention, tuned, vdt_adapter)
 from datadesc.comparison import correct_matrix, summary
 from datadesc.zeroshot import class_scores
+from two_modalities import CLASSES, TEXTS, two_modalities
 
 torch.set_num_threads(1)
-CLASSES, WIDTH, TEXTS = 4, 16, 6
 TEXT_READERS = (tip_adapter, labo, vdt_adapter)
 
 
 @pytest.fixture(scope="module")
-def world():
-    "Image embeddings around a centre per class, sentences around the same centres, each modality shifted its own way."
-    g = torch.Generator().manual_seed(0)
-    def noise(*shape): return torch.randn(*shape, generator=g)
-    centre, gap = noise(CLASSES, WIDTH), noise(2, WIDTH) * 3
-    labels = {split: torch.arange(CLASSES).repeat_interleave(n) for split, n in dict(train=20, val=6, test=50).items()}
-    images = {split: F.normalize(centre[y] + 1.2 * noise(len(y), WIDTH) + gap[0], dim=1) for split, y in labels.items()}
-    y = torch.arange(CLASSES).repeat_interleave(TEXTS)
-    return images, labels, (F.normalize(centre[y] + .5 * noise(len(y), WIDTH) + gap[1], dim=1), y, None)
+def world(): return two_modalities(1.2)
 
 
 def scores_of(world, fit, **options):

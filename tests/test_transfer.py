@@ -8,23 +8,15 @@ import torch.nn.functional as F
 
 from datadesc.comparison import correct_matrix, summary
 from datadesc.head import Checkpoint, HeadOptions, learning_rate
-from datadesc.transfer import PAPER, Heads, Split, TransferOptions, batches, judged, pick, shuffled, stage, take_shots, text_features, train_heads, transfer
+from datadesc.transfer import PAPER, Heads, Split, TransferOptions, batches, pick, shuffled, stage, take_shots, text_features, train_heads, transfer
+from two_modalities import CLASSES, WIDTH, two_modalities
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
-CLASSES, WIDTH = 4, 16
 QUICK = TransferOptions(image=HeadOptions(lr=1., epochs=10, batch_size=16), text=HeadOptions(lr=.3, epochs=4, batch_size=16, schedule="constant"), steps=3)
 
 
 @pytest.fixture(scope="module")
-def world():
-    "Image embeddings around a centre per class, sentences around the same centres, each modality shifted its own way."
-    g = torch.Generator().manual_seed(0)
-    def noise(*shape): return torch.randn(*shape, generator=g)
-    centre, gap = noise(CLASSES, WIDTH), noise(2, WIDTH) * 3
-    labels = {"train": torch.arange(CLASSES).repeat_interleave(20), "val": torch.arange(CLASSES).repeat_interleave(6), "test": torch.arange(CLASSES).repeat_interleave(50)}
-    images = {split: F.normalize(centre[y] + 1.5 * noise(len(y), WIDTH) + gap[0], dim=1) for split, y in labels.items()}
-    y = torch.arange(CLASSES).repeat_interleave(6)
-    return images, labels, (F.normalize(centre[y] + .5 * noise(len(y), WIDTH) + gap[1], dim=1), y, None)
+def world(): return two_modalities(1.5)
 
 
 def autograd_head(bank, labels, rows, share, options):
