@@ -55,7 +55,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'datadesc.benchmark._from_dict': ('benchmark.html#_from_dict', 'datadesc/benchmark.py'),
                                     'datadesc.benchmark._in_random_words': ('benchmark.html#_in_random_words', 'datadesc/benchmark.py'),
                                     'datadesc.benchmark._named': ('benchmark.html#_named', 'datadesc/benchmark.py'),
-                                    'datadesc.benchmark._names': ('benchmark.html#_names', 'datadesc/benchmark.py'),
                                     'datadesc.benchmark.as_texts': ('benchmark.html#as_texts', 'datadesc/benchmark.py'),
                                     'datadesc.benchmark.ask_all': ('benchmark.html#ask_all', 'datadesc/benchmark.py'),
                                     'datadesc.benchmark.at_most': ('benchmark.html#at_most', 'datadesc/benchmark.py'),

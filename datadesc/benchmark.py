@@ -6,7 +6,7 @@
 __all__ = ['NEED_TEACHERS', 'as_texts', 'Seen', 'seen_in', 'selected', 'blind', 'at_most', 'controls', 'method_from', 'tables',
            'remembered', 'Asked', 'ask_all', 'without_training', 'benchmark']
 
-# %% ../nbs/65_benchmark.ipynb #e99cac3c
+# %% ../nbs/65_benchmark.ipynb #8820176d
 import runpy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from .selection import choose, ift
 from .transfer import Split, random_words, take_shots, text_scores, transfer
 from .zeroshot import AGGREGATIONS, names_only, with_names, zero_shot
 
-# %% ../nbs/65_benchmark.ipynb #1a988aa4
+# %% ../nbs/65_benchmark.ipynb #1498fcd6
 def _from_dict(described, classes, name):
     "The table of {class: [texts]}; ValueError for a class that the dataset lacks."
     found = {c: class_id_of(str(c), classes) for c in described}
@@ -37,7 +37,7 @@ def _from_dict(described, classes, name):
     bare = with_names(table["text"], table["class_id"], classes)
     return table.assign(prompt=[row["text"] if named else prompt for row, named, prompt in zip(rows, table["names_class"], bare)])
 
-# %% ../nbs/65_benchmark.ipynb #aac8a07b
+# %% ../nbs/65_benchmark.ipynb #20daaec6
 def _check_list(said, name, c):
     "Raise a ValueError that names the method and the class unless what is said of it is a list of texts."
     if isinstance(said, str) or not isinstance(said, Collection): raise ValueError(f"{name!r} says {said!r:.60} of {c!r}: expected a list of texts")
@@ -50,14 +50,14 @@ def _check_table(table, name):
     if any(table[column].isna().any() for column in columns): raise ValueError(f"{name!r} is a table with empty places in {' or '.join(columns)}: expected a text in every row")
     if "score" in table and table["score"].isna().any(): raise ValueError(f"{name!r} has rows without a score: expected one for each text, or no column score")
 
-# %% ../nbs/65_benchmark.ipynb #a5ec64de
+# %% ../nbs/65_benchmark.ipynb #3833fc9f
 def _check(given, name):
     "Raise a ValueError that names the method unless `given` is {class: [texts]} or a table of texts."
     if isinstance(given, pd.DataFrame): return _check_table(given, name)
     if not isinstance(given, Mapping): raise ValueError(f"{name!r} gives {given!r:.60} ({type(given).__name__}): expected {{class: [texts]}} or a table of texts")
     for c, said in given.items(): _check_list(said, name, c)
 
-# %% ../nbs/65_benchmark.ipynb #8c82ab8c
+# %% ../nbs/65_benchmark.ipynb #222a52d6
 def as_texts(
     given: Mapping | pd.DataFrame,  # {class: [texts]}, or a table with class_id and `text`, `prompt` or both
     classes: Sequence[str],  # C names
@@ -72,7 +72,7 @@ def as_texts(
         raise ValueError(f"{name!r} says nothing about {', '.join(repr(classes[c]) for c in missing[:5])}: expected at least one text for each of the {len(classes)} classes")
     return table if "prompt" in table else table.assign(prompt=with_names(table["text"], table["class_id"], classes))
 
-# %% ../nbs/65_benchmark.ipynb #12ad8e08
+# %% ../nbs/65_benchmark.ipynb #905defe0
 @dataclass(frozen=True, eq=False)
 class Seen:
     "What one setting shows to a method: class names and labelled images, and none of the test images."
@@ -93,7 +93,7 @@ class Seen:
         x = {part: center(e, common) for part, e in self.image_emb.items()}
         return influence(x["train"], self.labels["train"], x["val"], self.labels["val"], self.head, by_class=False)
 
-# %% ../nbs/65_benchmark.ipynb #3632f749
+# %% ../nbs/65_benchmark.ipynb #4c444afc
 def seen_in(
     split: Split,  # from `take_shots`
     image_emb: Mapping[str, Tensor],  # "train", "val" -> (N, D)
@@ -105,7 +105,7 @@ def seen_in(
     def part_of(x, i): return x if split.shots == "all" else x[i]  # all images need no copy
     return Seen(tuple(classes), split, *({part: part_of(of[s], i) for part, (s, i) in places.items()} for of in (image_emb, labels)))
 
-# %% ../nbs/65_benchmark.ipynb #bb533061
+# %% ../nbs/65_benchmark.ipynb #d68d6104
 NEED_TEACHERS = ("proponent", "weighted")  # the forms that ask which images teach
 
 def selected(
@@ -127,7 +127,7 @@ def selected(
         return pool[chosen].assign(score=text_scores(scores).numpy()[chosen])
     return texts
 
-# %% ../nbs/65_benchmark.ipynb #05bb1403
+# %% ../nbs/65_benchmark.ipynb #03578387
 def blind(
     pool: pd.DataFrame,  # candidate sentences, with their flags
     k: int,  # sentences per class
@@ -145,7 +145,7 @@ def at_most(
     order = texts.sort_values("score", ascending=False, kind="stable") if "score" in texts else texts.sample(frac=1, random_state=seed)
     return order[order.groupby("class_id").cumcount() < k].sort_index()
 
-# %% ../nbs/65_benchmark.ipynb #386b70a8
+# %% ../nbs/65_benchmark.ipynb #5ddcd2a1
 def _dealt_out(texts, seed):
     "The table with its classes dealt out anew, so that no text is where it belongs but by chance."
     return texts.assign(class_id=texts["class_id"].sample(frac=1, random_state=seed).to_numpy())
@@ -154,7 +154,7 @@ def _in_random_words(texts, seed):
     "The table with each text replaced by as many words, drawn from all of them."
     return texts[["class_id"]].assign(text=random_words(list(texts["text"]), seed))
 
-# %% ../nbs/65_benchmark.ipynb #a1effedf
+# %% ../nbs/65_benchmark.ipynb #fe5290b5
 def controls(
     method: Callable[[Seen], pd.DataFrame],  # the method that has to prove itself
     pool: pd.DataFrame,  # what it chooses from
@@ -169,7 +169,7 @@ def controls(
             f"{name}, shuffled": lambda seen: _dealt_out(method(seen), seen.split.seed),
             f"{name}, unweighted": lambda seen: method(seen).drop(columns="score")}
 
-# %% ../nbs/65_benchmark.ipynb #0e18ca5a
+# %% ../nbs/65_benchmark.ipynb #f146db5a
 def method_from(
     spec: str,  # NAME=FILE, or NAME=FILE.py:FUNCTION
     classes: Sequence[str],  # C names
@@ -182,11 +182,11 @@ def method_from(
         if function in (found := runpy.run_path(file)): return name, found[function], None
         raise ValueError(f"methods: {file!r} has no {function!r}, expected a function of what a setting shows that returns {{class: [texts]}}")
     theirs = read_texts(place)
-    _, report = match_classes(theirs, classes, empty="name")
-    described, _ = match_classes(theirs, classes, empty="error" if (report.how == "missing").any() else "name")
+    described, report = match_classes(theirs, classes, empty="name")
+    if (report.how == "missing").any(): match_classes(theirs, classes)  # says which
     return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else as_texts(described, classes, name), report
 
-# %% ../nbs/65_benchmark.ipynb #5025e618
+# %% ../nbs/65_benchmark.ipynb #615e095c
 def _answer(name, method, seen):
     "What the method says in the setting; ValueError that names the method if it raises."
     if not callable(method): return method
@@ -202,7 +202,7 @@ def tables(
     found = {name: as_texts(_answer(name, m, seen), seen.classes, name) for name, m in methods.items()}
     return found if budget is None else {name: at_most(texts, budget, seen.split.seed) for name, texts in found.items()}
 
-# %% ../nbs/65_benchmark.ipynb #4fb0caf3
+# %% ../nbs/65_benchmark.ipynb #54fb9691
 def remembered(
     embed: Callable[[list], Tensor],  # texts -> (T, D)
 ) -> Callable[[Sequence[str]], Tensor]:
@@ -214,18 +214,14 @@ def remembered(
         return torch.stack([known[t] for t in texts])
     return look_up
 
-# %% ../nbs/65_benchmark.ipynb #d3f3ec71
+# %% ../nbs/65_benchmark.ipynb #5015ea43
 def _embedded(texts, names, embed, device):
     "A method's texts as (T, D) embeddings, (T,) classes and (T,) scores or None, as `zero_shot` and `transfer` take them."
     score = torch.tensor(texts["score"].to_numpy(copy=True), dtype=torch.float32) if "score" in texts else None
     column = "text" if names == "without" and "text" in texts else "prompt"
     return embed(list(texts[column])).to(device), torch.tensor(texts["class_id"].to_numpy(copy=True)).to(device), score
 
-def _names(texts, names):
-    "How a row says whether class names were in the texts: names, or `only` where there is nothing else."
-    return names if "text" in texts else "only"
-
-# %% ../nbs/65_benchmark.ipynb #c038019b
+# %% ../nbs/65_benchmark.ipynb #856ee3b4
 @dataclass(frozen=True, eq=False)
 class Asked:
     "What the methods say in every setting, and the images that the answers are tried on."
@@ -239,7 +235,7 @@ class Asked:
         said = self.said[split.shots, split.seed]
         return {name: _embedded(said[name], names, self.embed, self.image_emb["test"].device) for name in (said if only is None else only)}
 
-# %% ../nbs/65_benchmark.ipynb #75383be7
+# %% ../nbs/65_benchmark.ipynb #d56e227b
 def ask_all(
     methods: Mapping[str, object],  # as `tables` takes them
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D), rows of length one
@@ -255,7 +251,7 @@ def ask_all(
     said = {(split.shots, split.seed): tables(methods, seen_in(split, image_emb, labels, classes), budget) for split in splits}
     return Asked(said, image_emb, labels, remembered(embed))
 
-# %% ../nbs/65_benchmark.ipynb #911110c3
+# %% ../nbs/65_benchmark.ipynb #5acf259c
 def without_training(
     asked: Asked,
     seeds: Sequence[int] = range(5),
@@ -271,7 +267,7 @@ def without_training(
                 rows.append(zero_shot(given, *test, int(texts["class_id"].max()) + 1, AGGREGATIONS, names).assign(seed=seed))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/65_benchmark.ipynb #3e152c83
+# %% ../nbs/65_benchmark.ipynb #e26e8622
 def _named(rows, names, only):
     "The rows with what they say about class names: in the texts, not in them, nothing but them (`only`), or no texts at all."
     about = rows["method"].str.rpartition(": ")[2]

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['correct_matrix', 'resampled_means', 'interval', 'chance_interval', 'summary', 'paired_test', 'holm', 'gain']
 
-# %% ../nbs/52_comparison.ipynb #5cf0068d
+# %% ../nbs/52_comparison.ipynb #d4aac41b
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
 from .zeroshot import SETTING, confusion
 
-# %% ../nbs/52_comparison.ipynb #37a44050
+# %% ../nbs/52_comparison.ipynb #dcd70525
 def correct_matrix(
     rows: pd.DataFrame,  # rows of one accuracies table, all of the same test images
 ) -> np.ndarray:  # (rows, n_test) bool
@@ -24,7 +23,7 @@ def correct_matrix(
     if rows.n_test.nunique() != 1: raise ValueError(f"Rows with {sorted(set(rows.n_test))} test images: expected the same images in all")
     return np.stack([np.unpackbits(np.frombuffer(b, np.uint8), count=n) for b, n in zip(rows.correct, rows.n_test)]).astype(bool)
 
-# %% ../nbs/52_comparison.ipynb #8d100fc7
+# %% ../nbs/52_comparison.ipynb #ce2e6459
 def _drawn_means(values, repeats, rng):
     "Means (repeats,) of as many draws, with repetition, from the N values; at most 2 ** 22 counts are held at a time."
     value, count = np.unique(values, return_counts=True)
@@ -32,7 +31,7 @@ def _drawn_means(values, repeats, rng):
     sizes = [min(portion, repeats - done) for done in range(0, repeats, portion)]
     return np.concatenate([rng.multinomial(len(values), count / len(values), size=n) @ value for n in sizes]) / len(values)
 
-# %% ../nbs/52_comparison.ipynb #b14678f8
+# %% ../nbs/52_comparison.ipynb #d61d9311
 def resampled_means(
     values: Tensor | np.ndarray,  # (N,) one value per test image, or (S, N) with a row per seed: right or wrong, or a difference of two methods
     repeats: int = 10_000,
@@ -56,7 +55,7 @@ def interval(
     low, high = ends.clip(values.min(), values.max())
     return float(low), float(high)
 
-# %% ../nbs/52_comparison.ipynb #16ae4202
+# %% ../nbs/52_comparison.ipynb #8a8bc2a5
 def chance_interval(
     scores: Tensor,  # (N, C)
     labels: Tensor,  # (N,)
@@ -71,7 +70,7 @@ def chance_interval(
     low, high = np.quantile(table[np.arange(n), shuffles].sum(1) / table.sum(), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/52_comparison.ipynb #04f0a500
+# %% ../nbs/52_comparison.ipynb #99ced926
 def summary(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them
     level: float = .95,
@@ -83,7 +82,7 @@ def summary(
     groups = accuracies.groupby(SETTING, sort=False, dropna=False)
     return pd.DataFrame([dict(zip(SETTING, setting)) | line(rows) for setting, rows in groups])
 
-# %% ../nbs/52_comparison.ipynb #46698ee5
+# %% ../nbs/52_comparison.ipynb #d9e2949d
 def paired_test(
     difference: Tensor | np.ndarray,  # (N,) or (S, N) with a row per seed: right or wrong of one method minus right or wrong of the other
     repeats: int = 10_000,
@@ -98,7 +97,7 @@ def paired_test(
     as_far = np.abs(resampled_means(difference, repeats, seed) - mean) >= abs(mean) - 1e-9
     return float((1 + as_far.sum()) / (1 + repeats))
 
-# %% ../nbs/52_comparison.ipynb #caf3bb3e
+# %% ../nbs/52_comparison.ipynb #3d1116c2
 def holm(
     p: Sequence[float],  # (m,) p-values of m comparisons
 ) -> np.ndarray:  # (m,)
@@ -108,7 +107,7 @@ def holm(
     stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return stepped[order.argsort()]
 
-# %% ../nbs/52_comparison.ipynb #3ee51a8f
+# %% ../nbs/52_comparison.ipynb #4a284d80
 def _difference(other, base):
     "Right or wrong of `other` minus that of `base` (seeds, n_test); ValueError unless their seeds pair off."
     (method,), (over,) = set(other.method), set(base.method)
@@ -119,7 +118,7 @@ def _difference(other, base):
     rights = correct_matrix(pd.concat([other.sort_values("seed"), base.sort_values("seed")])).astype(np.float64)
     return rights[:len(other)] - rights[len(other):]
 
-# %% ../nbs/52_comparison.ipynb #8848119e
+# %% ../nbs/52_comparison.ipynb #3d2ebb21
 def gain(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them, each method with the same seeds
     over: str,  # the method that all others are compared with

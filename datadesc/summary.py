@@ -6,7 +6,7 @@
 __all__ = ['PRINTED', 'FACTS', 'CHOSEN', 'COUNTERPARTS', 'published', 'measured', 'find_line', 'said', 'with_printed',
            'counterpart', 'told_apart', 'knowledge_pairs']
 
-# %% ../nbs/92_summary.ipynb #a29f65e0
+# %% ../nbs/92_summary.ipynb #e8e1e1db
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,14 +17,14 @@ from pandas.io.formats.style import Styler
 from .peers import PEERS
 from .runs import result
 
-# %% ../nbs/92_summary.ipynb #707a1f8b
+# %% ../nbs/92_summary.ipynb #dbeebb56
 PRINTED = "the paper, printed"
 
 def published() -> pd.DataFrame:  # table, dataset, method, value
     "Figures printed by Kim, Bae and Kim (EMNLP 2025): accuracies in percent, shares in percent and mean ranks of the judge. None of them is ours."
     return pd.read_csv(files("datadesc")/"assets"/"published.csv")
 
-# %% ../nbs/92_summary.ipynb #05471333
+# %% ../nbs/92_summary.ipynb #294e5392
 FACTS = {"encoder": "model", "weights": "checkpoint", "knowledge": "knowledge", "form": "form"}  # column -> parameter of the run
 
 def measured(
@@ -42,7 +42,7 @@ def _ends(line):
     "The intervals of a line as columns of their own."
     return {f"{'' if key == 'interval' else 'gain_'}{end}": value for key in ("interval", "gain_interval") if line.get(key) for end, value in zip(("low", "high"), line[key])}
 
-# %% ../nbs/92_summary.ipynb #bc9b6934
+# %% ../nbs/92_summary.ipynb #ae63d5d1
 CHOSEN = "chosen"  # stands for the form of the run
 
 def _zero_shot(method): return dict(protocol="zero_shot", method=method, aggregation=PEERS[method].aggregation if method in PEERS else "mean", names="with")
@@ -54,7 +54,7 @@ COUNTERPARTS = {  # table of the paper -> its column -> the line of ours that an
     "transfer": {m: _transfer(m) for m in ("images only", "menon", "labo", "cupl", "vdt")} | {"proponent texts": _transfer(CHOSEN)},
     "selection": {"influence": _transfer("direct"), "clip score": _transfer("clip"), "ift": _transfer("weighted")}}
 
-# %% ../nbs/92_summary.ipynb #965eb6b5
+# %% ../nbs/92_summary.ipynb #2c53fa07
 def find_line(
     figures: pd.DataFrame,  # rows of one run, as `measured` makes them
     wanted: dict,  # values of some columns
@@ -65,7 +65,7 @@ def find_line(
     if len(rows) > 1: raise ValueError(f"{len(rows)} rows answer {wanted}: expected one; say more about it")
     return rows.iloc[0] if len(rows) else None
 
-# %% ../nbs/92_summary.ipynb #b674d6b4
+# %% ../nbs/92_summary.ipynb #88b5e65f
 def said(
     line: pd.Series | None,  # a row of `measured`
 ) -> str:
@@ -78,16 +78,12 @@ def with_printed(
     columns: Sequence[str],  # in this order
 ) -> pd.DataFrame:  # index (dataset, source)
     "The rows as a table; after those of each dataset that the paper has, what it printed."
-    printed, datasets = published().query("table == @table").pivot(index="dataset", columns="method", values="value"), dict.fromkeys(d for d, _ in rows)
-    def of(dataset):
-        own = [(source, cells) for (d, source), cells in rows.items() if d == dataset]
-        return own + ([(PRINTED, printed.loc[dataset].map("{:.2f}".format).to_dict())] if dataset in printed.index else [])
-    index, cells = [], []
-    for dataset in datasets:
-        for source, row in of(dataset): index.append((dataset, source)), cells.append(row)
-    return pd.DataFrame(cells, pd.MultiIndex.from_tuples(index, names=["dataset", "source"]) if index else None, columns)
+    printed, datasets = published().query("table == @table").pivot(index="dataset", columns="method", values="value"), list(dict.fromkeys(dataset for dataset, _ in rows))
+    rows = rows | {(dataset, PRINTED): printed.loc[dataset].map("{:.2f}".format).to_dict() for dataset in datasets if dataset in printed.index}
+    index = sorted(rows, key=lambda place: datasets.index(place[0]))  # keeps the order within a dataset, the printed row last
+    return pd.DataFrame([rows[place] for place in index], pd.MultiIndex.from_tuples(index, names=["dataset", "source"]), columns)
 
-# %% ../nbs/92_summary.ipynb #af28f27a
+# %% ../nbs/92_summary.ipynb #b6d5c0ea
 def counterpart(
     table: str,  # a key of COUNTERPARTS
     figures: pd.DataFrame,  # from `measured`
@@ -98,7 +94,7 @@ def counterpart(
         rows[dataset, f"run {run}"] = {column: said(find_line(lines, wanted)) for column, wanted in COUNTERPARTS[table].items()}
     return with_printed(rows, table, list(COUNTERPARTS[table]))
 
-# %% ../nbs/92_summary.ipynb #bdfc9fb1
+# %% ../nbs/92_summary.ipynb #250d16d1
 def told_apart(
     table: pd.DataFrame,  # with (dataset, source) as index
 ) -> Styler:
@@ -106,7 +102,7 @@ def told_apart(
     grey = ["color: #888; font-style: italic" if source == PRINTED else "" for _, source in table.index]
     return table.style.apply(lambda column: grey).apply_index(lambda level: grey, axis=0)
 
-# %% ../nbs/92_summary.ipynb #465e86ef
+# %% ../nbs/92_summary.ipynb #78b2a53c
 def knowledge_pairs(
     figures: pd.DataFrame,  # from `measured`
 ) -> pd.DataFrame:  # index (dataset, source), columns without Wikipedia, with Wikipedia
