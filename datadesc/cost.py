@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOMENT', 'MESSAGE', 'IMAGE', 'PRICE_COLUMNS', 'DATE', 'MARGIN', 'COUNTS', 'TYPICAL', 'vocabulary', 'estimated_tokens',
            'count_tokens', 'counted_by', 'content_tokens', 'prompt_tokens', 'price_table', 'read_prices', 'price_row',
-           'price_of', 'Ticket', 'dollars', 'Tally', 'BudgetReached', 'no_price', 'Ledger', 'basis', 'bill']
+           'price_of', 'dollars', 'Ticket', 'Tally', 'BudgetReached', 'Budget', 'Ledger', 'no_price', 'basis', 'bill']
 
-# %% ../nbs/14_cost.ipynb #bff00954
+# %% ../nbs/14_cost.ipynb #f6b3aaad
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -22,7 +22,7 @@ import tiktoken
 
 from .store import default_root
 
-# %% ../nbs/14_cost.ipynb #0d5499cc
+# %% ../nbs/14_cost.ipynb #72e6679c
 MOMENT = 3 # seconds that a vocabulary may take to load
 
 @cache
@@ -37,7 +37,7 @@ def vocabulary(
     loading.join(MOMENT)
     return got[0] if got else None
 
-# %% ../nbs/14_cost.ipynb #27a4864a
+# %% ../nbs/14_cost.ipynb #6dcb9ba7
 def estimated_tokens(
     text:str, # any text
 ) -> int:
@@ -59,7 +59,7 @@ def counted_by(
     known = vocabulary(model)
     return f"tiktoken {known.name}" if known else "estimate: 4 bytes a token"
 
-# %% ../nbs/14_cost.ipynb #9e2d163f
+# %% ../nbs/14_cost.ipynb #f5a69895
 MESSAGE = 4 # tokens around a message: its role and its ends
 IMAGE = 765 # tokens of a 1024 x 1024 image at GPT-4o, by OpenAI's guide to images
 
@@ -78,7 +78,7 @@ def prompt_tokens(
     "Tokens of the whole chat as it is sent"
     return sum(MESSAGE + content_tokens(content, model) for _, content in messages)
 
-# %% ../nbs/14_cost.ipynb #64c778c9
+# %% ../nbs/14_cost.ipynb #62f96c3b
 PRICE_COLUMNS = ["model", "input", "output", "batch", "as_of", "shut_down", "source"]
 
 def price_table(
@@ -108,7 +108,7 @@ def read_prices(
     tables = [price_table(own)] if own.is_file() else []
     return pd.concat([*tables, price_table(files("datadesc")/"assets"/"prices.csv")]).drop_duplicates("model", ignore_index=True)
 
-# %% ../nbs/14_cost.ipynb #921c65bb
+# %% ../nbs/14_cost.ipynb #78876c0f
 DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$") # as OpenAI, Anthropic and Mistral end the names of versions
 
 def price_row(
@@ -127,17 +127,8 @@ def price_of(
     row = price_row(model, prices)
     return row and (row["input"], row["output"])
 
-# %% ../nbs/14_cost.ipynb #011c1fd7
+# %% ../nbs/14_cost.ipynb #07920e8f
 MARGIN = 2 # how many times what we counted a prompt may cost at worst
-
-@dataclass(frozen=True, eq=False)
-class Ticket:
-    "One call, from the moment it is allowed until it is settled or released"
-    stage: str # what the call is for
-    prompt_tokens: int # counted or estimated
-    completion_tokens: int # the most that its answers may have
-    factor: float # what it costs in parts of the price: less than 1 in a batch
-    worst: float # dollars, at most; 0 where the price is unknown
 
 def dollars(
     price:dict|None, # a line of the price table; None: unknown
@@ -148,7 +139,16 @@ def dollars(
     "What that costs; 0 where the price is unknown"
     return factor * (prompt * price["input"] + completion * price["output"]) / 1e6 if price else 0.
 
-# %% ../nbs/14_cost.ipynb #51268bdb
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    "One call, from the moment it is allowed until it is settled or released"
+    stage: str # what the call is for
+    prompt_tokens: int # counted or estimated
+    completion_tokens: int # the most that its answers may have
+    factor: float # what it costs in parts of the price: less than 1 in a batch
+    worst: float # dollars, at most; 0 where the price is unknown
+
+# %% ../nbs/14_cost.ipynb #638b0a8a
 COUNTS = ["calls", "replayed", "unknown", "prompt_tokens", "completion_tokens", "completion_at_most", "cost", "cost_at_most", "estimated"]
 
 class Tally:
@@ -174,7 +174,7 @@ class Tally:
         table = pd.DataFrame([*rows, {"stage": "total", **{name: self.total(name) for name in COUNTS}}])
         return table.assign(estimated=table["estimated"] > 0)
 
-# %% ../nbs/14_cost.ipynb #dc95872f
+# %% ../nbs/14_cost.ipynb #4062466f
 class BudgetReached(RuntimeError):
     "The next call could cost more than is left. With calls `in_flight` it may be allowed later, as they rarely cost what is held for them"
     open = None # how many questions are still to be asked, if whoever asks them says so
@@ -191,14 +191,35 @@ class BudgetReached(RuntimeError):
         return (f"${self.spent:.4f} of the budget of ${self.budget:.4f} are spent, and the next call could exceed it. {self.answered:,} questions are answered{left}. "
                 "Their answers are on record and cost nothing again: run the same command with a --budget for the rest.")
 
-def no_price(
-    model:str, # a model's name at its server
-) -> str:
-    "How to enter its price"
-    return (f"A budget needs a price, and none is known for model '{model}'. Enter it in '{default_root()/'prices.csv'}': first line 'model,input,output', "
-            f"then '{model},<dollars a million tokens sent>,<dollars a million received>'; 0,0 for a model on a machine of your own.")
+# %% ../nbs/14_cost.ipynb #0ff806a5
+class Budget:
+    "Dollars that may be spent, and how many of them are held for calls in flight"
+    def __init__(self,
+        allowed=None, # dollars; None: no limit
+    ):
+        if allowed is not None and not allowed >= 0: raise ValueError(f"budget={allowed}: expected dollars, 0 or more.")
+        self.allowed, self.flying, self.held = allowed, set(), 0.
 
-# %% ../nbs/14_cost.ipynb #0cb22d8f
+    def hold(self,
+        ticket:Ticket, # of a call that is to be made
+        spent, # dollars spent so far
+        answered, # questions answered so far, for the message
+    ):
+        "Holds what the call may cost; `BudgetReached` if that is more than is left"
+        if self.allowed is not None and spent + self.held + ticket.worst > self.allowed:
+            raise BudgetReached(spent, self.allowed, answered, len(self.flying))
+        self.flying.add(ticket)
+        self.held += ticket.worst
+
+    def let_go(self,
+        ticket:Ticket, # of a call that is over
+    ):
+        "Holds nothing for it any more"
+        if ticket in self.flying: self.held -= ticket.worst
+        self.flying.discard(ticket)
+        if not self.flying: self.held = 0. # rounding errors add up over many calls
+
+# %% ../nbs/14_cost.ipynb #f4e97a2a
 TYPICAL = 60 # tokens of a typical answer, for plans: a list of ten parts, or a line or two
 
 class Ledger(Tally):
@@ -210,10 +231,8 @@ class Ledger(Tally):
     ):
         super().__init__()
         prices = prices if isinstance(prices, pd.DataFrame) else read_prices(prices)
-        self.model, self.price, self.budget, self.flying, self.held = model, price_row(model, prices), budget, set(), 0.
-        if budget is None: return
-        if not budget >= 0: raise ValueError(f"budget={budget}: expected dollars, 0 or more.")
-        if not self.price: raise ValueError(no_price(model))
+        self.model, self.price, self.budget = model, price_row(model, prices), Budget(budget)
+        if budget is not None and not self.price: raise ValueError(no_price(model))
 
     def ticket(self,
         stage:str, # what the call is for
@@ -229,11 +248,7 @@ class Ledger(Tally):
     def reserve(self, stage, messages, max_tokens, n=1, batch=False) -> Ticket:
         "The `ticket` of a call that may be made; `BudgetReached` if that could exceed the budget"
         ticket = self.ticket(stage, messages, max_tokens, n, batch)
-        with self.lock:
-            if self.budget is not None and (spent := self.total("cost_at_most")) + self.held + ticket.worst > self.budget:
-                raise BudgetReached(spent, self.budget, self.total("calls") + self.total("replayed"), len(self.flying))
-            self.flying.add(ticket)
-            self.held += ticket.worst
+        with self.lock: self.budget.hold(ticket, self.total("cost_at_most"), self.total("calls") + self.total("replayed"))
         return ticket
 
     def settle(self,
@@ -252,15 +267,12 @@ class Ledger(Tally):
         lost=True, # nothing came back; False: the server refused the call, which costs nothing
     ):
         "Ends a call that brought none; a lost one is unknown, and may have cost its worst"
-        if lost: self.end(ticket, unknown=1, completion_at_most=ticket.completion_tokens, cost_at_most=ticket.worst)
-        else: self.end(ticket)
+        self.end(ticket, **(dict(unknown=1, completion_at_most=ticket.completion_tokens, cost_at_most=ticket.worst) if lost else {}))
 
     def end(self, ticket, **counts):
         "Books the counts for the ticket's stage, and holds nothing for it any more"
         with self.lock:
-            if ticket in self.flying: self.held -= ticket.worst
-            self.flying.discard(ticket)
-            if not self.flying: self.held = 0. # rounding does not add up
+            self.budget.let_go(ticket)
             if counts: self.add(ticket.stage, **counts)
 
     def replayed(self,
@@ -280,7 +292,14 @@ class Ledger(Tally):
         "One row a stage, and one in total; costs are NaN where the price is unknown"
         return super().table().assign(**({} if self.price else {"cost": float("nan"), "cost_at_most": float("nan")}))
 
-# %% ../nbs/14_cost.ipynb #d65e8b84
+def no_price(
+    model:str, # a model's name at its server
+) -> str:
+    "How to enter its price"
+    return (f"A budget needs a price, and none is known for model '{model}'. Enter it in '{default_root()/'prices.csv'}': first line 'model,input,output', "
+            f"then '{model},<dollars a million tokens sent>,<dollars a million received>'; 0,0 for a model on a machine of your own.")
+
+# %% ../nbs/14_cost.ipynb #f3cef3d1
 def basis(
     ledger:Ledger, # an account
 ) -> str:

@@ -151,7 +151,7 @@ def test_no_order_of_calls_exceeds_the_budget(budget, concurrency, seed):
         if flying and (len(flying) >= concurrency or rng.random() < .5):
             ticket = flying.pop(rng.randrange(len(flying)))
             rng.choice([lambda: ledger.settle(ticket, (rng.randint(1, 22), rng.randint(1, 300))), lambda: ledger.settle(ticket), lambda: ledger.release(ticket)])()
-        assert ledger.total("cost_at_most") + ledger.held <= budget * (1 + 1e-9)
+        assert ledger.total("cost_at_most") + ledger.budget.held <= budget * (1 + 1e-9)
     assert made == ledger.total("calls") + ledger.total("unknown") + len(flying)
 
 
@@ -162,7 +162,7 @@ def test_threads_share_a_ledger():
     threads = [Thread(target=work) for _ in range(8)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
-    assert ledger.total("calls") == 1600 and ledger.total("prompt_tokens") == 16000 and ledger.held == 0 and not ledger.flying
+    assert ledger.total("calls") == 1600 and ledger.total("prompt_tokens") == 16000 and ledger.budget.held == 0 and not ledger.budget.flying
 
 
 def test_fifty_thousand_calls_may_be_held_at_once():
