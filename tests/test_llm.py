@@ -53,7 +53,7 @@ def test_a_local_server_needs_no_key():
     (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, "refused the key .401.: set OPENAI_API_KEY"),
     (404, {"error": {"message": "The model `m` does not exist"}}, "knows no model 'm' .404.: check --llm-model"),
     (429, {"error": {"message": "quota"}}, "busy or your quota is used up"),
-    (400, {"error": {"message": f"bad request with {KEY}"}}, "failed on .component 'part 0'.*bad request with"),
+    (400, {"error": {"message": f"bad request with {KEY}"}}, "first .component .part 0.*failed: .*bad request with"),
     (500, {"error": {"message": "out of memory"}}, "out of memory")])
 def test_what_a_server_refuses_is_explained_without_the_key(monkeypatch, status, body, message):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -107,14 +107,14 @@ def test_concurrency_is_a_limit():
     assert max(most) == 3
 
 
-def test_after_a_failure_calls_in_flight_are_kept_and_none_is_started():
+def test_after_a_fatal_failure_calls_in_flight_are_kept_and_none_is_started():
     def fail(chat):
         n = int(chat["messages"][0]["content"].split()[1])
         time.sleep(.2 if n else .05)
-        return "ok" if n else (400, {"error": {"message": "bad"}}, {})
+        return "ok" if n else (403, {"error": {"message": "bad"}}, {})
     with llm_server(fail) as (url, server):
         llm = LLM("m", url, concurrency=4)
-        with pytest.raises(LLMError, match="bad") as caught: llm.ask(questions(llm, 20))
+        with pytest.raises(LLMError, match="refused the key .403.") as caught: llm.ask(questions(llm, 20))
         assert "3 of 20 answers came first and are on record" in caught.value.__notes__[0]
         assert len(server.chats) == 4 and len(llm.record.rows()) == 3
 
