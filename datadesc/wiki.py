@@ -9,7 +9,7 @@ __all__ = ['APPENDIX', 'LONGEST_WAIT', 'MEANINGS', 'APPEARANCE', 'paragraphs', '
            'searched', 'article_titles', 'article_for', 'look_up', 'about_appearance', 'singular', 'relevance', 'score',
            'about_four_characters', 'cut', 'passages_about']
 
-# %% ../nbs/10_wiki.ipynb #269e659a
+# %% ../nbs/10_wiki.ipynb #c7a6c96b
 import csv, gzip, json, re, time
 from bisect import bisect_right
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .store import whole
 
-# %% ../nbs/10_wiki.ipynb #ba8c4f13
+# %% ../nbs/10_wiki.ipynb #f3772e7f
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
   | einzelnachweise | weblinks | literatur | siehe\ auch | quellen | références | notes\ et\ références | voir\ aussi | liens\ externes | bibliographie
   | referencias | véase\ también | enlaces\ externos | bibliografía | note | voci\ correlate | altri\ progetti | collegamenti\ esterni | bibliografia
@@ -43,7 +43,7 @@ def paragraphs(
         elif not any(map(APPENDIX.fullmatch, path)): found.append((" / ".join(path), line))
     return found
 
-# %% ../nbs/10_wiki.ipynb #24a852c7
+# %% ../nbs/10_wiki.ipynb #c82895cf
 def article_of(
     text:str, # a page as TextExtracts gives it
     source:str, # where it was found
@@ -58,7 +58,7 @@ def article_of(
     return {"class": "", "source": source, "page": page, "revision": revision, "url": url,
             "passages": list(passages), "sections": list(sections), "how": how, "note": note}
 
-# %% ../nbs/10_wiki.ipynb #7b8bf1c6
+# %% ../nbs/10_wiki.ipynb #e2789245
 class WikiError(RuntimeError): "What went wrong between a class name and its article, and what to do about it"
 
 def api_address(
@@ -78,7 +78,7 @@ def shown(
     "The address as it may stand in a message"
     return re.sub(r"//[^/]*@", "//", url)
 
-# %% ../nbs/10_wiki.ipynb #da29b3a7
+# %% ../nbs/10_wiki.ipynb #1ccdeb95
 def seconds_in(
     retry_after:str|None, # the header Retry-After: seconds, or a date
 ) -> float|None:
@@ -89,7 +89,7 @@ def seconds_in(
 
 class Unreadable(WikiConnectionError): "The reply was not JSON: another try is worth it"
 
-# %% ../nbs/10_wiki.ipynb #eaad93f5
+# %% ../nbs/10_wiki.ipynb #c033eef4
 LONGEST_WAIT = 300 # seconds that a server may ask us to wait
 
 class Client(wikipediaapi.Wikipedia):
@@ -135,7 +135,7 @@ class Client(wikipediaapi.Wikipedia):
 
     def _build_extracts(self, extract, page): return self._build_info(extract, page)
 
-# %% ../nbs/10_wiki.ipynb #b2d4b2e0
+# %% ../nbs/10_wiki.ipynb #6c4ab88d
 @contextmanager
 def explained(
     client:Client, # whose calls are made in the block
@@ -151,7 +151,7 @@ def explained(
         raise WikiError(f"{shown(error.url)} {why.get(error.status_code, f'failed with status {error.status_code} ({tries})')}.") from None
     except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or use a snapshot.") from None
 
-# %% ../nbs/10_wiki.ipynb #9fd00fdd
+# %% ../nbs/10_wiki.ipynb #1c20755b
 MEANINGS = re.compile(r"\b(?:may|can)(?: also)? (?:refer to|mean|be)\b.*:$|\b(?:steht für|bezeichnet|peut (?:aussi )?désigner|puede (?:referirse|designar|hacer referencia)|può (?:riferirsi|indicare)|pode referir-se|kan verwijzen)\b.*:$")
 
 def lists_meanings(
@@ -195,7 +195,7 @@ class Wikipedia:
         limit=5, # most titles
     ) -> list:
         "Titles of pages that fit the words, the best first"
-        with explained(self.client): return list(self.client.search(words, limit=limit).pages)
+        with explained(self.client): return list(self.client.search(words, limit=limit, what="text").pages) # left alone, wikis without Wikipedia's search engine look at titles only
 
     def translated(self,
         title:str, # of a page in the English Wikipedia
@@ -206,7 +206,7 @@ class Wikipedia:
         with explained(self.client): links = self.client.langlinks(page, lllang=self.client.language)
         return links[self.client.language].title if links else None
 
-# %% ../nbs/10_wiki.ipynb #172aa312
+# %% ../nbs/10_wiki.ipynb #c616208d
 def text_of_html(
     page:str, # a page in HTML
 ) -> str:
@@ -220,7 +220,7 @@ def text_of_html(
         if text and not (element.name == "li" and element.find("p")) and not (element.name == "p" and element.find_parent("p")): lines.append(text)
     return "\n".join(lines)
 
-# %% ../nbs/10_wiki.ipynb #4e22d4c0
+# %% ../nbs/10_wiki.ipynb #5f363bbc
 class Zim:
     "An encyclopaedia in a ZIM file; needs the package libzim"
     def __init__(self,
@@ -266,7 +266,7 @@ class Zim:
         paths = Searcher(self.archive).search(Query().set_query(words)).getResults(0, limit)
         return [self.archive.get_entry_by_path(path).title for path in paths]
 
-# %% ../nbs/10_wiki.ipynb #1a18ed41
+# %% ../nbs/10_wiki.ipynb #3eb358d5
 def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
@@ -292,7 +292,7 @@ def read_article(
     if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages): raise ValueError("no 'passages', a list of texts")
     return article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
-# %% ../nbs/10_wiki.ipynb #48265ee7
+# %% ../nbs/10_wiki.ipynb #8b2054f6
 class Snapshot:
     "Articles from a file of JSON lines, each with passages and a page or class"
     def __init__(self,
@@ -324,7 +324,7 @@ class Snapshot:
         "Pages or classes that hold all the words"
         return [article["page"] or article["class"] for name, article in self.pages.items() if set(alike(words).split()) <= set(name.split())][:limit]
 
-# %% ../nbs/10_wiki.ipynb #f58e0961
+# %% ../nbs/10_wiki.ipynb #8a620f03
 def mentions(
     text:str, # a passage
     superclass:str, # what it should be about
@@ -338,7 +338,7 @@ def lead(
     "The passages before the first section"
     return "\n".join(passage for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #94734efa
+# %% ../nbs/10_wiki.ipynb #95a5fcaf
 def meanings(
     article:dict, # a disambiguation page
 ) -> dict:
@@ -360,7 +360,7 @@ def settled(
     if len(fitting) == 1: return next(iter(fitting.values())) | {"how": "disambiguation", "note": f"one of the meanings of {listed['page']}"}
     return listed | {"passages": [], "sections": [], "how": "ambiguous", "note": f"{listed['page']} may be " + ", ".join((list(fitting) or list(lines))[:limit])}
 
-# %% ../nbs/10_wiki.ipynb #337978ef
+# %% ../nbs/10_wiki.ipynb #99a0c05f
 def find(
     name:str, # a class name
     source, # where to look
@@ -389,7 +389,7 @@ def searched(
         if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
             return article | {"how": "search", "note": f"found by searching for {name}"}
 
-# %% ../nbs/10_wiki.ipynb #a41ef43d
+# %% ../nbs/10_wiki.ipynb #986e5cd8
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
@@ -397,7 +397,7 @@ def article_titles(
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
         return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
-# %% ../nbs/10_wiki.ipynb #b6a59711
+# %% ../nbs/10_wiki.ipynb #a3ec12ff
 def article_for(
     name:str, # a class name
     title:str|None, # its English title in the table; '' where none tells its look, None for a class that is not in the table
@@ -429,7 +429,7 @@ def look_up(
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 
-# %% ../nbs/10_wiki.ipynb #6cd14fb0
+# %% ../nbs/10_wiki.ipynb #c4b927c2
 APPEARANCE = re.compile(r"""\b(?: descri | appear | identif | plumage | morpholog | characteristic | features?\b | physical | anatom | colou?r | coat\b | markings? | looks?\b
   | design\b | structure | texture | shape | body | ingredient | prepar | presentation | serving | variet | dimorphism
   | beschreib | aussehen | merkmal | kennzeich | erscheinung | äußer | gefieder | zubereit | apparen | caractéristi | aspect | aparien | caracter | plumaje
@@ -442,7 +442,7 @@ def about_appearance(
     "Whether the title promises a description"
     return bool(APPEARANCE.search(section))
 
-# %% ../nbs/10_wiki.ipynb #cd5c42ae
+# %% ../nbs/10_wiki.ipynb #52ea9aab
 def singular(
     words, # in lower case
 ) -> list:
@@ -462,7 +462,7 @@ def relevance(
     scores = index.get_scores(question)
     return scores / scores.max()
 
-# %% ../nbs/10_wiki.ipynb #8b2c0a27
+# %% ../nbs/10_wiki.ipynb #4521b6a7
 def score(
     article, # dict with passages and, if they are known, their sections
     part:str, # one part of the class's look
@@ -472,7 +472,7 @@ def score(
     if not isinstance(sections, (list, tuple, np.ndarray)) or len(sections) != len(article["passages"]): sections = [""] * len(article["passages"])
     return relevance(article["passages"], part) + [1 if about_appearance(title) else .5 if title == "" else 0 for title in sections]
 
-# %% ../nbs/10_wiki.ipynb #c62c2567
+# %% ../nbs/10_wiki.ipynb #de028c0e
 def about_four_characters(
     text:str, # any text
 ) -> int:
@@ -489,7 +489,7 @@ def cut(
     ends = [end.end() for end in re.finditer(r"[.!?](?=\s)|[。！？]", text[:fits + 1])]
     return text if fits == len(text) else text[:max([end for end in ends if end <= fits], default=0)]
 
-# %% ../nbs/10_wiki.ipynb #c17069e9
+# %% ../nbs/10_wiki.ipynb #2fb81f17
 def passages_about(
     article, # dict with passages and, if they are known, their sections
     part:str, # what they should be about
