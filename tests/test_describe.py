@@ -4,9 +4,10 @@ import asyncio, json, time
 import pandas as pd, pytest
 
 from datadesc import meadow
-from datadesc.describe import COLUMNS, class_id_of, components, describe, from_file, is_refusal, one_line, parse_list, without_name
-from datadesc.llm import LLM, Record
-from llm_server import llm_server, surroundings
+from datadesc.describe import (COLUMNS, MOST_PARTS, check_line, class_id_of, components, describe, excerpt, failed_questions, from_file, is_refusal, kinds_of,
+                               one_line, parse_list, parts_in, parts_of, without_name)
+from datadesc.llm import LLM, LLMError, Record, Request
+from llm_server import completion, llm_server, surroundings
 
 
 def answering(parts="- collar\n- sleeves", look="a red {component}"):
@@ -20,16 +21,74 @@ ARTICLES = pd.DataFrame([{"class": "T_shirt", "passages": ["Short sleeves.", "Ro
 @pytest.mark.parametrize("answer, items", [
     ("1.beak\n2.crown", ["beak", "crown"]), ("1) Beak\n\n2) Crown\n", ["Beak", "Crown"]), ("- beak\n  - upper half\n- crown", ["beak", "upper half", "crown"]),
     ("beak\ncrown", ["beak", "crown"]), ("beak", ["beak"]), ("Beak; crown; and tail.", ["Beak", "crown", "tail"]), ("", []), ("```\n```", []),
-    ('{"beak": "hooked", "crown": "red"}', ["beak", "crown"]), ('[1, 2]', ["1", "2"]), ("[beak, crown]", ["[beak", "crown]"]),
+    ('{"beak": "hooked", "crown": "red"}', ["beak", "crown"]), ('[1, 2]', ["1", "2"]), ("[beak, crown]", ["beak", "crown"]),
     ("They have a long history...</think>\n- beak", ["beak"]), ("* beak\n* beak\n", ["beak"]), ("- café\n- 嘴", ["café", "嘴"]), ("– beak\r\n– crown\r\n", ["beak", "crown"])])
 def test_lists(answer, items): assert parse_list(answer) == items
+
+
+LISTED = ["beak", "crown", "wings", "tail"]
+
+@pytest.mark.parametrize("answer", [
+    "Beak\nCrown\nWings\nTail", "1. Beak\n2. Crown\n3. Wings\n4. Tail", "1) beak\n2) crown\n3) wings\n4) tail", " 9. beak\n10. crown\n11. wings\n12. tail", "**1. Beak**\n**2. Crown**\n**3. Wings**\n**4. Tail**",
+    "**Beak**\n**Crown**\n**Wings**\n**Tail**", "### Beak\n### Crown\n### Wings\n### Tail", "- [ ] beak\n- [ ] crown\n- [ ] wings\n- [ ] tail",
+    "Certainly! Here are the most telling visible parts of a bird in a photograph:\n\n1. **Beak**\n2. **Crown**\n3. **Wings**\n4. **Tail**\n\nLet me know if you need anything else!",
+    "Here's the list:\n\n* Beak\n* Crown\n* Wings\n* Tail\n\nThese parts together make up the look of the bird.\n\nNote: males and females may differ.",
+    "Beak: long and hooked\nCrown: often crested\nWings: two\nTail: long", "- **Beak:** long and hooked\n- **Crown:** often crested\n- **Wings:** two\n- **Tail:** long",
+    "1. Beak – its shape and colour\n2. Crown – the top of the head\n3. Wings – folded or spread\n4. Tail – long or short", "- Beak (bill)\n- Crown (top of the head)\n- Wings (folded)\n- Tail (rectrices)",
+    "- The beak\n- The crown\n- The wings\n- The tail", "- beak, hooked and yellow\n- crown, red\n- wings, two\n- tail", "1. Beak\n   - hooked\n   - yellow\n2. Crown\n   - red\n3. Wings\n4. Tail\n   * forked",
+    "Parts:\n  - beak\n  - crown\n  - wings\n  - tail",
+    "| Part | Description |\n|------|-------------|\n| Beak | long |\n| Crown | red |\n| Wings | two |\n| Tail | forked |", "| # | Part |\n|:-:|:--|\n| 1 | **Beak** |\n| 2 | **Crown** |\n| 3 | **Wings** |\n| 4 | **Tail** |\n\nThat is all.",
+    '{"parts": ["beak", "crown", "wings", "tail"]}', '```json\n{\n  "parts": [\n    "Beak",\n    "Crown",\n    "Wings",\n    "Tail"\n  ]\n}\n```\n\nI listed the most telling ones first [see above].', '```\n- beak\n- crown\n- wings\n- tail\n```',
+    'Sure, here is the JSON: {"parts": ["beak", "crown", "wings", "tail"]} Hope this helps!', '`["beak", "crown", "wings", "tail"]`', "```json [\"beak\", \"crown\", \"wings\", \"tail\"] ```", "['beak', 'crown', 'wings', 'tail']", "{'parts': ['beak', 'crown', 'wings', 'tail',]}",
+    '{"parts": [{"name": "Beak", "description": "hooked"}, {"name": "Crown", "description": "red"}, {"name": "Wings", "description": "two"}, {"name": "Tail", "description": "forked"}]}', '{"subject": "bird", "parts": ["beak", "crown", "wings", "tail"], "count": 4}',
+    '{"answer": {"parts": ["beak", "crown", "wings", "tail"]}}', '{"part_1": "beak", "part_2": "crown", "part_3": "wings", "part_4": "tail"}', '[{"beak": "hooked"}, {"crown": "red"}, {"wings": "two"}, {"tail": "forked"}]', '{"beak": {"look": "hooked"}, "crown": {"look": "red"}, "wings": {}, "tail": {}}',
+    '[["beak", 1], ["crown", 2], ["wings", 3], ["tail", 4]]', '{"parts": "beak, crown, wings, tail"}', '{"parts": ["1. Beak", "2. Crown", "3. Wings", "4. Tail"]}', '{"parts": ["beak", "crown", "wings", "tail", "bel', '{\n"part": "beak"}\n{"part": "crown"}\n{"part": "wings"}\n{"part": "tail"}',
+    "<think>\nThe user wants parts:\n- feet?\n- eyes?\n</think>\n\n- beak\n- crown\n- wings\n- tail", "<thinking>- feet</thinking><answer>\n- beak\n- crown\n- wings\n- tail\n</answer>", "◁think▷feet◁/think▷- beak\n- crown\n- wings\n- tail",
+    "<|channel|>analysis<|message|>- feet<|end|><|start|>assistant<|channel|>final<|message|>- beak\n- crown\n- wings\n- tail<|return|>", "- beak\n- crown\n- wings\n- tail\n\nUser: Subject: fish\nAssistant:\n- fins", "- beak\n- crown\n- wings\n- tail</s>",
+    "<ol>\n<li>Beak</li>\n<li>Crown</li>\n<li>Wings</li>\n<li>Tail</li>\n</ol>", "beak<br>crown<br/>wings<br />tail", "The visible parts of a bird include the beak, the crown, the wings, and the tail.", "beak; crown; wings; tail", "beak / crown / wings / tail", "beak · crown · wings · tail",
+    "1. beak 2. crown 3. wings 4. tail", "• beak • crown • wings • tail", "• Beak\n• Crown\n• Wings\n• Tail", "・Beak\n・Crown\n・Wings\n・Tail", "► beak\n► crown\n► wings\n► tail", "🐦 Beak\n👑 Crown\n🪽 Wings\n🪶 Tail", "1️⃣ Beak\n2️⃣ Crown\n3️⃣ Wings\n4️⃣ Tail", "①beak\n②crown\n③wings\n④tail",
+    "a. beak\nb. crown\nc. wings\nd. tail", "i. beak\nii. crown\niii. wings\niv. tail", "Part 1: Beak\nPart 2: Crown\nPart 3: Wings\nPart 4: Tail", "> - beak\n> - crown\n> - wings\n> - tail", "[1] beak\n[2] crown\n[3] wings\n[4] tail", "+ beak\n+ crown\n+ wings\n+ tail",
+    "---\n\nbeak\n\ncrown\n\nwings\n\ntail\n\n---", "- beak\n- crown\n- wings\n- tail\n- I'm sorry, I can't name more.", "- beak\n- crown\n- wings\n- tail\n- Note: only what is visible", "- beak\r\n- crown\r\n- wings\r\n- tail\r\n", "-  _beak_\n-  *crown*\n-  `wings`\n-  “tail”",
+    "- beak\n- crown\n- wings\n- the general impression that the whole bird makes on somebody who sees it\n- tail"])
+def test_parts_are_found_however_a_model_lists_them(answer): assert parts_in(answer, "bird") == LISTED
+
+
+@pytest.mark.parametrize("answer, parts", [
+    ("1、喙\n2、冠\n3、翅膀", ["喙", "冠", "翅膀"]), ("喙、冠、翅膀", ["喙", "冠", "翅膀"]), ("一、喙\n二、冠", ["喙", "冠"]), ("以下是列表：\n• 喙：长而弯\n• 冠：红色", ["喙", "冠"]), ("（1）くちばし\n（2）翼", ["くちばし", "翼"]), ("٣. منقار\n٤. جناح", ["منقار", "جناح"]),
+    ("– клюв\n– крылья", ["клюв", "крылья"]), ("а) клюв\nб) крылья", ["клюв", "крылья"]), ("- Schnabel: lang\n- Flügel", ["schnabel", "flügel"]), ("« bec »\n« ailes »", ["bec", "ailes"])])
+def test_parts_are_found_in_other_languages(answer, parts): assert parts_in(answer, "bird") == parts
+
+
+@pytest.mark.parametrize("answer", ["", "```\n```", "I'm sorry, but I can't assist with that.", "I cannot identify animals in images.\nPlease provide a photo.", "Sure!", "Here are the parts:", '{"parts": []}', '{"parts": null}', "[]", "{}", '{"error": "I can\'t help with that"}',
+                                    "<think>beak, crown", '{"parts": [', "Birds are warm-blooded animals that have lived on this planet for a very long time and differ widely.", "As an AI language model, I cannot see pictures.", "抱歉，我无法回答这个问题。"])
+def test_no_parts_are_found_where_there_are_none(answer):
+    with pytest.raises(ValueError, match="No parts of 'bird'"): parts_in(answer, "bird")
+
+
+def test_a_model_that_cannot_stop_is_stopped():
+    assert len(parts_in("\n".join(f"- part {chr(97 + n % 26)}{n}" for n in range(80)), "bird")) == MOST_PARTS
+    assert len(parts_in("beak, " * 50_000, "bird")) == 1
+
+
+def test_garbage_is_read_in_a_moment():
+    start = time.perf_counter()
+    for garbage in ("[" * 50_000, "{" * 50_000, '{"a":' * 20_000, "- " * 50_000, "\n[" * 20_000, "(" * 50_000, " " * 50_000, "*" * 50_000, "<think>" * 10_000, "<" * 50_000, "|-" * 20_000, "a, " * 20_000, "`" * 50_000, "User:" * 10_000, "\n" * 50_000, '"' * 50_000):
+        parse_list(garbage), one_line(garbage, "wings"), is_refusal(garbage)
+    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize("answer, line", [
     ("red wings", "red wings"), ("\n\n  red   wings \n\nand a body", "red wings"), ("Certainly! Here's one:\n\n- red wings", "red wings"),
     ("“red wings”", "red wings"), ("wings: red wings", "red wings"), ("Here's a short line: red wings", "red wings"), ("```text\nred wings\n```", "red wings"),
     ('["red wings", "a body"]', "red wings"), ("Sure!", "Sure!"), ("red wings [1]", "red wings [1]"), ("", ""), ("<think>hm\nhm</think>\n\nred wings", "red wings"),
-    ("wings with {two} spots", "wings with {two} spots"), ("12 mm long: red", "12 mm long: red")])
+    ("wings with {two} spots", "wings with {two} spots"), ("12 mm long: red", "12 mm long: red"), ("red wings [1]\n\n[1] A field guide", "red wings [1]"), ("- **Wings**: red wings", "red wings"), ("**Wings:** red wings", "red wings"),
+    ('{"description": "red wings"}', "red wings"), ('```json\n{"description": "red wings"}\n```\nIt is a red one.', "red wings"), ('{"class": "Peacock", "part": "wings", "look": "red wings"}', "red wings"), ('{"wings": "red wings"}', "red wings"),
+    ('{"description": ["red wings", "two of them"]}', "red wings"), ('{"result": {"description": "red wings"}}', "red wings"), ('{"reasoning": "The article says so.", "description": "red wings"}', "red wings"), ("{'description': 'red wings'}", "red wings"),
+    ('{"description": "red wi', ""), ('{"description": null}', ""), ('{"description": 7}', ""), ("{}", ""), ('{"part": "wings"}', ""), ("<think>red? or", ""), ("---", ""), ("Subject: Peacock\nPart: wings\nred wings", "red wings"),
+    ("Based on the encyclopaedia article, here is a summary:\nred wings", "red wings"), ("According to the article, red wings", "red wings"), ("Here's a one-line summary: “red wings”", "red wings"), ("Description: Wings: red wings", "red wings"), ("Wings — red wings", "red wings"),
+    ("red wings<|eot_id|>", "red wings"), ("red wings</s>\nUser: thanks", "red wings"), ("<answer>red wings</answer>", "red wings"), ("| Part | Look |\n|--|--|\n| wings | red wings |", "red wings"), ("1️⃣ red wings\n2️⃣ thin body", "red wings"), ("red &amp; black wings", "red & black wings"),
+    ("Absolutely! Here you go:\n\n> red wings\n\nLet me know!", "red wings"), ("好的，描述如下：\n红色的翅膀", "红色的翅膀"), ("a *deep* red, `plain` wing", "a deep red, plain wing"), ("red wings.\n\nNote: only the male.", "red wings."), ("4.5 cm red wings", "4.5 cm red wings"),
+    ("red-and-black, two-toned wings - with spots", "red-and-black, two-toned wings - with spots"), ("I'm sorry, I can't describe it.", "I'm sorry, I can't describe it."), ("<5 mm long red wings", "<5 mm long red wings")])
 def test_lines(answer, line): assert one_line(answer, "wings") == line
 
 
@@ -41,10 +100,26 @@ def test_lines(answer, line): assert one_line(answer, "wings") == line
 def test_class_names_are_replaced(text, name, superclass, expected): assert without_name(text, name, superclass) == expected
 
 
-@pytest.mark.parametrize("text", ["I’m sorry, I can’t do that", "The article does not explicitly mention its legs.", "Not specified.", "No description available", "As a language model I cannot see.", "unknown", ""])
+@pytest.mark.parametrize("answer, says", [("red wings", True), ("I can't help with that.", True), ("unknown", True), ("", False), ("Sure!", False), ("Certainly! Here's one:", False), ("Here is the line:", False), ('{"description": "red wi', False),
+                                          ("<think>red wings", False), ("Okay.", False), ('{"description": ""}', False), ("以下是描述：", False), ("red!", True)])
+def test_an_answer_must_say_something(answer, says):
+    request = Request((("user", "?"),), "m", about={"component": "wings"})
+    if says: check_line(request, answer)
+    else:
+        with pytest.raises(ValueError, match="No description in the model's answer"): check_line(request, answer)
+
+
+@pytest.mark.parametrize("text", ["I’m sorry, I can’t do that", "The article does not explicitly mention its legs.", "Not specified.", "No description available", "As a language model I cannot see.", "unknown", "", "I can't assist with that request.", "I'm unable to provide a description.",
+    "I won't be able to help with that.", "I'm really sorry, but I cannot help.", "I must decline.", "I'd rather not speculate.", "I'm not able to identify it.", "I'm not familiar with this species.", "I do not have enough information to describe it.", "I don't currently have information on that.",
+    "There is no information on its legs in the article.", "There isn't enough information to say.", "Insufficient information.", "The article is silent on the tail.", "The article is silent regarding this part", "The provided text doesn't include a description of the feet.", "The passage lacks any detail of the feet",
+    "The tail is not mentioned.", "Its colour isn't specified in the passage", "The legs are not explicitly described.", "Details are not provided", "Feet: not described", "Could you please provide more context?", "Please provide an image.", "It's unclear what the tail looks like.", "The eye colour is unknown.",
+    "My apologies, I have no data on this.", "I apologize, but this is beyond my abilities.", "Cannot be determined from the article.", "I can’t determine its colour", "None", "N/A.", "(none)", "—", "-", "null", "Not applicable", "No details are given.", "No details about the antennae", "No specific details",
+    "No mention of the legs.", "No reliable information available", "As an artificial intelligence, I lack eyes.", "Es tut mir leid, das kann ich nicht.", "Lo siento, no puedo.", "Je suis désolé, je ne peux pas.", "很抱歉，我不知道。", "申し訳ありませんが", "К сожалению, я не знаю", "[withheld by the server's content filter]"])
 def test_refusals_are_seen(text): assert is_refusal(text)
 
-@pytest.mark.parametrize("text", ["a provided bowl", "does not taper", "no white wings", "can hold water", "unknown-looking grey shape", "not a spot"])
+@pytest.mark.parametrize("text", ["a provided bowl", "does not taper", "no white wings", "can hold water", "unknown-looking grey shape", "not a spot", "no visible markings", "no fine details", "plain belly not covered in feathers", "a clear soup that does not contain noodles", "sorry-looking drooping crest",
+    "never fully black", "a description-defying pattern", "wings that cannot fold flat", "two silent black eyes", "pale, not streaked breast", "short tail without white", "you can see four spots", "a bowl of rice, please-yourself toppings", "an article of clothing with no sleeves", "text printed in red", "sources of light in rows",
+    "data-like grid of fields", "a paysage of green and brown", "no detail lost in the dark crown", "bright yellow eye, not always visible", "dark page-like folds that overlap", "iris of no known colour but blue"])
 def test_descriptions_are_not_refusals(text): assert not is_refusal(text)
 
 
@@ -84,14 +159,107 @@ def test_an_article_cannot_close_its_fence():
 
 
 def test_a_refusal_of_stage_1_names_the_class():
-    with pytest.raises(ValueError, match="No parts of 'hat'.*Take another model"): describe(("hat",), answering(parts="I'm sorry, but I can't."))
-    with pytest.raises(ValueError, match="No parts of 'hat'"): components("hat", answering(parts="Well, a hat is something that people wear on their heads. I like it"))
+    with pytest.raises(LLMError, match="(?s)No description of 1 of 1 classes:.*'hat': its list of parts failed.*No parts of 'hat'.*Take another model"): describe(("hat",), answering(parts="I'm sorry, but I can't."))
+    with pytest.raises(LLMError, match="No parts of 'hat'"): components("hat", answering(parts="Well, a hat is something that people wear on their heads. I like it"))
+    with pytest.raises(LLMError, match="No class can be described without the parts of 'garment'"): describe(("hat", "shirt"), answering(parts="I can't."), "garment")
 
 
-@pytest.mark.parametrize("options, message", [({"knowledge": "wiki"}, "expected one of 'text', 'url', 'none'"), ({"samples": 0}, "at least one answer")])
+@pytest.mark.parametrize("options, message", [({"knowledge": "wiki"}, "expected one of 'text', 'url', 'none'"), ({"samples": 0}, "samples=0: expected at least 1"), ({"article_tokens": 0}, "article_tokens=0: expected at least 1")])
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message): describe(("hat",), answering(), **options)
 
+
+def talking(answers):
+    "An LLM that says to each question what the function of its `about` and of the attempt says, and the list of what it was asked"
+    asked = []
+    return LLM("m", client=lambda request: asked.append(request) or answers(request.about, request.attempt)), asked
+
+def test_an_answer_that_says_nothing_is_asked_for_again():
+    def answers(about, attempt): return "- collar" if about["stage"] == "components" else ("Sure!", '{"description": "re', "red")[attempt]
+    llm, asked = talking(answers)
+    assert describe(("hat",), llm)["text"].tolist() == ["red"] and llm.failures == []
+    assert [request.attempt for request in asked] == [0, 0, 1, 2]
+    assert describe(("hat",), llm)["text"].tolist() == ["red"] and len(asked) == 4
+
+def test_failed_questions_leave_a_gap_and_are_listed():
+    llm, asked = talking(lambda about, _: "- collar\n- sleeves" if about["stage"] == "components" else "" if about["component"] == "collar" and about["class"] == "hat" and about["sample"] else "red")
+    for _ in range(2):
+        table = describe(("hat", "shirt"), llm, samples=2)
+        assert len(table) == 7 and table["text_id"].tolist() == list(range(7))
+        failed = failed_questions(llm)
+        assert failed.drop(columns="reason").values.tolist() == [["describe", "hat", "collar", 1]] and "No description in the model's answer" in failed["reason"][0]
+
+def test_every_class_without_an_answer_is_named():
+    def answers(about, _):
+        if about["stage"] == "components": return "no" * 50 if about["subject"] == "scarf" else "- collar\n- sleeves"
+        return "" if about["class"] in ("hat", "dress") else "red"
+    llm, asked = talking(answers)
+    with pytest.raises(LLMError) as error: describe(("hat", "shirt", "dress", "scarf"), llm, samples=2)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "No description of 3 of 4 classes:" and "on record" in lines[-1]
+    assert [line.split(".")[0] for line in lines[1:-1]] == ["'hat': all 4 questions failed", "'dress': all 4 questions failed", "'scarf': its list of parts failed"]
+    assert {request.about["class"] for request in asked if request.about["stage"] == "describe"} == {"hat", "shirt", "dress"}
+
+def test_nothing_failed_is_an_empty_table():
+    assert list(failed_questions(answering())) == ["stage", "class", "component", "sample", "reason"] and failed_questions(answering()).empty
+
+
+def test_cats_and_dogs_have_parts_of_their_own():
+    llm, asked = talking(lambda about, _: {"cat": "- whiskers", "dog": "- snout"}.get(about.get("subject"), "the dog's red coat"))
+    table = describe(("Abyssinian", "Beagle", "Birman"), llm, ("cat", "dog", "cat"))
+    assert table["component"].tolist() == ["whiskers", "snout", "whiskers"]
+    assert [request.about["subject"] for request in asked if request.about["stage"] == "components"] == ["cat", "dog"]
+    assert "Subject: Beagle (dog)" in asked[3].messages[-1][1]
+    assert parts_of(("Abyssinian", "Beagle"), llm, {"Abyssinian": "cat", "Beagle": "dog"}) == {"Abyssinian": ["whiskers"], "Beagle": ["snout"]}
+    named = describe(("Abyssinian", "Beagle"), LLM("n", client=lambda r: "- coat" if r.about["stage"] == "components" else f"the {r.about['class']}'s coat"), ("cat", "dog"))
+    assert named["text"].tolist() == ["this cat's coat", "this dog's coat"] and named["names_class"].all()
+
+@pytest.mark.parametrize("superclass, kinds", [(None, [None, None]), ("", [None, None]), ("cat", ["cat", "cat"]), (["cat", ""], ["cat", None]), ({"Beagle": "dog"}, [None, "dog"])])
+def test_kinds_may_be_given_in_many_ways(superclass, kinds): assert kinds_of(superclass, ("Abyssinian", "Beagle")) == kinds
+
+@pytest.mark.parametrize("superclass, message", [(("cat",), "1 superclasses for 2 classes"), ({"Boxer": "dog"}, "superclass names 'Boxer', which the dataset lacks")])
+def test_kinds_must_fit_the_classes(superclass, message):
+    with pytest.raises(ValueError, match=message): kinds_of(superclass, ("Abyssinian", "Beagle"))
+
+
+def test_structured_answers_come_from_a_server_that_offers_them():
+    "The schema is sent; an answer that breaks it is asked for again, and one in words is read all the same."
+    replies = {"collar": iter(['{"description": 7}', '{"description": "a plain collar"}']), "sleeves": iter(["- short sleeves"])}
+    def answer(chat):
+        question = chat["messages"][-1]["content"]
+        return '{"parts": ["collar", "sleeves"]}' if "Which visible parts" in question else next(replies["collar" if "Part: collar" in question else "sleeves"])
+    with llm_server(answer) as (url, server):
+        llm = LLM("m", url)
+        assert describe(("shirt",), llm)["text"].tolist() == ["a plain collar", "short sleeves"] and llm.failures == []
+    forms = [chat["response_format"]["json_schema"]["schema"] for chat in server.chats]
+    assert [list(form["properties"]) for form in forms] == [["parts"]] + [["description"]]*3 and all(form["additionalProperties"] is False for form in forms)
+
+def test_a_refusal_in_its_own_field_is_a_row():
+    with llm_server(lambda chat: "- collar" if "Which visible" in chat["messages"][-1]["content"] else completion(None, refusal="I'm sorry, I can't help with that.")) as (url, _):
+        assert describe(("shirt",), LLM("m", url))["refusal"].tolist() == [True]
+
+def test_a_dry_run_plans_both_stages():
+    llm = LLM("gpt-4o-mini", "http://127.0.0.1:9/v1", dry_run=True)
+    assert len(describe(("shirt", "hat"), llm, "garment", samples=2)) == 2 * 10 * 2
+    assert llm.ledger.table().set_index("stage")["calls"].to_dict() == {"components": 1, "describe": 40, "total": 41}
+
+
+def test_an_article_is_asked_about_as_far_as_it_is_text():
+    articles = pd.DataFrame([{"class": "hat", "passages": [" ", "\u200b"], "url": float("nan")}, {"class": "shirt", "passages": ["Red sleeves."], "url": None}])
+    for knowledge, kinds in (("text", ["none", "text"]), ("url", ["none", "none"])):
+        assert describe(("hat", "shirt"), answering(), "garment", articles, knowledge).drop_duplicates("class_id")["knowledge"].tolist() == kinds
+
+def test_a_long_article_is_cut_to_what_bears_on_the_part():
+    passages = [f"The {part} of this garment is {colour}. " + "It has a long history of trade and fashion in many countries. " * 12 for part, colour in (("brim", "red"), ("crown", "blue"), ("ribbon", "green"), ("lining", "white"))]
+    article = {"class": "hat", "url": "", "passages": passages, "sections": ["", "Description", "History", "Lining"]}
+    assert excerpt(article, "ribbon", 2000) == [passage.strip() for passage in passages]
+    for part, colour in (("ribbon", "green"), ("lining", "white")):
+        chosen = " ".join(excerpt(article, part, 250))
+        assert colour in chosen and len(chosen) <= 4 * 250
+    llm, asked = talking(lambda about, _: "- ribbon" if about["stage"] == "components" else "red")
+    describe(("hat",), llm, "garment", pd.DataFrame([article]), article_tokens=100)
+    inside = asked[-1].messages[-1][1].split("<article>\n")[1].split("\n</article>")[0]
+    assert "green" in inside and len(inside) <= 400
 
 def test_a_server_describes_clothing_and_the_record_replays_it():
     def answer(chat): return "1. collar\n2. sleeves" if "Which visible parts" in chat["messages"][-1]["content"] else "- **A shirt's plain collar**"
