@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['APPENDIX', 'LONGEST_WAIT', 'MEANINGS', 'APPEARANCE', 'paragraphs', 'article_of', 'WikiError', 'api_address', 'shown',
-           'seconds_in', 'Unreadable', 'Client', 'explained', 'lists_meanings', 'Wikipedia', 'text_of_html', 'Zim',
-           'alike', 'write_snapshot', 'read_article', 'Snapshot', 'mentions', 'lead', 'meanings', 'settled', 'find',
-           'searched', 'article_titles', 'article_for', 'look_up', 'about_appearance', 'singular', 'relevance', 'score',
-           'about_four_characters', 'cut', 'passages_about']
+           'seconds_in', 'Unreadable', 'said', 'fetched', 'Client', 'explained', 'lists_meanings', 'steps_in',
+           'Wikipedia', 'text_of_html', 'Zim', 'alike', 'write_snapshot', 'read_article', 'Snapshot', 'mentions',
+           'lead', 'meanings', 'settled', 'find', 'searched', 'article_titles', 'article_for', 'look_up',
+           'about_appearance', 'singular', 'words_of', 'indexed', 'relevance', 'score', 'about_four_characters', 'cut',
+           'passages_about']
 
-# %% ../nbs/10_wiki.ipynb #c7a6c96b
+# %% ../nbs/10_wiki.ipynb #9394cddf
 import csv, gzip, json, re, time
 from bisect import bisect_right
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +29,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .store import whole
 
-# %% ../nbs/10_wiki.ipynb #f3772e7f
+# %% ../nbs/10_wiki.ipynb #8c4b8e4b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
   | einzelnachweise | weblinks | literatur | siehe\ auch | quellen | références | notes\ et\ références | voir\ aussi | liens\ externes | bibliographie
   | referencias | véase\ también | enlaces\ externos | bibliografía | note | voci\ correlate | altri\ progetti | collegamenti\ esterni | bibliografia
@@ -43,7 +45,7 @@ def paragraphs(
         elif not any(map(APPENDIX.fullmatch, path)): found.append((" / ".join(path), line))
     return found
 
-# %% ../nbs/10_wiki.ipynb #c82895cf
+# %% ../nbs/10_wiki.ipynb #a0e74408
 def article_of(
     text:str, # a page as TextExtracts gives it
     source:str, # where it was found
@@ -58,7 +60,7 @@ def article_of(
     return {"class": "", "source": source, "page": page, "revision": revision, "url": url,
             "passages": list(passages), "sections": list(sections), "how": how, "note": note}
 
-# %% ../nbs/10_wiki.ipynb #e2789245
+# %% ../nbs/10_wiki.ipynb #e820d76c
 class WikiError(RuntimeError): "What went wrong between a class name and its article, and what to do about it"
 
 def api_address(
@@ -78,20 +80,53 @@ def shown(
     "The address as it may stand in a message"
     return re.sub(r"//[^/]*@", "//", url)
 
-# %% ../nbs/10_wiki.ipynb #1ccdeb95
+# %% ../nbs/10_wiki.ipynb #9fc575bb
+LONGEST_WAIT = 300 # seconds that a server may ask us to wait
+
 def seconds_in(
     retry_after:str|None, # the header Retry-After: seconds, or a date
 ) -> float|None:
     "The seconds to wait; None if the header does not say"
-    if retry_after is None or retry_after.strip().isdigit(): return retry_after and float(retry_after)
+    if not retry_after or retry_after.strip().isdigit(): return float(retry_after) if retry_after else None
     try: return max(0., (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
     except (ValueError, TypeError): return None
 
+# %% ../nbs/10_wiki.ipynb #5b34fa6b
 class Unreadable(WikiConnectionError): "The reply was not JSON: another try is worth it"
 
-# %% ../nbs/10_wiki.ipynb #c033eef4
-LONGEST_WAIT = 300 # seconds that a server may ask us to wait
+def said(
+    reply, # an `httpx.Response`
+    url:str, # where it came from
+) -> dict:
+    "The JSON object in the reply; an error if it says that something is wrong, or is none"
+    try: data = reply.json()
+    except ValueError as error: raise Unreadable(url) from error
+    if not isinstance(data, dict): raise Unreadable(url)
+    if error := data.get("error"):
+        if error["code"] in ("maxlag", "ratelimited", "readonly"): raise WikiRateLimitError(url, seconds_in(reply.headers.get("Retry-After")))
+        raise WikiError(f"{shown(url)} refused the question ({error['code']}: {error.get('info', '')}).")
+    data.setdefault("query", {}).setdefault("pages", {"-1": {}}) # what cannot be a title gets no pages
+    return data
 
+# %% ../nbs/10_wiki.ipynb #b9e94d71
+def fetched(
+    client, # an `httpx.Client`
+    url:str, # what to get
+    params:dict, # of the query
+    seconds:float, # for the whole reply
+) -> httpx.Response:
+    "The reply, read to its end; an error of Wikipedia-API if it is late or breaks off"
+    body, deadline = bytearray(), time.monotonic() + seconds
+    try:
+        with client.stream("GET", url, params=params) as reply:
+            for chunk in reply.iter_bytes():
+                body += chunk
+                if time.monotonic() > deadline: raise WikiHttpTimeoutError(url)
+    except httpx.TimeoutException as error: raise WikiHttpTimeoutError(url) from error
+    except httpx.RequestError as error: raise WikiConnectionError(url) from error
+    return httpx.Response(reply.status_code, headers={"Retry-After": reply.headers.get("Retry-After", "")}, content=bytes(body))
+
+# %% ../nbs/10_wiki.ipynb #4098339a
 class Client(wikipediaapi.Wikipedia):
     "Wikipedia-API for any MediaWiki: paced, with a deadline for each reply, and patient with a busy server"
     def __init__(self,
@@ -104,38 +139,25 @@ class Client(wikipediaapi.Wikipedia):
     ):
         agent = f"datadesc/{version('datadesc')}" + (f" ({contact})" if contact else "")
         super().__init__(agent, language, timeout=timeout, transport=None, follow_redirects=True, extra_api_params={"maxlag": 5}, **options)
-        self.address, self.timeout, self.pause, self.next_turn = address, timeout, 1 / requests_per_second, 0
+        self.address, self.timeout, self.pause, self.turn = address, timeout, 1 / requests_per_second, 0
 
     def _build_url(self, language): return self.address.replace("{language}", language)
 
     def _do_get(self, url, params):
-        time.sleep(max(0, self.next_turn - time.monotonic()))
-        self.next_turn, deadline, body = time.monotonic() + self.pause, time.monotonic() + self.timeout, bytearray()
-        try:
-            with self._client.stream("GET", url, params=params) as reply:
-                for chunk in reply.iter_bytes():
-                    body += chunk
-                    if time.monotonic() > deadline: raise WikiHttpTimeoutError(url)
-        except httpx.TimeoutException as error: raise WikiHttpTimeoutError(url) from error
-        except httpx.RequestError as error: raise WikiConnectionError(url) from error
-        return self._process_response(httpx.Response(reply.status_code, headers={"Retry-After": reply.headers.get("Retry-After", "")}, content=bytes(body)), url)
+        time.sleep(max(0, self.turn - time.monotonic()))
+        self.turn = time.monotonic() + self.pause
+        return self._process_response(fetched(self._client, url, params, self.timeout), url)
 
     def _process_response(self, reply, url):
-        wait = seconds_in(reply.headers["Retry-After"] or None)
+        wait = seconds_in(reply.headers["Retry-After"])
         if (wait or 0) > LONGEST_WAIT: raise WikiError(f"{shown(url)} asks to be left alone for {wait:.0f} s: run again then.")
         if reply.status_code == 429 or reply.status_code == 503 and wait is not None: raise WikiRateLimitError(url, wait)
-        try: data = super()._process_response(reply, url)
-        except wikipediaapi.WikiInvalidJsonError as error: raise Unreadable(url) from error
-        if not isinstance(data, dict): raise Unreadable(url)
-        if error := data.get("error"):
-            if error["code"] in ("maxlag", "ratelimited", "readonly"): raise WikiRateLimitError(url, 5 if wait is None else wait)
-            raise WikiError(f"{shown(url)} refused the question ({error['code']}: {error.get('info', '')}).")
-        data.setdefault("query", {}).setdefault("pages", {"-1": {}}) # what is no title at all gets no pages
-        return data
+        if reply.status_code != 200: raise WikiHttpError(reply.status_code, url)
+        return said(reply, url)
 
     def _build_extracts(self, extract, page): return self._build_info(extract, page)
 
-# %% ../nbs/10_wiki.ipynb #6c4ab88d
+# %% ../nbs/10_wiki.ipynb #c1b9ab07
 @contextmanager
 def explained(
     client:Client, # whose calls are made in the block
@@ -151,14 +173,22 @@ def explained(
         raise WikiError(f"{shown(error.url)} {why.get(error.status_code, f'failed with status {error.status_code} ({tries})')}.") from None
     except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or use a snapshot.") from None
 
-# %% ../nbs/10_wiki.ipynb #1c20755b
-MEANINGS = re.compile(r"\b(?:may|can)(?: also)? (?:refer to|mean|be)\b.*:$|\b(?:steht für|bezeichnet|peut (?:aussi )?désigner|puede (?:referirse|designar|hacer referencia)|può (?:riferirsi|indicare)|pode referir-se|kan verwijzen)\b.*:$")
+# %% ../nbs/10_wiki.ipynb #07d57289
+MEANINGS = re.compile(r"""\b(?:may|can)(?:\ also)?\ (?:refer\ to|mean|be)\b.*:$
+  | \b(?: steht\ für | bezeichnet | peut\ (?:aussi\ )?désigner | puede\ (?:referirse|designar|hacer\ referencia) | può\ (?:riferirsi|indicare) | pode\ referir-se | kan\ verwijzen )\b.*:$""", re.X)
 
 def lists_meanings(
     article:dict, # a page as an article
 ) -> bool:
     "Whether the page only lists what its title may mean"
     return any(MEANINGS.search(passage) for passage, section in zip(article["passages"], article["sections"]) if not section)
+
+# %% ../nbs/10_wiki.ipynb #34689522
+def steps_in(
+    redirects, # of a reply: [{from, to, tofragment}, ...]
+) -> str:
+    "The redirects in words"
+    return "; ".join(f"{step['from']} redirects to {step['to']}" + (f", {step['tofragment']}" if "tofragment" in step else "") for step in redirects)
 
 class Wikipedia:
     "Wikipedia, or another MediaWiki with the extension TextExtracts"
@@ -186,7 +216,7 @@ class Wikipedia:
         found = page._attributes
         if found["pageid"] < 0: return None
         if "extract" not in found: raise WikiError(f"{self.name} gave no text of '{title}': expected a MediaWiki with the extension TextExtracts.")
-        moved = "".join(f"{step['from']} redirects to {step['to']}{'#' * ('tofragment' in step)}{step.get('tofragment', '')}" for step in found.get("redirects", []))
+        moved = steps_in(found.get("redirects", []))
         article = article_of(found["extract"], self.name, found["title"], found.get("lastrevid", 0), found.get("fullurl", ""), "redirect" if moved else "exact", moved)
         return article | {"how": "ambiguous"} if "disambiguation" in found.get("pageprops", {}) or lists_meanings(article) else article
 
@@ -206,7 +236,7 @@ class Wikipedia:
         with explained(self.client): links = self.client.langlinks(page, lllang=self.client.language)
         return links[self.client.language].title if links else None
 
-# %% ../nbs/10_wiki.ipynb #c616208d
+# %% ../nbs/10_wiki.ipynb #affca754
 def text_of_html(
     page:str, # a page in HTML
 ) -> str:
@@ -220,7 +250,7 @@ def text_of_html(
         if text and not (element.name == "li" and element.find("p")) and not (element.name == "p" and element.find_parent("p")): lines.append(text)
     return "\n".join(lines)
 
-# %% ../nbs/10_wiki.ipynb #5f363bbc
+# %% ../nbs/10_wiki.ipynb #71d9f75c
 class Zim:
     "An encyclopaedia in a ZIM file; needs the package libzim"
     def __init__(self,
@@ -266,7 +296,7 @@ class Zim:
         paths = Searcher(self.archive).search(Query().set_query(words)).getResults(0, limit)
         return [self.archive.get_entry_by_path(path).title for path in paths]
 
-# %% ../nbs/10_wiki.ipynb #3eb358d5
+# %% ../nbs/10_wiki.ipynb #d868c3a9
 def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
@@ -292,7 +322,7 @@ def read_article(
     if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages): raise ValueError("no 'passages', a list of texts")
     return article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
-# %% ../nbs/10_wiki.ipynb #8b2054f6
+# %% ../nbs/10_wiki.ipynb #82e33e2e
 class Snapshot:
     "Articles from a file of JSON lines, each with passages and a page or class"
     def __init__(self,
@@ -324,7 +354,7 @@ class Snapshot:
         "Pages or classes that hold all the words"
         return [article["page"] or article["class"] for name, article in self.pages.items() if set(alike(words).split()) <= set(name.split())][:limit]
 
-# %% ../nbs/10_wiki.ipynb #8a620f03
+# %% ../nbs/10_wiki.ipynb #cd3c12c6
 def mentions(
     text:str, # a passage
     superclass:str, # what it should be about
@@ -338,7 +368,7 @@ def lead(
     "The passages before the first section"
     return "\n".join(passage for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #95a5fcaf
+# %% ../nbs/10_wiki.ipynb #01d9b28d
 def meanings(
     article:dict, # a disambiguation page
 ) -> dict:
@@ -360,7 +390,7 @@ def settled(
     if len(fitting) == 1: return next(iter(fitting.values())) | {"how": "disambiguation", "note": f"one of the meanings of {listed['page']}"}
     return listed | {"passages": [], "sections": [], "how": "ambiguous", "note": f"{listed['page']} may be " + ", ".join((list(fitting) or list(lines))[:limit])}
 
-# %% ../nbs/10_wiki.ipynb #99a0c05f
+# %% ../nbs/10_wiki.ipynb #9075b141
 def find(
     name:str, # a class name
     source, # where to look
@@ -389,7 +419,7 @@ def searched(
         if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
             return article | {"how": "search", "note": f"found by searching for {name}"}
 
-# %% ../nbs/10_wiki.ipynb #986e5cd8
+# %% ../nbs/10_wiki.ipynb #970027fa
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
@@ -397,7 +427,7 @@ def article_titles(
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
         return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
-# %% ../nbs/10_wiki.ipynb #a3ec12ff
+# %% ../nbs/10_wiki.ipynb #ce7dfc31
 def article_for(
     name:str, # a class name
     title:str|None, # its English title in the table; '' where none tells its look, None for a class that is not in the table
@@ -429,7 +459,7 @@ def look_up(
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 
-# %% ../nbs/10_wiki.ipynb #c4b927c2
+# %% ../nbs/10_wiki.ipynb #e9b3be6f
 APPEARANCE = re.compile(r"""\b(?: descri | appear | identif | plumage | morpholog | characteristic | features?\b | physical | anatom | colou?r | coat\b | markings? | looks?\b
   | design\b | structure | texture | shape | body | ingredient | prepar | presentation | serving | variet | dimorphism
   | beschreib | aussehen | merkmal | kennzeich | erscheinung | äußer | gefieder | zubereit | apparen | caractéristi | aspect | aparien | caracter | plumaje
@@ -442,27 +472,39 @@ def about_appearance(
     "Whether the title promises a description"
     return bool(APPEARANCE.search(section))
 
-# %% ../nbs/10_wiki.ipynb #52ea9aab
+# %% ../nbs/10_wiki.ipynb #c0a8bf6b
 def singular(
     words, # in lower case
 ) -> list:
     "The words without a plural s"
     return [re.sub(r"(?<=\w\w)s$", "", word) for word in words]
 
+def words_of(
+    texts, # T texts
+) -> list:
+    "T lists of words, in lower case and singular"
+    return bm25s.tokenize(list(texts), stopwords=None, stemmer=singular, return_ids=False, show_progress=False)
+
+@lru_cache(maxsize=8)
+def indexed(
+    passages:tuple, # P texts
+) -> tuple:
+    "Their index, and the set of their words; kept for a while, since many parts are asked of one article"
+    words, index = words_of(passages), bm25s.BM25()
+    if any(words): index.index(words, show_progress=False)
+    return index, set().union(*words)
+
 def relevance(
     passages, # P texts
     part:str, # what they should be about
 ) -> np.ndarray:
     "(P,) BM25 scores divided by the best one; zeros where no passage shares a word with the part"
-    words = lambda texts: bm25s.tokenize(list(texts), stopwords=None, stemmer=singular, return_ids=False, show_progress=False)
-    question, texts = words([part])[0], words(passages)
-    if not set(question) & {word for text in texts for word in text}: return np.zeros(len(texts))
-    index = bm25s.BM25()
-    index.index(texts, show_progress=False)
-    scores = index.get_scores(question)
-    return scores / scores.max()
+    index, known = indexed(tuple(passages))
+    question = [word for word in words_of([part])[0] if word in known]
+    scores = index.get_scores(question) if question else np.zeros(len(passages))
+    return scores / max(scores.max(initial=0), 1e-9)
 
-# %% ../nbs/10_wiki.ipynb #4521b6a7
+# %% ../nbs/10_wiki.ipynb #69d25ac8
 def score(
     article, # dict with passages and, if they are known, their sections
     part:str, # one part of the class's look
@@ -472,7 +514,7 @@ def score(
     if not isinstance(sections, (list, tuple, np.ndarray)) or len(sections) != len(article["passages"]): sections = [""] * len(article["passages"])
     return relevance(article["passages"], part) + [1 if about_appearance(title) else .5 if title == "" else 0 for title in sections]
 
-# %% ../nbs/10_wiki.ipynb #de028c0e
+# %% ../nbs/10_wiki.ipynb #e2209694
 def about_four_characters(
     text:str, # any text
 ) -> int:
@@ -489,7 +531,7 @@ def cut(
     ends = [end.end() for end in re.finditer(r"[.!?](?=\s)|[。！？]", text[:fits + 1])]
     return text if fits == len(text) else text[:max([end for end in ends if end <= fits], default=0)]
 
-# %% ../nbs/10_wiki.ipynb #2fb81f17
+# %% ../nbs/10_wiki.ipynb #2af4e17f
 def passages_about(
     article, # dict with passages and, if they are known, their sections
     part:str, # what they should be about

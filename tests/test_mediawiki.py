@@ -109,7 +109,7 @@ def test_a_page_with_its_sections(source, mediawiki):
 
 @pytest.mark.parametrize("title, page, note", [
     ("northern_cardinal", "Northern cardinal", ""), ("Redbird", "Northern cardinal", "Redbird redirects to Northern cardinal"),
-    ("Red crest", "Northern cardinal", "Red crest redirects to Northern cardinal#Description"), ("Iris × germanica", "Iris × germanica", ""), ("crème brûlée", "Crème brûlée", ""),
+    ("Red crest", "Northern cardinal", "Red crest redirects to Northern cardinal, Description"), ("Iris × germanica", "Iris × germanica", ""), ("crème brûlée", "Crème brûlée", ""),
     ("Dahlia 'Bishop of Llandaff'", "Dahlia 'Bishop of Llandaff'", ""), ("Brewer's blackbird", "Brewer's blackbird", ""), ("100% wool", "100% wool", ""), ("鶴", "鶴", ""), ("  Kite  flying ", "Kite flying", "")])
 def test_titles_lead_to_pages(source, title, page, note):
     article = source.article(title)
