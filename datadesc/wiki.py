@@ -10,7 +10,7 @@ __all__ = ['APPENDIX', 'LONGEST_WAIT', 'MEANINGS', 'APPEARANCE', 'paragraphs', '
            'about_appearance', 'singular', 'words_of', 'indexed', 'relevance', 'score', 'about_four_characters', 'cut',
            'passages_about']
 
-# %% ../nbs/10_wiki.ipynb #9394cddf
+# %% ../nbs/10_wiki.ipynb #b6099a66
 import csv, gzip, json, re, time
 from bisect import bisect_right
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .store import whole
 
-# %% ../nbs/10_wiki.ipynb #8c4b8e4b
+# %% ../nbs/10_wiki.ipynb #d179646b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
   | einzelnachweise | weblinks | literatur | siehe\ auch | quellen | références | notes\ et\ références | voir\ aussi | liens\ externes | bibliographie
   | referencias | véase\ también | enlaces\ externos | bibliografía | note | voci\ correlate | altri\ progetti | collegamenti\ esterni | bibliografia
@@ -41,11 +41,11 @@ def paragraphs(
     "Pairs (titles above it, joined by ' / '; paragraph) in the page's order, without its appendices"
     path, found = [], []
     for line in filter(None, map(str.strip, text.splitlines())):
-        if heading := re.fullmatch(r"(==+)\s*(.+?)\s*\1", line): path[len(heading[1]) - 2:] = [heading[2]]
+        if heading := re.fullmatch(r"(={2,6})(.+?)\1", line): path[len(heading[1]) - 2:] = [heading[2].strip()]
         elif not any(map(APPENDIX.fullmatch, path)): found.append((" / ".join(path), line))
     return found
 
-# %% ../nbs/10_wiki.ipynb #a0e74408
+# %% ../nbs/10_wiki.ipynb #b8bf1807
 def article_of(
     text:str, # a page as TextExtracts gives it
     source:str, # where it was found
@@ -60,7 +60,7 @@ def article_of(
     return {"class": "", "source": source, "page": page, "revision": revision, "url": url,
             "passages": list(passages), "sections": list(sections), "how": how, "note": note}
 
-# %% ../nbs/10_wiki.ipynb #e820d76c
+# %% ../nbs/10_wiki.ipynb #04cc6429
 class WikiError(RuntimeError): "What went wrong between a class name and its article, and what to do about it"
 
 def api_address(
@@ -80,7 +80,7 @@ def shown(
     "The address as it may stand in a message"
     return re.sub(r"//[^/]*@", "//", url)
 
-# %% ../nbs/10_wiki.ipynb #9fc575bb
+# %% ../nbs/10_wiki.ipynb #d2ed391b
 LONGEST_WAIT = 300 # seconds that a server may ask us to wait
 
 def seconds_in(
@@ -91,7 +91,7 @@ def seconds_in(
     try: return max(0., (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
     except (ValueError, TypeError): return None
 
-# %% ../nbs/10_wiki.ipynb #5b34fa6b
+# %% ../nbs/10_wiki.ipynb #1416016c
 class Unreadable(WikiConnectionError): "The reply was not JSON: another try is worth it"
 
 def said(
@@ -108,7 +108,7 @@ def said(
     data.setdefault("query", {}).setdefault("pages", {"-1": {}}) # what cannot be a title gets no pages
     return data
 
-# %% ../nbs/10_wiki.ipynb #b9e94d71
+# %% ../nbs/10_wiki.ipynb #818629a6
 def fetched(
     client, # an `httpx.Client`
     url:str, # what to get
@@ -126,7 +126,7 @@ def fetched(
     except httpx.RequestError as error: raise WikiConnectionError(url) from error
     return httpx.Response(reply.status_code, headers={"Retry-After": reply.headers.get("Retry-After", "")}, content=bytes(body))
 
-# %% ../nbs/10_wiki.ipynb #4098339a
+# %% ../nbs/10_wiki.ipynb #cd60ae93
 class Client(wikipediaapi.Wikipedia):
     "Wikipedia-API for any MediaWiki: paced, with a deadline for each reply, and patient with a busy server"
     def __init__(self,
@@ -157,7 +157,7 @@ class Client(wikipediaapi.Wikipedia):
 
     def _build_extracts(self, extract, page): return self._build_info(extract, page)
 
-# %% ../nbs/10_wiki.ipynb #c1b9ab07
+# %% ../nbs/10_wiki.ipynb #f6b23bbd
 @contextmanager
 def explained(
     client:Client, # whose calls are made in the block
@@ -173,7 +173,7 @@ def explained(
         raise WikiError(f"{shown(error.url)} {why.get(error.status_code, f'failed with status {error.status_code} ({tries})')}.") from None
     except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or use a snapshot.") from None
 
-# %% ../nbs/10_wiki.ipynb #07d57289
+# %% ../nbs/10_wiki.ipynb #aa840fb7
 MEANINGS = re.compile(r"""\b(?:may|can)(?:\ also)?\ (?:refer\ to|mean|be)\b.*:$
   | \b(?: steht\ für | bezeichnet | peut\ (?:aussi\ )?désigner | puede\ (?:referirse|designar|hacer\ referencia) | può\ (?:riferirsi|indicare) | pode\ referir-se | kan\ verwijzen )\b.*:$""", re.X)
 
@@ -183,7 +183,7 @@ def lists_meanings(
     "Whether the page only lists what its title may mean"
     return any(MEANINGS.search(passage) for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #34689522
+# %% ../nbs/10_wiki.ipynb #83b6d37b
 def steps_in(
     redirects, # of a reply: [{from, to, tofragment}, ...]
 ) -> str:
@@ -236,7 +236,7 @@ class Wikipedia:
         with explained(self.client): links = self.client.langlinks(page, lllang=self.client.language)
         return links[self.client.language].title if links else None
 
-# %% ../nbs/10_wiki.ipynb #affca754
+# %% ../nbs/10_wiki.ipynb #e4f05953
 def text_of_html(
     page:str, # a page in HTML
 ) -> str:
@@ -250,7 +250,7 @@ def text_of_html(
         if text and not (element.name == "li" and element.find("p")) and not (element.name == "p" and element.find_parent("p")): lines.append(text)
     return "\n".join(lines)
 
-# %% ../nbs/10_wiki.ipynb #71d9f75c
+# %% ../nbs/10_wiki.ipynb #529616c0
 class Zim:
     "An encyclopaedia in a ZIM file; needs the package libzim"
     def __init__(self,
@@ -296,7 +296,7 @@ class Zim:
         paths = Searcher(self.archive).search(Query().set_query(words)).getResults(0, limit)
         return [self.archive.get_entry_by_path(path).title for path in paths]
 
-# %% ../nbs/10_wiki.ipynb #d868c3a9
+# %% ../nbs/10_wiki.ipynb #0d577acd
 def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
@@ -322,7 +322,7 @@ def read_article(
     if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages): raise ValueError("no 'passages', a list of texts")
     return article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
-# %% ../nbs/10_wiki.ipynb #82e33e2e
+# %% ../nbs/10_wiki.ipynb #23b1af66
 class Snapshot:
     "Articles from a file of JSON lines, each with passages and a page or class"
     def __init__(self,
@@ -354,7 +354,7 @@ class Snapshot:
         "Pages or classes that hold all the words"
         return [article["page"] or article["class"] for name, article in self.pages.items() if set(alike(words).split()) <= set(name.split())][:limit]
 
-# %% ../nbs/10_wiki.ipynb #cd3c12c6
+# %% ../nbs/10_wiki.ipynb #5a272b67
 def mentions(
     text:str, # a passage
     superclass:str, # what it should be about
@@ -368,7 +368,7 @@ def lead(
     "The passages before the first section"
     return "\n".join(passage for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #01d9b28d
+# %% ../nbs/10_wiki.ipynb #c2b5ffcb
 def meanings(
     article:dict, # a disambiguation page
 ) -> dict:
@@ -390,7 +390,7 @@ def settled(
     if len(fitting) == 1: return next(iter(fitting.values())) | {"how": "disambiguation", "note": f"one of the meanings of {listed['page']}"}
     return listed | {"passages": [], "sections": [], "how": "ambiguous", "note": f"{listed['page']} may be " + ", ".join((list(fitting) or list(lines))[:limit])}
 
-# %% ../nbs/10_wiki.ipynb #9075b141
+# %% ../nbs/10_wiki.ipynb #d65a460d
 def find(
     name:str, # a class name
     source, # where to look
@@ -419,7 +419,7 @@ def searched(
         if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
             return article | {"how": "search", "note": f"found by searching for {name}"}
 
-# %% ../nbs/10_wiki.ipynb #970027fa
+# %% ../nbs/10_wiki.ipynb #406610d7
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
@@ -427,7 +427,7 @@ def article_titles(
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
         return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
-# %% ../nbs/10_wiki.ipynb #ce7dfc31
+# %% ../nbs/10_wiki.ipynb #2f46f593
 def article_for(
     name:str, # a class name
     title:str|None, # its English title in the table; '' where none tells its look, None for a class that is not in the table
@@ -459,7 +459,7 @@ def look_up(
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 
-# %% ../nbs/10_wiki.ipynb #e9b3be6f
+# %% ../nbs/10_wiki.ipynb #cebb8110
 APPEARANCE = re.compile(r"""\b(?: descri | appear | identif | plumage | morpholog | characteristic | features?\b | physical | anatom | colou?r | coat\b | markings? | looks?\b
   | design\b | structure | texture | shape | body | ingredient | prepar | presentation | serving | variet | dimorphism
   | beschreib | aussehen | merkmal | kennzeich | erscheinung | äußer | gefieder | zubereit | apparen | caractéristi | aspect | aparien | caracter | plumaje
@@ -472,7 +472,7 @@ def about_appearance(
     "Whether the title promises a description"
     return bool(APPEARANCE.search(section))
 
-# %% ../nbs/10_wiki.ipynb #c0a8bf6b
+# %% ../nbs/10_wiki.ipynb #a57d7318
 def singular(
     words, # in lower case
 ) -> list:
@@ -504,7 +504,7 @@ def relevance(
     scores = index.get_scores(question) if question else np.zeros(len(passages))
     return scores / max(scores.max(initial=0), 1e-9)
 
-# %% ../nbs/10_wiki.ipynb #69d25ac8
+# %% ../nbs/10_wiki.ipynb #1630c942
 def score(
     article, # dict with passages and, if they are known, their sections
     part:str, # one part of the class's look
@@ -514,7 +514,7 @@ def score(
     if not isinstance(sections, (list, tuple, np.ndarray)) or len(sections) != len(article["passages"]): sections = [""] * len(article["passages"])
     return relevance(article["passages"], part) + [1 if about_appearance(title) else .5 if title == "" else 0 for title in sections]
 
-# %% ../nbs/10_wiki.ipynb #e2209694
+# %% ../nbs/10_wiki.ipynb #d499c3eb
 def about_four_characters(
     text:str, # any text
 ) -> int:
@@ -531,7 +531,7 @@ def cut(
     ends = [end.end() for end in re.finditer(r"[.!?](?=\s)|[。！？]", text[:fits + 1])]
     return text if fits == len(text) else text[:max([end for end in ends if end <= fits], default=0)]
 
-# %% ../nbs/10_wiki.ipynb #2af4e17f
+# %% ../nbs/10_wiki.ipynb #b84b6d99
 def passages_about(
     article, # dict with passages and, if they are known, their sections
     part:str, # what they should be about

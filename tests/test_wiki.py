@@ -357,6 +357,14 @@ def test_any_article_gives_beginnings_of_its_passages_within_the_budget(passages
     assert all(any(passage.startswith(text) for passage in places) for text in quoted)
 
 
+@pytest.mark.parametrize("line", ["=" * 50_000, "==a" + " " * 50_000 + "b", "== " + "= " * 25_000, "may refer to " * 4_000, "." * 50_000, "a" * 50_000, "(" * 50_000, "\u200b" * 50_000])
+def test_huge_lines_take_no_time(line):
+    began = time.monotonic()
+    article = article_of(f"{line}\n== Description ==\n{line}", "w", "p")
+    passages_about(article, "wings", 100), lists_meanings(article), text_of_html(line)
+    assert time.monotonic() - began < 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_becomes_paragraphs(text):
