@@ -6,11 +6,11 @@
 __all__ = ['APPENDIX', 'LONGEST_WAIT', 'MEANINGS', 'APPEARANCE', 'paragraphs', 'article_of', 'WikiError', 'api_address', 'shown',
            'seconds_in', 'Unreadable', 'said', 'fetched', 'Client', 'explained', 'lists_meanings', 'steps_in',
            'Wikipedia', 'text_of_html', 'Zim', 'alike', 'write_snapshot', 'read_article', 'Snapshot', 'mentions',
-           'lead', 'meanings', 'settled', 'find', 'searched', 'article_titles', 'article_for', 'look_up',
+           'lead', 'meanings', 'settled', 'searched', 'find', 'article_titles', 'article_for', 'look_up',
            'about_appearance', 'singular', 'words_of', 'indexed', 'relevance', 'score', 'about_four_characters', 'cut',
            'passages_about']
 
-# %% ../nbs/10_wiki.ipynb #b6099a66
+# %% ../nbs/10_wiki.ipynb #f87069bb
 import csv, gzip, json, re, time
 from bisect import bisect_right
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .store import whole
 
-# %% ../nbs/10_wiki.ipynb #d179646b
+# %% ../nbs/10_wiki.ipynb #b08dfd3b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
   | einzelnachweise | weblinks | literatur | siehe\ auch | quellen | références | notes\ et\ références | voir\ aussi | liens\ externes | bibliographie
   | referencias | véase\ también | enlaces\ externos | bibliografía | note | voci\ correlate | altri\ progetti | collegamenti\ esterni | bibliografia
@@ -45,7 +45,7 @@ def paragraphs(
         elif not any(map(APPENDIX.fullmatch, path)): found.append((" / ".join(path), line))
     return found
 
-# %% ../nbs/10_wiki.ipynb #b8bf1807
+# %% ../nbs/10_wiki.ipynb #70a415b4
 def article_of(
     text:str, # a page as TextExtracts gives it
     source:str, # where it was found
@@ -60,7 +60,7 @@ def article_of(
     return {"class": "", "source": source, "page": page, "revision": revision, "url": url,
             "passages": list(passages), "sections": list(sections), "how": how, "note": note}
 
-# %% ../nbs/10_wiki.ipynb #04cc6429
+# %% ../nbs/10_wiki.ipynb #4e6f29a8
 class WikiError(RuntimeError): "What went wrong between a class name and its article, and what to do about it"
 
 def api_address(
@@ -73,14 +73,14 @@ def api_address(
     raise WikiError(f"No wiki can be asked at '{host}': expected a host such as en.wikipedia.org, or the full address of a wiki's api.php, "
                     "such as http://127.0.0.1:8080/api.php (Special:Version of the wiki names it).")
 
-
+# %% ../nbs/10_wiki.ipynb #5ff6d253
 def shown(
     url:str, # an address, perhaps with user and password
 ) -> str:
     "The address as it may stand in a message"
     return re.sub(r"//[^/]*@", "//", url)
 
-# %% ../nbs/10_wiki.ipynb #d2ed391b
+# %% ../nbs/10_wiki.ipynb #b3288d2c
 LONGEST_WAIT = 300 # seconds that a server may ask us to wait
 
 def seconds_in(
@@ -91,7 +91,7 @@ def seconds_in(
     try: return max(0., (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
     except (ValueError, TypeError): return None
 
-# %% ../nbs/10_wiki.ipynb #1416016c
+# %% ../nbs/10_wiki.ipynb #1d40d5fd
 class Unreadable(WikiConnectionError): "The reply was not JSON: another try is worth it"
 
 def said(
@@ -108,7 +108,7 @@ def said(
     data.setdefault("query", {}).setdefault("pages", {"-1": {}}) # what cannot be a title gets no pages
     return data
 
-# %% ../nbs/10_wiki.ipynb #818629a6
+# %% ../nbs/10_wiki.ipynb #d5d4ab76
 def fetched(
     client, # an `httpx.Client`
     url:str, # what to get
@@ -126,7 +126,7 @@ def fetched(
     except httpx.RequestError as error: raise WikiConnectionError(url) from error
     return httpx.Response(reply.status_code, headers={"Retry-After": reply.headers.get("Retry-After", "")}, content=bytes(body))
 
-# %% ../nbs/10_wiki.ipynb #cd60ae93
+# %% ../nbs/10_wiki.ipynb #a54a692f
 class Client(wikipediaapi.Wikipedia):
     "Wikipedia-API for any MediaWiki: paced, with a deadline for each reply, and patient with a busy server"
     def __init__(self,
@@ -157,7 +157,7 @@ class Client(wikipediaapi.Wikipedia):
 
     def _build_extracts(self, extract, page): return self._build_info(extract, page)
 
-# %% ../nbs/10_wiki.ipynb #f6b23bbd
+# %% ../nbs/10_wiki.ipynb #860d5e97
 @contextmanager
 def explained(
     client:Client, # whose calls are made in the block
@@ -173,7 +173,7 @@ def explained(
         raise WikiError(f"{shown(error.url)} {why.get(error.status_code, f'failed with status {error.status_code} ({tries})')}.") from None
     except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or use a snapshot.") from None
 
-# %% ../nbs/10_wiki.ipynb #aa840fb7
+# %% ../nbs/10_wiki.ipynb #77cbbaa7
 MEANINGS = re.compile(r"""\b(?:may|can)(?:\ also)?\ (?:refer\ to|mean|be)\b.*:$
   | \b(?: steht\ für | bezeichnet | peut\ (?:aussi\ )?désigner | puede\ (?:referirse|designar|hacer\ referencia) | può\ (?:riferirsi|indicare) | pode\ referir-se | kan\ verwijzen )\b.*:$""", re.X)
 
@@ -183,7 +183,7 @@ def lists_meanings(
     "Whether the page only lists what its title may mean"
     return any(MEANINGS.search(passage) for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #83b6d37b
+# %% ../nbs/10_wiki.ipynb #937c7ce6
 def steps_in(
     redirects, # of a reply: [{from, to, tofragment}, ...]
 ) -> str:
@@ -236,7 +236,7 @@ class Wikipedia:
         with explained(self.client): links = self.client.langlinks(page, lllang=self.client.language)
         return links[self.client.language].title if links else None
 
-# %% ../nbs/10_wiki.ipynb #e4f05953
+# %% ../nbs/10_wiki.ipynb #ab5d9cdb
 def text_of_html(
     page:str, # a page in HTML
 ) -> str:
@@ -250,7 +250,7 @@ def text_of_html(
         if text and not (element.name == "li" and element.find("p")) and not (element.name == "p" and element.find_parent("p")): lines.append(text)
     return "\n".join(lines)
 
-# %% ../nbs/10_wiki.ipynb #529616c0
+# %% ../nbs/10_wiki.ipynb #cbd82d61
 class Zim:
     "An encyclopaedia in a ZIM file; needs the package libzim"
     def __init__(self,
@@ -296,13 +296,14 @@ class Zim:
         paths = Searcher(self.archive).search(Query().set_query(words)).getResults(0, limit)
         return [self.archive.get_entry_by_path(path).title for path in paths]
 
-# %% ../nbs/10_wiki.ipynb #0d577acd
+# %% ../nbs/10_wiki.ipynb #7ed2c412
 def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
     "The name without case, punctuation and a leading number"
     return re.sub(r"[\W_]+", " ", re.sub(r"^\d+\.", "", name)).casefold().strip()
 
+# %% ../nbs/10_wiki.ipynb #c1dda56c
 def write_snapshot(
     articles:pd.DataFrame, # from `look_up`
     path, # a *.jsonl or *.jsonl.gz file
@@ -312,6 +313,7 @@ def write_snapshot(
     with whole(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return Path(path)
 
+# %% ../nbs/10_wiki.ipynb #1689188d
 def read_article(
     line:str, # of a snapshot
 ) -> dict:
@@ -322,7 +324,7 @@ def read_article(
     if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages): raise ValueError("no 'passages', a list of texts")
     return article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
-# %% ../nbs/10_wiki.ipynb #23b1af66
+# %% ../nbs/10_wiki.ipynb #0c8aed9f
 class Snapshot:
     "Articles from a file of JSON lines, each with passages and a page or class"
     def __init__(self,
@@ -354,7 +356,7 @@ class Snapshot:
         "Pages or classes that hold all the words"
         return [article["page"] or article["class"] for name, article in self.pages.items() if set(alike(words).split()) <= set(name.split())][:limit]
 
-# %% ../nbs/10_wiki.ipynb #5a272b67
+# %% ../nbs/10_wiki.ipynb #867be2b2
 def mentions(
     text:str, # a passage
     superclass:str, # what it should be about
@@ -368,7 +370,7 @@ def lead(
     "The passages before the first section"
     return "\n".join(passage for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #c2b5ffcb
+# %% ../nbs/10_wiki.ipynb #4fea75c9
 def meanings(
     article:dict, # a disambiguation page
 ) -> dict:
@@ -376,13 +378,14 @@ def meanings(
     lines = [passage for passage in article["passages"] if not MEANINGS.search(passage)]
     return {re.split(r"\s*(?:,|;|:| [–—-] )\s*", line)[0]: line for line in lines}
 
+# %% ../nbs/10_wiki.ipynb #b9ed9b9c
 def settled(
     listed:dict, # a disambiguation page as an article
     superclass:str|None, # what the class is a kind of
     source, # where to look up the candidates
     limit=10, # most candidates whose page is read
 ) -> dict:
-    "The one article it lists whose line or lead mentions the superclass; else the page itself, emptied, its candidates in the note"
+    "The one article it lists whose lead mentions the superclass; else the page itself, emptied, its candidates in the note"
     lines = meanings(listed)
     candidates = [title for title, line in lines.items() if superclass and mentions(line, superclass)] or list(lines)
     found = [article for title in candidates[:limit] if superclass and (article := source.article(title)) and article["how"] != "ambiguous"]
@@ -390,7 +393,20 @@ def settled(
     if len(fitting) == 1: return next(iter(fitting.values())) | {"how": "disambiguation", "note": f"one of the meanings of {listed['page']}"}
     return listed | {"passages": [], "sections": [], "how": "ambiguous", "note": f"{listed['page']} may be " + ", ".join((list(fitting) or list(lines))[:limit])}
 
-# %% ../nbs/10_wiki.ipynb #d65a460d
+# %% ../nbs/10_wiki.ipynb #20bb28bb
+def searched(
+    name:str, # a class name
+    source, # where to look
+    superclass=None, # what the class is a kind of
+) -> dict|None:
+    "The first page found whose title shares a word with the name and whose lead mentions the superclass, or None"
+    words = lambda text: set(re.findall(r"\w+", text.casefold()))
+    for title in source.search(f"{name} {superclass or ''}".strip()):
+        article = source.article(title) if words(title) & words(name) else None
+        if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
+            return article | {"how": "search", "note": f"found by searching for {name}"}
+
+# %% ../nbs/10_wiki.ipynb #d0221d9b
 def find(
     name:str, # a class name
     source, # where to look
@@ -407,19 +423,7 @@ def find(
     if clear: return article if article and article["passages"] else named
     return article or searched(name, source, superclass)
 
-def searched(
-    name:str, # a class name
-    source, # where to look
-    superclass=None, # what the class is a kind of
-) -> dict|None:
-    "The first page found whose title shares a word with the name and whose lead mentions the superclass, or None"
-    words = lambda text: set(re.findall(r"\w+", text.casefold()))
-    for title in source.search(f"{name} {superclass or ''}".strip()):
-        article = source.article(title) if words(title) & words(name) else None
-        if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
-            return article | {"how": "search", "note": f"found by searching for {name}"}
-
-# %% ../nbs/10_wiki.ipynb #406610d7
+# %% ../nbs/10_wiki.ipynb #ea23797c
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
@@ -427,7 +431,7 @@ def article_titles(
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
         return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
-# %% ../nbs/10_wiki.ipynb #2f46f593
+# %% ../nbs/10_wiki.ipynb #e9006ebf
 def article_for(
     name:str, # a class name
     title:str|None, # its English title in the table; '' where none tells its look, None for a class that is not in the table
@@ -443,6 +447,7 @@ def article_for(
     article = find(name, source, superclass) if title and superclass else None
     return article if article and mentions(lead(article), superclass) else None
 
+# %% ../nbs/10_wiki.ipynb #113eb187
 def look_up(
     classes, # class names
     source, # a `Wikipedia`, `Snapshot` or `Zim`
@@ -459,7 +464,7 @@ def look_up(
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 
-# %% ../nbs/10_wiki.ipynb #cebb8110
+# %% ../nbs/10_wiki.ipynb #38323441
 APPEARANCE = re.compile(r"""\b(?: descri | appear | identif | plumage | morpholog | characteristic | features?\b | physical | anatom | colou?r | coat\b | markings? | looks?\b
   | design\b | structure | texture | shape | body | ingredient | prepar | presentation | serving | variet | dimorphism
   | beschreib | aussehen | merkmal | kennzeich | erscheinung | äußer | gefieder | zubereit | apparen | caractéristi | aspect | aparien | caracter | plumaje
@@ -472,7 +477,7 @@ def about_appearance(
     "Whether the title promises a description"
     return bool(APPEARANCE.search(section))
 
-# %% ../nbs/10_wiki.ipynb #a57d7318
+# %% ../nbs/10_wiki.ipynb #288f9163
 def singular(
     words, # in lower case
 ) -> list:
@@ -485,11 +490,12 @@ def words_of(
     "T lists of words, in lower case and singular"
     return bm25s.tokenize(list(texts), stopwords=None, stemmer=singular, return_ids=False, show_progress=False)
 
+# %% ../nbs/10_wiki.ipynb #7b0bf188
 @lru_cache(maxsize=8)
 def indexed(
     passages:tuple, # P texts
 ) -> tuple:
-    "Their index, and the set of their words; kept for a while, since many parts are asked of one article"
+    "Their index, and the set of their words"
     words, index = words_of(passages), bm25s.BM25()
     if any(words): index.index(words, show_progress=False)
     return index, set().union(*words)
@@ -504,7 +510,7 @@ def relevance(
     scores = index.get_scores(question) if question else np.zeros(len(passages))
     return scores / max(scores.max(initial=0), 1e-9)
 
-# %% ../nbs/10_wiki.ipynb #1630c942
+# %% ../nbs/10_wiki.ipynb #9a471004
 def score(
     article, # dict with passages and, if they are known, their sections
     part:str, # one part of the class's look
@@ -514,13 +520,14 @@ def score(
     if not isinstance(sections, (list, tuple, np.ndarray)) or len(sections) != len(article["passages"]): sections = [""] * len(article["passages"])
     return relevance(article["passages"], part) + [1 if about_appearance(title) else .5 if title == "" else 0 for title in sections]
 
-# %% ../nbs/10_wiki.ipynb #d499c3eb
+# %% ../nbs/10_wiki.ipynb #b195ec79
 def about_four_characters(
     text:str, # any text
 ) -> int:
     "Its number of tokens, estimated as one for four characters"
     return -(-len(text) // 4)
 
+# %% ../nbs/10_wiki.ipynb #0320e61f
 def cut(
     text:str, # a passage
     max_tokens:int, # what it may cost
@@ -531,7 +538,7 @@ def cut(
     ends = [end.end() for end in re.finditer(r"[.!?](?=\s)|[。！？]", text[:fits + 1])]
     return text if fits == len(text) else text[:max([end for end in ends if end <= fits], default=0)]
 
-# %% ../nbs/10_wiki.ipynb #b84b6d99
+# %% ../nbs/10_wiki.ipynb #5104ede6
 def passages_about(
     article, # dict with passages and, if they are known, their sections
     part:str, # what they should be about
