@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PARTS_EXAMPLE', 'PARTS_FORM', 'THOUGHT', 'AFTER', 'TAG', 'LONGEST', 'MARKER', 'EMPHASIS', 'OPENING',
-           'STRAIGHT', 'REFUSAL', 'NOTHING', 'FENCE', 'TALK', 'BROKEN', 'WHOLE', 'EXPLAINED', 'REMARK', 'MOST_PARTS',
-           'LOOK', 'KNOWLEDGE', 'EXAMPLE_ARTICLE', 'ALIKE', 'LOOK_ALIKE', 'ESCAPED', 'SPEAKER', 'ADDRESS', 'LOOK_FORM',
-           'PREFACE', 'LABEL', 'ECHO', 'FIELDS', 'COLUMNS', 'readable', 'form_of', 'parts_request', 'aloud', 'bare',
-           'value_at', 'from_json', 'is_refusal', 'unique', 'table_rows', 'inline_items', 'items_in', 'outermost',
-           'parse_list', 'parts_in', 'check_parts', 'components', 'seen', 'quoted', 'excerpt', 'knowledge_for',
-           'look_question', 'look_requests', 'text_in', 'one_line', 'check_line', 'name_pattern', 'without_name',
-           'kinds_of', 'flagged', 'why_failed', 'parts_of', 'row_of', 'failed_questions', 'undescribed', 'describe',
-           'class_id_of', 'read_csv', 'read_sentences', 'checked', 'from_file']
+           'MOST_VALUES', 'STRAIGHT', 'REFUSAL', 'NOTHING', 'FENCE', 'TALK', 'BROKEN', 'WHOLE', 'BETWEEN', 'EXPLAINED',
+           'REMARK', 'MOST_PARTS', 'LOOK', 'KNOWLEDGE', 'EXAMPLE_ARTICLE', 'ALIKE', 'FULL_WIDTH', 'LOOK_ALIKE',
+           'ESCAPED', 'HARMLESS', 'SPEAKER', 'ADDRESS', 'LOOK_FORM', 'PREFACE', 'LABEL', 'ECHO', 'FIELDS', 'COLUMNS',
+           'readable', 'form_of', 'parts_request', 'aloud', 'bare', 'value_at', 'from_json', 'is_refusal', 'unique',
+           'table_rows', 'inline_items', 'items_in', 'outermost', 'parse_list', 'parts_in', 'check_parts', 'components',
+           'seen', 'harmless', 'quoted', 'excerpt', 'knowledge_for', 'look_question', 'look_requests', 'text_in',
+           'one_line', 'check_line', 'name_pattern', 'without_name', 'kinds_of', 'flagged', 'why_failed', 'parts_of',
+           'row_of', 'failed_questions', 'undescribed', 'describe', 'class_id_of', 'read_csv', 'read_sentences',
+           'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #65389c9a
+# %% ../nbs/20_describe.ipynb #ecef13d4
 import ast, csv, html, json, re, unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,7 +27,7 @@ from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
 from .wiki import passages_about
 
-# %% ../nbs/20_describe.ipynb #cbbfbe5f
+# %% ../nbs/20_describe.ipynb #933bb341
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. \
 Answer with a list, one part a line, and nothing else."""
@@ -56,9 +58,9 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), schema=PARTS_FORM, stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #697b5b50
+# %% ../nbs/20_describe.ipynb #dba9c5f3
 THOUGHT = re.compile(r"^.*(?:</(?:{0})>|◁/think▷|<\|channel\|>final<\|message\|>)|<(?:{0})>.*|◁think▷.*".format("think|thinking|thought|reasoning|reflection"), re.S | re.I)
-AFTER = re.compile(r"(?:<\|(?:im_end|end|eot_id|endoftext|return)\|>|<end_of_turn>|</s>|\n\s*(?:#+\s*)?(?:user|human)\s*:).*", re.S | re.I)
+AFTER = re.compile(r"(?:<\|(?:im_end|end|eot_id|endoftext|return)\|>|<end_of_turn>|</s>|\n[ \t]*(?:#+ *)?(?:user|human) *:).*", re.S | re.I)
 TAG = re.compile(r"</?[a-z][^<>]*>|<\|[^<>]*\|>", re.I)
 LONGEST = 20_000 # characters of an answer that are read
 
@@ -66,11 +68,11 @@ def aloud(
     answer:str, # what a model wrote
 ) -> str:
     "What it said: without thoughts, tags, and whatever follows its own end"
-    said = AFTER.sub("", THOUGHT.sub("", answer))[:LONGEST]
+    said = AFTER.sub("", THOUGHT.sub("", answer)[:LONGEST])
     said = re.sub(r"<(?:br|p|tr)\b[^<>]*>", "\n", re.sub(r"<li\b[^<>]*>", "\n- ", said, flags=re.I), flags=re.I)
     return TAG.sub(" ", said)
 
-# %% ../nbs/20_describe.ipynb #01d89ea7
+# %% ../nbs/20_describe.ipynb #f52ce9a4
 MARKER = re.compile(r"""^(?:[ \t]*(?:
     [-*+–—·﹣－→]\s+ | [•▪◦‣⁃●○■□▸►▶➤➢❖◆◇★☆✓✔✦⇒※・･]\s* | \[[ xX✓]\]\s+ | \#{1,6}\s+ | >\s+ # bullets, boxes, headings
   | [\U0001f300-\U0001faff\u2600-\u27bf]\ufe0f?\s+ # pictures
@@ -86,35 +88,39 @@ def bare(
     line = html.unescape(MARKER.sub("", EMPHASIS.sub("", line)))
     return " ".join(line.strip(" \t\"'`*_“”‘’„«»「」『』,;").split())
 
-# %% ../nbs/20_describe.ipynb #1f2ee2a8
-OPENING = re.compile(r"(?:^|[:`])\s*(?:json\s*)?(?=[\[{])", re.M | re.I) # where JSON may begin: a line, or after a colon
+# %% ../nbs/20_describe.ipynb #9350e3c2
+OPENING = re.compile(r"(?:^|[:`]|[}\]],?)[ \t]*(?:json[ \t]*)?(?=[\[{])", re.M | re.I) # where JSON may begin: a line, after a colon, after other JSON
+MOST_VALUES = 50 # places where it is looked for
 STRAIGHT = str.maketrans("“”„‘’", "\"\"\"''")
 
 def value_at(
     text:str, # begins with [ or {
 ):
-    "(value, rest): the list or object with which the text begins, as JSON or as Python writes it, and the text after it; (None, text[1:]) if it is none"
+    "(value, length): the list or object with which the text begins, as JSON or as Python writes it, and its length; (None, 1) if it is none"
     for written in (text, text.translate(STRAIGHT)):
-        try: value, end = json.JSONDecoder(strict=False).raw_decode(written)
-        except (ValueError, RecursionError): continue
-        return value, text[end:]
-    for end in [mark.end() for mark in re.finditer(r"[\]}]", text)][:-9:-1]:
+        try: return json.JSONDecoder(strict=False).raw_decode(written)
+        except (ValueError, RecursionError): pass
+    for end in [mark.end() for mark in re.finditer(r"[\]}]", text)][:-5:-1]:
         try: value = ast.literal_eval(text[:end])
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError): continue
-        if isinstance(value, (list, dict)): return value, text[end:]
-    return None, text[1:]
+        if isinstance(value, (list, dict)): return value, end
+    return None, 1
 
 def from_json(
     answer:str, # an answer that may hold lists or objects
 ) -> list:
     "The lists and objects in the answer, in order, as far as they hold more than numbers"
-    found, rest = [], answer
-    while opening := OPENING.search(rest):
-        value, rest = value_at(rest[opening.end():])
+    found, place = [], 0
+    for _ in range(MOST_VALUES):
+        if not (opening := OPENING.search(answer, place)): break
+        value, length = value_at(answer[opening.end():])
+        place = opening.end() + length - (value is not None) # its last bracket may open the next one
         if isinstance(value, dict) or value and any(isinstance(item, (str, dict, list)) for item in value): found.append(value)
     return found
 
-# %% ../nbs/20_describe.ipynb #1d8aece4
+
+
+# %% ../nbs/20_describe.ipynb #0eac99f5
 REFUSAL = re.compile(r"""\b(?:
     i(?:['’]m|\ am|\ was)\ (?:\w+\ )?(?:sorry|afraid|unable|not\ (?:able|sure|aware|familiar|certain)) | sorry, | my\ apologies | i\ apologi[sz]e
   | (?:un|not\ )able\ to | i\ (?:must|have\ to|need\ to)\ (?:decline|refuse) | i(?:['’]d|\ would)\ (?:rather|prefer)\ not
@@ -139,8 +145,8 @@ def is_refusal(
     "Whether the text says that there is nothing to say"
     return bool(REFUSAL.search(text)) or text.strip(" \n.-–—()[]{}\"'").lower() in NOTHING
 
-# %% ../nbs/20_describe.ipynb #56a99bea
-FENCE = re.compile(r"^\s*(?:```|~~~)\w*\s*$", re.M)
+# %% ../nbs/20_describe.ipynb #2ddabdf8
+FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t\r]*$", re.M)
 TALK = re.compile(r"[:!?：！？]\s*$|^(?:sure|certainly|absolutely|of course|okay|great|got it|here (?:is|are)|here['’]s|below (?:is|are)|the following|based on|according to|"
                   r"i hope|hope this|i['’]d be happy|let me|if you|feel free|please|note|would you|unfortunately|however)\b", re.I)
 BROKEN = re.compile(r"\s*[\[{]\s*(?:[\[{\"'“]|$)") # JSON that could not be read
@@ -160,15 +166,17 @@ def table_rows(
     rows = [[cell for cell in map(bare, line.split("|")) if re.search(r"[^\W\d_]", cell)] for line in lines[rule + 1:] if "|" in line]
     return [row for row in rows if row]
 
+BETWEEN = re.compile(r"(?:^|\s)(?:\(?\d{1,2}[.)]|[•·▪●|/–—-])\s+") # marks between the items of one line
+
 def inline_items(
     line:str, # the only line of an answer
 ) -> list:
     "The items of a list that was written in one line"
-    if len(numbered := re.split(r"(?:^|\s)\(?\d+[.)]\s+", line)) > 2: return numbered[1:]
+    if len(items := list(filter(None, BETWEEN.split(line)))) > 2: return items
     if line.count(": ") < 2: line = re.sub(r"^[^,;]*?(?::\s|\b(?:are|includes?|comprises?|namely)\s)", "", line)
-    return re.split(r"(?:[,;]\s|[，；、،])\s*(?:and\s+)?|\s+(?:and|[-–—•·|/])\s+", line.strip(" .。[]{}"))
+    return re.split(r"(?:[,;]\s|[，；、،])\s*(?:and\s+)?|\s+and\s+", line.strip(" .。[]{}"))
 
-# %% ../nbs/20_describe.ipynb #85d72051
+# %% ../nbs/20_describe.ipynb #283a4080
 def items_in(
     value, # a list or object of JSON
     nested=True, # with what stands below the items
@@ -204,11 +212,12 @@ def parse_list(
     lines = EMPHASIS.sub("", answer).splitlines()
     if rows := table_rows(lines): return unique(row[0] for row in rows)
     lines = [line for line in lines if re.search(r"\w", line)]
-    if bulleted := [line for line in lines if MARKER.match(line)]: return unique(bulleted if nested else outermost(bulleted))
-    if len(lines) == 1 and not is_refusal(lines[0]): return unique(inline_items(lines[0]))
+    inline = len(lines) == 1 and len(BETWEEN.findall(lines[0])) > 2
+    if not inline and (bulleted := [line for line in lines if MARKER.match(line)]): return unique(bulleted if nested else outermost(bulleted))
+    if len(lines) == 1 and not is_refusal(lines[0]): lines = inline_items(lines[0])
     return unique(line for line in lines if not TALK.search(bare(line)) and not is_refusal(line))
 
-# %% ../nbs/20_describe.ipynb #c16fa82f
+# %% ../nbs/20_describe.ipynb #b4af6c34
 EXPLAINED = re.compile(r":(?:\s|$)|：|\s[-–—(=]|（|[,;]\s|\s?[–—→]\s") # where the explanation of a part begins
 REMARK = re.compile(r"(?:notes?|please|remember|disclaimer|in summary|these)\b")
 MOST_PARTS = 15
@@ -220,7 +229,7 @@ def parts_in(
     "The parts named in the answer, in lower case, at most `MOST_PARTS`; an error if there is none"
     named = unique(re.sub(r"^(?:the|an?)\s+", "", EXPLAINED.split(item)[0].lower()) for item in parse_list(answer, nested=False))
     parts = [part for part in named if len(part.split()) <= 5 and len(part) <= 40 and not is_refusal(part) and not REMARK.match(part)]
-    if parts: return parts[:MOST_PARTS]
+    if 2 * len(parts) > len(named): return parts[:MOST_PARTS] # else it is prose
     raise ValueError(f"No parts of '{readable(subject)}' in the model's answer {answer!r:.200}: "
                      "expected a list such as '- wings'. Take another model.")
 
@@ -238,7 +247,7 @@ def components(
     "The visible parts of the subject: stage 1"
     return parts_in(llm.ask([parts_request(subject, llm)], check=check_parts)[0], subject)
 
-# %% ../nbs/20_describe.ipynb #3b37ac41
+# %% ../nbs/20_describe.ipynb #5f5439af
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -260,11 +269,13 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #417d82c6
-ALIKE = {"<": "＜﹤‹〈〈⟨❬❮❰⟪《«≪⋘≺˂ᐸᚲ≮≨≰⩽", ">": "＞﹥›〉〉⟩❭❯❱⟫》»≫⋙≻˃ᐳ≯≩≱⩾", "&": "＆﹠", "[": "［⟦【〔❲", "]": "］⟧】〕❳"}
-LOOK_ALIKE = str.maketrans({c: mark for mark, alike in ALIKE.items() for c in alike})
-ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "[": "&#91;", "]": "&#93;"})
-SPEAKER = re.compile(r"\b((?:user|assistant|system|human|developer|tool|model|subject|part|instructions?|response|answer) ?)[:：﹕꞉ː]", re.I)
+# %% ../nbs/20_describe.ipynb #8b1bdc16
+ALIKE = {"<": "\u2329\u3008﹤‹⟨❬❮❰⟪《≪⋘≺˂ᐸᚲ≮≨≰⩽", ">": "\u232a\u3009﹥›⟩❭❯❱⟫》≫⋙≻˃ᐳ≯≩≱⩾", "&": "﹠", "[": "﹇⟦【〔❲", "]": "﹈⟧】〕❳", ":": "﹕꞉ː︓"}
+FULL_WIDTH = {code: code - 0xfee0 for code in range(0xff01, 0xff5f)} # of the ASCII characters
+LOOK_ALIKE = FULL_WIDTH | {ord(c): ord(mark) for mark, alike in ALIKE.items() for c in alike}
+ESCAPED = {ord(mark): f"&{name};" for mark, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ("[", "#91"), ("]", "#93"))}
+HARMLESS = ESCAPED | {code: ESCAPED.get(mark, mark) for code, mark in LOOK_ALIKE.items()}
+SPEAKER = re.compile(r"\b((?:user|assistant|system|human|developer|tool|model|subject|part|instructions?|response|answer) ?):", re.I)
 
 def seen(
     text:str, # any text
@@ -273,14 +284,20 @@ def seen(
     if not text.isprintable(): text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     return " ".join(text.split())
 
+@lru_cache(1000) # a class is asked about part by part, always with the same article
+def harmless(
+    text:str, # one line
+) -> str:
+    "The line, in which no tag, no mark of a chat and no label can begin or end"
+    return SPEAKER.sub(r"\1&#58;", text.translate(HARMLESS))
+
 def quoted(
     passages, # passages of an article
 ) -> str:
-    "The passages, one line each, in which no tag, no mark of a chat and no label can begin or end"
-    text = "\n".join(line for line in map(seen, passages) if line)
-    return SPEAKER.sub(r"\1&#58;", text.translate(LOOK_ALIKE).translate(ESCAPED))
+    "The passages as they stand between the tags, one harmless line each"
+    return "\n".join(harmless(line) for line in map(seen, passages) if line)
 
-# %% ../nbs/20_describe.ipynb #7db98c0c
+# %% ../nbs/20_describe.ipynb #a147cb22
 def excerpt(
     article, # dict with passages, and their sections if they are known
     part:str, # what they should be about
@@ -288,10 +305,10 @@ def excerpt(
 ) -> list:
     "The passages of the article that will be quoted: all, if they fit"
     article = article | {"passages": [seen(passage[:20 * max_tokens]) for passage in article["passages"]]}
-    chosen = passages_about(article, part, max_tokens, lambda text: estimated_tokens(quoted([text]) + "\n"))
+    chosen = passages_about(article, part, max_tokens, lambda text: estimated_tokens(harmless(text)))
     return chosen or [article["passages"][0][:max_tokens // 2]] # one endless sentence: escaped, a character costs 5 bytes at most
 
-# %% ../nbs/20_describe.ipynb #f8161da8
+# %% ../nbs/20_describe.ipynb #760e49e1
 def knowledge_for(
     knowledge:str, # the kind that was asked for: "text", "url" or "none"
     article:dict|None, # the class's article with `passages` and `url`, if there is one
@@ -301,7 +318,7 @@ def knowledge_for(
     has = {"text": article and any(map(seen, article["passages"])), "url": isinstance(url, str) and url, "none": True}
     return knowledge if has[knowledge] else "none"
 
-# %% ../nbs/20_describe.ipynb #410d2b27
+# %% ../nbs/20_describe.ipynb #b518208b
 ADDRESS = "/:?#@!$&'()*+,;=%~" # what stays as it is in an address; the rest is percent-encoded
 
 def look_question(
@@ -314,7 +331,7 @@ def look_question(
     facts = {"text": lambda: {"passages": quoted(article["passages"])}, "url": lambda: {"url": quote(article["url"], ADDRESS, errors="replace")}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #8acbd37d
+# %% ../nbs/20_describe.ipynb #b41d7076
 LOOK_FORM = form_of("description", {"type": "string"})
 
 def look_requests(
@@ -336,7 +353,7 @@ def look_requests(
     about = {"stage": "describe", "class": name, "component": part, "knowledge": knowledge}
     return [llm.request(messages, sample, schema=LOOK_FORM, **about) for sample in range(samples)]
 
-# %% ../nbs/20_describe.ipynb #3d0c4bbd
+# %% ../nbs/20_describe.ipynb #0f777a06
 PREFACE = r"(?:(?:sure|certainly|absolutely|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?(?:(?:based on|according to)\b[^,:]*[,:]\s*)?"
 LABEL = r"^{preface}(?:\W*(?:final answer|answer|description|summary|line|output|(?:the\s+)?{part})\W*[:：]\W*|{part}\s+[-–—]\s+){{0,2}}"
 ECHO = re.compile(r"(?:subject|part|class|component|species)\s*:", re.I) # the question's own words
@@ -366,7 +383,7 @@ def one_line(
     line = next((line for line in lines if not TALK.search(line)), " ".join(lines))
     return bare(re.sub(LABEL.format(preface=PREFACE, part=re.escape(part) or "answer"), "", line, flags=re.I)) or line
 
-# %% ../nbs/20_describe.ipynb #2aac7c4a
+# %% ../nbs/20_describe.ipynb #88229ec9
 def check_line(
     request:Request, # made by `look_requests`
     answer:str, # the model's answer
@@ -376,7 +393,7 @@ def check_line(
     if re.fullmatch(PREFACE + r"\W*", line, re.I) or line.endswith((":", "：")):
         raise ValueError(f"No description in the model's answer {answer!r:.200}: expected one line. Allow more tokens, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #83675e79
+# %% ../nbs/20_describe.ipynb #f1502a2c
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -397,7 +414,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #9dd667c7
+# %% ../nbs/20_describe.ipynb #833e5baf
 def kinds_of(
     superclass, # one for all classes, {class: superclass} for some, a sequence with one for each class, or None
     classes, # class names
@@ -411,7 +428,7 @@ def kinds_of(
     if len(superclass) == len(classes): return [kind or None for kind in superclass]
     raise ValueError(f"{len(superclass)} superclasses for {len(classes)} classes: expected one for all, or one for each class.")
 
-# %% ../nbs/20_describe.ipynb #1f71ee08
+# %% ../nbs/20_describe.ipynb #379c0963
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -429,7 +446,7 @@ def flagged(
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #3b82d113
+# %% ../nbs/20_describe.ipynb #ce5cf1e3
 def why_failed(
     request:Request, # a question that got no answer
     llm:LLM, # who was asked
@@ -452,7 +469,7 @@ def parts_of(
         if kind and kind not in found: raise LLMError(f"No class can be described without the parts of '{kind}'. {why_failed(requests[kind], llm)}")
     return {name: found[kind or name] for kind, name in zip(kinds, classes) if (kind or name) in found}
 
-# %% ../nbs/20_describe.ipynb #93951457
+# %% ../nbs/20_describe.ipynb #d10de4c5
 def row_of(
     request:Request, # a question of stage 2
     answer:str, # the model's answer
@@ -463,7 +480,7 @@ def row_of(
     return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
             "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
 
-# %% ../nbs/20_describe.ipynb #6c847523
+# %% ../nbs/20_describe.ipynb #7aaa2950
 def failed_questions(
     llm:LLM, # who was asked
 ) -> pd.DataFrame:
@@ -486,7 +503,7 @@ def undescribed(
     return (f"No description of {len(silent)} of {len(classes)} classes:\n" + "\n".join(map(line, silent)) + "\nAll answers that came are on record. "
             "Run again to ask what the server left unanswered, take another model, or bring sentences of your own with --descriptions.")
 
-# %% ../nbs/20_describe.ipynb #fe288426
+# %% ../nbs/20_describe.ipynb #5adf3b34
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -511,7 +528,7 @@ def describe(
     if silent := [name for name in classes if name not in described]: raise LLMError(undescribed(silent, classes, requests, llm))
     return flagged(rows, classes, superclass)
 
-# %% ../nbs/20_describe.ipynb #f7bc84c1
+# %% ../nbs/20_describe.ipynb #ff82a22f
 def class_id_of(
     name:str, # a class name as somebody wrote it
     classes, # the dataset's class names
@@ -522,7 +539,7 @@ def class_id_of(
     if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
     return same[0] if same else None
 
-# %% ../nbs/20_describe.ipynb #83320409
+# %% ../nbs/20_describe.ipynb #f1e6caa5
 def read_csv(
     path, # a CSV file with the columns class and text
 ) -> dict:
@@ -546,7 +563,7 @@ def read_sentences(
     if isinstance(sentences, dict): return sentences
     raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
 
-# %% ../nbs/20_describe.ipynb #2718ecf2
+# %% ../nbs/20_describe.ipynb #f6485101
 def checked(
     sentences, # what the file has for one class
     where:str, # file and class, for the message

@@ -67,7 +67,7 @@ def test_no_parts_are_found_where_there_are_none(answer):
 
 def test_a_model_that_cannot_stop_is_stopped():
     assert len(parts_in("\n".join(f"- part {chr(97 + n % 26)}{n}" for n in range(80)), "bird")) == MOST_PARTS
-    assert len(parts_in("beak, " * 50_000, "bird")) == 1
+    assert parts_in("beak, " * 50_000, "bird")[0] == "beak"
 
 
 def test_garbage_is_read_in_a_moment():
@@ -257,9 +257,9 @@ def test_a_long_article_is_cut_to_what_bears_on_the_part():
         chosen = " ".join(excerpt(article, part, 250))
         assert colour in chosen and len(chosen) <= 4 * 250
     llm, asked = talking(lambda about, _: "- ribbon" if about["stage"] == "components" else "red")
-    describe(("hat",), llm, "garment", pd.DataFrame([article]), article_tokens=100)
+    describe(("hat",), llm, "garment", pd.DataFrame([article]), article_tokens=250)
     inside = asked[-1].messages[-1][1].split("<article>\n")[1].split("\n</article>")[0]
-    assert "green" in inside and len(inside) <= 400
+    assert "green" in inside and len(inside) <= 1000
 
 def test_a_server_describes_clothing_and_the_record_replays_it():
     def answer(chat): return "1. collar\n2. sleeves" if "Which visible parts" in chat["messages"][-1]["content"] else "- **A shirt's plain collar**"
