@@ -14,7 +14,7 @@ __all__ = ['PARTS', 'PARTS_EXAMPLE', 'PARTS_FORM', 'THOUGHT', 'AFTER', 'TAG', 'L
            'row_of', 'failed_questions', 'undescribed', 'describe', 'class_id_of', 'read_csv', 'read_sentences',
            'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #ecef13d4
+# %% ../nbs/20_describe.ipynb #1eb32c7c
 import ast, csv, html, json, re, unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
@@ -27,7 +27,7 @@ from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
 from .wiki import passages_about
 
-# %% ../nbs/20_describe.ipynb #933bb341
+# %% ../nbs/20_describe.ipynb #3797e4b8
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. \
 Answer with a list, one part a line, and nothing else."""
@@ -58,7 +58,7 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), schema=PARTS_FORM, stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #dba9c5f3
+# %% ../nbs/20_describe.ipynb #c646289a
 THOUGHT = re.compile(r"^.*(?:</(?:{0})>|◁/think▷|<\|channel\|>final<\|message\|>)|<(?:{0})>.*|◁think▷.*".format("think|thinking|thought|reasoning|reflection"), re.S | re.I)
 AFTER = re.compile(r"(?:<\|(?:im_end|end|eot_id|endoftext|return)\|>|<end_of_turn>|</s>|\n[ \t]*(?:#+ *)?(?:user|human) *:).*", re.S | re.I)
 TAG = re.compile(r"</?[a-z][^<>]*>|<\|[^<>]*\|>", re.I)
@@ -72,7 +72,7 @@ def aloud(
     said = re.sub(r"<(?:br|p|tr)\b[^<>]*>", "\n", re.sub(r"<li\b[^<>]*>", "\n- ", said, flags=re.I), flags=re.I)
     return TAG.sub(" ", said)
 
-# %% ../nbs/20_describe.ipynb #f52ce9a4
+# %% ../nbs/20_describe.ipynb #8b9eeb27
 MARKER = re.compile(r"""^(?:[ \t]*(?:
     [-*+–—·﹣－→]\s+ | [•▪◦‣⁃●○■□▸►▶➤➢❖◆◇★☆✓✔✦⇒※・･]\s* | \[[ xX✓]\]\s+ | \#{1,6}\s+ | >\s+ # bullets, boxes, headings
   | [\U0001f300-\U0001faff\u2600-\u27bf]\ufe0f?\s+ # pictures
@@ -88,7 +88,7 @@ def bare(
     line = html.unescape(MARKER.sub("", EMPHASIS.sub("", line)))
     return " ".join(line.strip(" \t\"'`*_“”‘’„«»「」『』,;").split())
 
-# %% ../nbs/20_describe.ipynb #9350e3c2
+# %% ../nbs/20_describe.ipynb #06ac882b
 OPENING = re.compile(r"(?:^|[:`]|[}\]],?)[ \t]*(?:json[ \t]*)?(?=[\[{])", re.M | re.I) # where JSON may begin: a line, after a colon, after other JSON
 MOST_VALUES = 50 # places where it is looked for
 STRAIGHT = str.maketrans("“”„‘’", "\"\"\"''")
@@ -120,7 +120,7 @@ def from_json(
 
 
 
-# %% ../nbs/20_describe.ipynb #0eac99f5
+# %% ../nbs/20_describe.ipynb #28bad9ae
 REFUSAL = re.compile(r"""\b(?:
     i(?:['’]m|\ am|\ was)\ (?:\w+\ )?(?:sorry|afraid|unable|not\ (?:able|sure|aware|familiar|certain)) | sorry, | my\ apologies | i\ apologi[sz]e
   | (?:un|not\ )able\ to | i\ (?:must|have\ to|need\ to)\ (?:decline|refuse) | i(?:['’]d|\ would)\ (?:rather|prefer)\ not
@@ -145,7 +145,7 @@ def is_refusal(
     "Whether the text says that there is nothing to say"
     return bool(REFUSAL.search(text)) or text.strip(" \n.-–—()[]{}\"'").lower() in NOTHING
 
-# %% ../nbs/20_describe.ipynb #2ddabdf8
+# %% ../nbs/20_describe.ipynb #8cd1890f
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t\r]*$", re.M)
 TALK = re.compile(r"[:!?：！？]\s*$|^(?:sure|certainly|absolutely|of course|okay|great|got it|here (?:is|are)|here['’]s|below (?:is|are)|the following|based on|according to|"
                   r"i hope|hope this|i['’]d be happy|let me|if you|feel free|please|note|would you|unfortunately|however)\b", re.I)
@@ -176,7 +176,7 @@ def inline_items(
     if line.count(": ") < 2: line = re.sub(r"^[^,;]*?(?::\s|\b(?:are|includes?|comprises?|namely)\s)", "", line)
     return re.split(r"(?:[,;]\s|[，；、،])\s*(?:and\s+)?|\s+and\s+", line.strip(" .。[]{}"))
 
-# %% ../nbs/20_describe.ipynb #283a4080
+# %% ../nbs/20_describe.ipynb #c7c9e6d8
 def items_in(
     value, # a list or object of JSON
     nested=True, # with what stands below the items
@@ -217,7 +217,7 @@ def parse_list(
     if len(lines) == 1 and not is_refusal(lines[0]): lines = inline_items(lines[0])
     return unique(line for line in lines if not TALK.search(bare(line)) and not is_refusal(line))
 
-# %% ../nbs/20_describe.ipynb #b4af6c34
+# %% ../nbs/20_describe.ipynb #265facef
 EXPLAINED = re.compile(r":(?:\s|$)|：|\s[-–—(=]|（|[,;]\s|\s?[–—→]\s") # where the explanation of a part begins
 REMARK = re.compile(r"(?:notes?|please|remember|disclaimer|in summary|these)\b")
 MOST_PARTS = 15
@@ -247,7 +247,7 @@ def components(
     "The visible parts of the subject: stage 1"
     return parts_in(llm.ask([parts_request(subject, llm)], check=check_parts)[0], subject)
 
-# %% ../nbs/20_describe.ipynb #5f5439af
+# %% ../nbs/20_describe.ipynb #d35e36d4
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -269,7 +269,7 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #8b1bdc16
+# %% ../nbs/20_describe.ipynb #06371464
 ALIKE = {"<": "\u2329\u3008﹤‹⟨❬❮❰⟪《≪⋘≺˂ᐸᚲ≮≨≰⩽", ">": "\u232a\u3009﹥›⟩❭❯❱⟫》≫⋙≻˃ᐳ≯≩≱⩾", "&": "﹠", "[": "﹇⟦【〔❲", "]": "﹈⟧】〕❳", ":": "﹕꞉ː︓"}
 FULL_WIDTH = {code: code - 0xfee0 for code in range(0xff01, 0xff5f)} # of the ASCII characters
 LOOK_ALIKE = FULL_WIDTH | {ord(c): ord(mark) for mark, alike in ALIKE.items() for c in alike}
@@ -297,7 +297,7 @@ def quoted(
     "The passages as they stand between the tags, one harmless line each"
     return "\n".join(harmless(line) for line in map(seen, passages) if line)
 
-# %% ../nbs/20_describe.ipynb #a147cb22
+# %% ../nbs/20_describe.ipynb #c355c706
 def excerpt(
     article, # dict with passages, and their sections if they are known
     part:str, # what they should be about
@@ -308,7 +308,7 @@ def excerpt(
     chosen = passages_about(article, part, max_tokens, lambda text: estimated_tokens(harmless(text)))
     return chosen or [article["passages"][0][:max_tokens // 2]] # one endless sentence: escaped, a character costs 5 bytes at most
 
-# %% ../nbs/20_describe.ipynb #760e49e1
+# %% ../nbs/20_describe.ipynb #3106bbfd
 def knowledge_for(
     knowledge:str, # the kind that was asked for: "text", "url" or "none"
     article:dict|None, # the class's article with `passages` and `url`, if there is one
@@ -318,7 +318,7 @@ def knowledge_for(
     has = {"text": article and any(map(seen, article["passages"])), "url": isinstance(url, str) and url, "none": True}
     return knowledge if has[knowledge] else "none"
 
-# %% ../nbs/20_describe.ipynb #b518208b
+# %% ../nbs/20_describe.ipynb #e9beac77
 ADDRESS = "/:?#@!$&'()*+,;=%~" # what stays as it is in an address; the rest is percent-encoded
 
 def look_question(
@@ -331,7 +331,7 @@ def look_question(
     facts = {"text": lambda: {"passages": quoted(article["passages"])}, "url": lambda: {"url": quote(article["url"], ADDRESS, errors="replace")}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #b41d7076
+# %% ../nbs/20_describe.ipynb #d436872a
 LOOK_FORM = form_of("description", {"type": "string"})
 
 def look_requests(
@@ -353,7 +353,7 @@ def look_requests(
     about = {"stage": "describe", "class": name, "component": part, "knowledge": knowledge}
     return [llm.request(messages, sample, schema=LOOK_FORM, **about) for sample in range(samples)]
 
-# %% ../nbs/20_describe.ipynb #0f777a06
+# %% ../nbs/20_describe.ipynb #9c3ed928
 PREFACE = r"(?:(?:sure|certainly|absolutely|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?(?:(?:based on|according to)\b[^,:]*[,:]\s*)?"
 LABEL = r"^{preface}(?:\W*(?:final answer|answer|description|summary|line|output|(?:the\s+)?{part})\W*[:：]\W*|{part}\s+[-–—]\s+){{0,2}}"
 ECHO = re.compile(r"(?:subject|part|class|component|species)\s*:", re.I) # the question's own words
@@ -383,7 +383,7 @@ def one_line(
     line = next((line for line in lines if not TALK.search(line)), " ".join(lines))
     return bare(re.sub(LABEL.format(preface=PREFACE, part=re.escape(part) or "answer"), "", line, flags=re.I)) or line
 
-# %% ../nbs/20_describe.ipynb #88229ec9
+# %% ../nbs/20_describe.ipynb #175cd543
 def check_line(
     request:Request, # made by `look_requests`
     answer:str, # the model's answer
@@ -393,7 +393,7 @@ def check_line(
     if re.fullmatch(PREFACE + r"\W*", line, re.I) or line.endswith((":", "：")):
         raise ValueError(f"No description in the model's answer {answer!r:.200}: expected one line. Allow more tokens, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #f1502a2c
+# %% ../nbs/20_describe.ipynb #8c1a61f1
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -414,7 +414,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #833e5baf
+# %% ../nbs/20_describe.ipynb #0e3ab43c
 def kinds_of(
     superclass, # one for all classes, {class: superclass} for some, a sequence with one for each class, or None
     classes, # class names
@@ -428,7 +428,7 @@ def kinds_of(
     if len(superclass) == len(classes): return [kind or None for kind in superclass]
     raise ValueError(f"{len(superclass)} superclasses for {len(classes)} classes: expected one for all, or one for each class.")
 
-# %% ../nbs/20_describe.ipynb #379c0963
+# %% ../nbs/20_describe.ipynb #ce4de5f1
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -446,7 +446,7 @@ def flagged(
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #ce5cf1e3
+# %% ../nbs/20_describe.ipynb #5ebb86cb
 def why_failed(
     request:Request, # a question that got no answer
     llm:LLM, # who was asked
@@ -469,7 +469,7 @@ def parts_of(
         if kind and kind not in found: raise LLMError(f"No class can be described without the parts of '{kind}'. {why_failed(requests[kind], llm)}")
     return {name: found[kind or name] for kind, name in zip(kinds, classes) if (kind or name) in found}
 
-# %% ../nbs/20_describe.ipynb #d10de4c5
+# %% ../nbs/20_describe.ipynb #74bc990c
 def row_of(
     request:Request, # a question of stage 2
     answer:str, # the model's answer
@@ -480,7 +480,7 @@ def row_of(
     return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
             "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
 
-# %% ../nbs/20_describe.ipynb #7aaa2950
+# %% ../nbs/20_describe.ipynb #ab1a2d29
 def failed_questions(
     llm:LLM, # who was asked
 ) -> pd.DataFrame:
@@ -500,10 +500,10 @@ def undescribed(
         own = [request for request in requests if request.about["class"] == name]
         if own: return f"'{name}': all {len(own)} questions failed. {why_failed(own[0], llm)}"
         return f"'{name}': its list of parts failed. {why_failed(parts_request(name, llm), llm)}"
-    return (f"No description of {len(silent)} of {len(classes)} classes:\n" + "\n".join(map(line, silent)) + "\nAll answers that came are on record. "
-            "Run again to ask what the server left unanswered, take another model, or bring sentences of your own with --descriptions.")
+    return (f"No description of {len(silent)} of {len(classes)} classes:\n" + "\n".join(map(line, silent)) +
+            "\nAll answers that came are on record. Run again to ask what the server left unanswered, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #5adf3b34
+# %% ../nbs/20_describe.ipynb #3bc741ed
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -525,10 +525,10 @@ def describe(
     answers = llm.ask(requests, check=check_line, on_failure="none", progress=progress)
     rows = [row_of(request, answer, classes) for request, answer in zip(requests, answers) if answer is not None]
     described = {classes[row["class_id"]] for row in rows}
-    if silent := [name for name in classes if name not in described]: raise LLMError(undescribed(silent, classes, requests, llm))
+    if silent := [name for name in classes if name not in described]: raise LLMError(undescribed(silent, classes, requests, llm) + " To do without, bring sentences of your own with --descriptions.")
     return flagged(rows, classes, superclass)
 
-# %% ../nbs/20_describe.ipynb #ff82a22f
+# %% ../nbs/20_describe.ipynb #b8d7aa8d
 def class_id_of(
     name:str, # a class name as somebody wrote it
     classes, # the dataset's class names
@@ -539,7 +539,7 @@ def class_id_of(
     if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
     return same[0] if same else None
 
-# %% ../nbs/20_describe.ipynb #f1e6caa5
+# %% ../nbs/20_describe.ipynb #a3434d08
 def read_csv(
     path, # a CSV file with the columns class and text
 ) -> dict:
@@ -563,7 +563,7 @@ def read_sentences(
     if isinstance(sentences, dict): return sentences
     raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
 
-# %% ../nbs/20_describe.ipynb #f6485101
+# %% ../nbs/20_describe.ipynb #fee36f60
 def checked(
     sentences, # what the file has for one class
     where:str, # file and class, for the message

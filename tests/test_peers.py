@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datadesc import meadow
-from datadesc.llm import LLM
+from datadesc.llm import LLM, LLMError
 from datadesc.peers import (ALIASES, PEERS, TEMPLATES, alias, ask, from_templates, match_classes, peer_texts, questions_of, read_templates, read_texts,
                             spelling, texts_in, waffle, words)
 
@@ -238,3 +238,30 @@ def test_a_world_answers_every_peer_from_its_memory(tmp_path):
         known = {phrase for *_, phrase in world.memory[few[0]]}
         assert name == "cupl" or {text.removeprefix(f"{few[0]} is a butterfly with ") for text in said[few[0]]} <= known
         assert not peer_texts(PEERS[name], said, few, world.superclass).refusal.any()
+
+
+def speaking(tmp_path, answers):
+    "An LLM that says what the function of its question's `about` says, with a record of its own"
+    return LLM("any", record=tmp_path/"any.sqlite", client=lambda request: answers(request.about))
+
+
+def test_a_failed_question_leaves_a_gap_and_is_listed(tmp_path):
+    llm = speaking(tmp_path, lambda about: "Sure!" if about["question"] == 1 else '{"sentence": "A Velta has white wings."}')
+    assert ask(PEERS["cupl"], ["Velta"], llm, samples=2, progress=False) == {"Velta": ["A Velta has white wings."] * 8}
+    assert [(request.about["question"], request.about["sample"]) for request, _ in llm.failures] == [(1, 0), (1, 1)]
+
+
+def test_classes_without_a_text_are_named(tmp_path):
+    llm = speaking(tmp_path, lambda about: '{"texts": []}' if about["class"] == "Velta" else '{"texts": ["white wings", "a thin body"]}')
+    with pytest.raises(LLMError, match="Peer 'menon': No description of 1 of 2 classes:\n'Velta': all 1 questions failed"):
+        ask(PEERS["menon"], ["Velta", "Ulmka"], llm, progress=False)
+    assert ask(PEERS["menon"], ["Ulmka"], llm, progress=False) == {"Ulmka": ["white wings", "a thin body"]}
+
+
+def test_each_class_has_its_own_kind_and_parts(tmp_path):
+    asked = []
+    llm = speaking(tmp_path, lambda about: asked.append(about) or {"cat": "- whiskers", "dog": "- snout"}.get(about.get("subject"), "- a coat"))
+    ask(PEERS["vdt"], ["Birman", "Beagle"], llm, ["cat", "dog"], progress=False)
+    assert [about["subject"] for about in asked if about["stage"] == "components"] == ["cat", "dog"]
+    question = questions_of(PEERS["vdt"], "Beagle", llm, "dog", ["snout"])[0].messages[-1][1]
+    assert "Beagle is a dog with" in question and "snout" in question
