@@ -9,10 +9,10 @@ __all__ = ['FOLDER', 'SOURCES', 'CLASSES', 'FILES', 'NAMES', 'LAYOUT', 'READERS'
            'read_mini_imagenet', 'read_published', 'apportion', 'divide', 'paper_splits', 'passing', 'fetch_rest',
            'fetch_file', 'unpack_into', 'unpack', 'fetch', 'split_notes', 'load_dataset', 'read_or_fetch',
            'split_lists', 'needs', 'huggingface', 'column_of', 'row_bytes', 'open_huggingface', 'huggingface_rows',
-           'from_huggingface', 'shards_of', 'bytes_at', 'samples_in', 'split_of', 'class_names', 'shard_rows',
-           'from_webdataset']
+           'from_huggingface', 'shards_of', 'bytes_at', 'samples_in', 'split_of', 'class_names', 'class_name',
+           'shard_rows', 'from_webdataset']
 
-# %% ../nbs/08_datasets.ipynb #118482c3
+# %% ../nbs/08_datasets.ipynb #36309259
 import hashlib, operator, os, re, shutil, tarfile, zipfile, zlib
 from collections import Counter
 from functools import partial
@@ -30,14 +30,14 @@ from tqdm import tqdm
 from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in, visible
 from .store import default_root, writable_folder
 
-# %% ../nbs/08_datasets.ipynb #c1911812
+# %% ../nbs/08_datasets.ipynb #0beef4a7
 FOLDER = files("datadesc")/"assets"/"datasets"
 SOURCES = pd.read_csv(FOLDER/"sources.csv", index_col="dataset")                             # a row for each dataset
 CLASSES = pd.read_csv(FOLDER/"classes.csv", dtype=str, keep_default_na=False)               # a row for each class: its name, and what it is called on disk
 FILES = pd.read_csv(FOLDER/"files.csv")                                                    # a row for each file that can be fetched
 NAMES = tuple(SOURCES.index)
 
-# %% ../nbs/08_datasets.ipynb #6ee976c6
+# %% ../nbs/08_datasets.ipynb #3f7c7df9
 def classes_of(
     name,  # one of `NAMES`
 ):
@@ -51,14 +51,14 @@ def superclass_of(
     "What all its classes are kinds of ('bird'), or None"
     return " or ".join(sorted(set(CLASSES.superclass[CLASSES.dataset == name]) - {""})) or None
 
-# %% ../nbs/08_datasets.ipynb #32b69ed1
+# %% ../nbs/08_datasets.ipynb #0a663740
 def data_folder(
     data_root=None,  # the folder that holds datasets
 ):
     "The folder asked for, else that named by DATADESC_DATA, else `data` in the store's root"
     return Path(data_root or os.environ.get("DATADESC_DATA") or default_root()/"data").expanduser()
 
-# %% ../nbs/08_datasets.ipynb #755e3ff3
+# %% ../nbs/08_datasets.ipynb #0246d4e6
 LAYOUT = {  # what must be there before anything can be read
     "cub": [f"CUB_200_2011/{part}" for part in ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "images")],
     "cifar10": [f"cifar-10-batches-py/{part}" for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")],
@@ -71,7 +71,7 @@ LAYOUT = {  # what must be there before anything can be read
     "mini_imagenet": ["mini-imagenet"],
 }
 
-# %% ../nbs/08_datasets.ipynb #2dc10c74
+# %% ../nbs/08_datasets.ipynb #59d486d5
 class Incomplete(FileNotFoundError): "A published dataset is not there, or not all of it"
 
 def origin(
@@ -93,7 +93,7 @@ def check_there(
         more = f" and {len(absent) - 1:,} more of {len(paths):,} files or folders" if len(absent) > 1 else ""
         raise Incomplete(f"{SOURCES.title[name]} is not complete: '{Path(root)/absent[0]}' is missing{more}. {origin(name)}")
 
-# %% ../nbs/08_datasets.ipynb #c2f15ab7
+# %% ../nbs/08_datasets.ipynb #5d71a9fd
 def torchvision_datasets():
     "torchvision's module of readers"
     from datadesc.embed import import_torchvision
@@ -124,7 +124,7 @@ def check_digests(
     for file, md5 in known_digests(name).items():
         if md5_of(Path(root)/file) != md5: raise Incomplete(f"{SOURCES.title[name]} is damaged: '{Path(root)/file}' is not the file that was published. {origin(name)}")
 
-# %% ../nbs/08_datasets.ipynb #de1ae202
+# %% ../nbs/08_datasets.ipynb #1efb9f19
 READERS = {  # torchvision's class, and its options for each of our splits
     "cifar10": ("CIFAR10", {"train": {"train": True}, "test": {"train": False}}),
     "cifar100": ("CIFAR100", {"train": {"train": True}, "test": {"train": False}}),
@@ -150,10 +150,11 @@ def read_with_torchvision(
 ):
     "Table of path, folder (what the class is called on disk) and official split, a row an image"
     kind, splits = READERS[name]
-    rows = [(*row, split) for split, options in splits.items() for row in images_from(getattr(torchvision_datasets(), kind)(str(root), **options))]
+    try: rows = [(*row, split) for split, options in splits.items() for row in images_from(getattr(torchvision_datasets(), kind)(str(root), **options))]
+    except Exception as error: raise Incomplete(f"{SOURCES.title[name]} is damaged: its lists in '{root}' cannot be read ({error}). {origin(name)}") from error
     return pd.DataFrame(rows, columns=["path", "folder", "split"])
 
-# %% ../nbs/08_datasets.ipynb #0a4915bf
+# %% ../nbs/08_datasets.ipynb #27bd7073
 def read_cub(
     root,  # the folder that holds datasets
 ):
@@ -165,7 +166,7 @@ def read_cub(
     if table.isna().any(axis=None): raise Incomplete(f"CUB-200-2011 is damaged: the lists in '{folder}' do not speak of the same images. {origin('cub')}")
     return table.assign(path=[str(folder/"images"/path) for path in table.path], split=table.train.map({1: "train", 0: "test"}))[["path", "folder", "split"]]
 
-# %% ../nbs/08_datasets.ipynb #2c1e1d05
+# %% ../nbs/08_datasets.ipynb #63fc7626
 def listed_images(
     folder,  # that holds train.csv, val.csv and test.csv
 ):
@@ -192,7 +193,7 @@ def read_mini_imagenet(
     listed = any((folder/f"{split}.csv").exists() for split in SPLITS)
     return pd.DataFrame(listed_images(folder) if listed else images_by_wnid(folder), columns=["path", "folder"]).assign(split="")
 
-# %% ../nbs/08_datasets.ipynb #ef3018ed
+# %% ../nbs/08_datasets.ipynb #61c6ebd8
 def read_published(
     name,  # one of `NAMES`
     root,  # the folder that holds datasets
@@ -208,7 +209,7 @@ def read_published(
     published = SOURCES.loc[name, ["paper_train", "paper_val", "paper_test"]].sum()
     return table[["path", "label", "split"]], [f"{len(table):,} of {published:,} images"] if len(table) != published else []
 
-# %% ../nbs/08_datasets.ipynb #da074eb3
+# %% ../nbs/08_datasets.ipynb #f49aba0e
 def apportion(
     counts: pd.Series,  # how many each class has
     total,              # how many are wanted of all together
@@ -219,7 +220,7 @@ def apportion(
     lost_most = (quota - whole).sort_values(ascending=False, kind="stable").index[:total - whole.sum()]
     return whole.add(pd.Series(1, index=lost_most), fill_value=0).astype(int)
 
-# %% ../nbs/08_datasets.ipynb #8f101171
+# %% ../nbs/08_datasets.ipynb #284ecd1a
 def divide(
     table: pd.DataFrame,  # path, label, split
     sizes: dict,          # split -> how many images it shall have, in proportion where the table has more or fewer
@@ -247,7 +248,7 @@ def paper_splits(
     pool = ~table.split.isin(set(paper) - set(redrawn))
     return pd.concat([table[~pool], divide(table[pool], redrawn, seed)]).sort_index() if redrawn else table
 
-# %% ../nbs/08_datasets.ipynb #9d18b33a
+# %% ../nbs/08_datasets.ipynb #499ffc79
 def passing(
     error: Exception,  # what fetching raised
 ):
@@ -270,7 +271,7 @@ def fetch_rest(
                                                                unit="B", unit_scale=True, delay=3, leave=False, disable=not progress) as bar:
             for chunk in answer.iter_raw(): bar.update(file.write(chunk))
 
-# %% ../nbs/08_datasets.ipynb #2d05bf76
+# %% ../nbs/08_datasets.ipynb #c35b5f07
 def fetch_file(
     url,            # of the file
     path,           # where it shall lie
@@ -290,7 +291,7 @@ def fetch_file(
     part.unlink()
     raise ValueError(f"{url} gave a file whose MD5 is {found}, expected {md5}: it is damaged, or another version. It was thrown away. {by_hand}")
 
-# %% ../nbs/08_datasets.ipynb #b61c09de
+# %% ../nbs/08_datasets.ipynb #d3a9dd36
 def unpack_into(
     archive,  # .zip, .tgz or .tar.gz
     folder,   # an empty folder
@@ -322,7 +323,7 @@ def unpack(
         return Path(os.replace(fresh/Path(folder).name, folder) or folder)
     finally: shutil.rmtree(fresh, ignore_errors=True)
 
-# %% ../nbs/08_datasets.ipynb #a23b47b6
+# %% ../nbs/08_datasets.ipynb #d5df87dd
 def fetch(
     name,           # one of `NAMES`
     root,           # the folder that holds datasets
@@ -337,7 +338,7 @@ def fetch(
         if file != path: unpack(file, path)
         if not brought and file != path: file.unlink()
 
-# %% ../nbs/08_datasets.ipynb #e495c992
+# %% ../nbs/08_datasets.ipynb #894bdf9f
 def split_notes(
     name,   # one of `NAMES`
     split,  # "official" or "paper_sizes"
@@ -371,12 +372,14 @@ def read_or_fetch(
     progress=True,  # show a bar if it takes more than a few seconds
 ):
     "As `read_published`; what is incomplete is fetched first"
+    try: return read_published(name, root)
+    except Incomplete: pass
     with FileLock(writable_folder(root)/f".{name}.lock"):
-        try: return read_published(name, root)
+        try: return read_published(name, root)   # another process fetched it while this one waited
         except Incomplete: fetch(name, root, progress)
     return read_published(name, root)
 
-# %% ../nbs/08_datasets.ipynb #60c89396
+# %% ../nbs/08_datasets.ipynb #208a674b
 def split_lists(
     images: ImageSet,
     root=None,  # the folder that paths shall be relative to; a file outside of it keeps its whole path
@@ -391,7 +394,7 @@ def split_lists(
     rows = [(name_of(image, place), images.classes[label], split) for split, samples in images.samples.items() for place, (image, label) in enumerate(samples)]
     return pd.DataFrame(rows, columns=["path", "class", "split"])
 
-# %% ../nbs/08_datasets.ipynb #5273282f
+# %% ../nbs/08_datasets.ipynb #8291e82c
 def needs(
     name,            # one of `NAMES`
     data_root=None,  # the folder that holds datasets; None: see `data_folder`
@@ -403,11 +406,11 @@ def needs(
     if parts.empty: return f"{place} (a part of ImageNet, for those who register at image-net.org)"
     return f"{place} ({parts.bytes.sum() / 1e9:.1f} GB from {urlsplit(parts.url.iloc[0]).hostname}; --download fetches them)"
 
-# %% ../nbs/08_datasets.ipynb #2f5d2608
+# %% ../nbs/08_datasets.ipynb #a5277104
 def huggingface():
     "The library `datasets`, which is an extra of this package"
     try: import datasets
-    except ImportError as error: raise ImportError("Datasets of Hugging Face need the library datasets: pip install 'datadesc[huggingface]'") from error
+    except ModuleNotFoundError as error: raise ImportError("Datasets of Hugging Face need the library datasets: pip install 'datadesc[huggingface]'") from error
     return datasets
 
 def column_of(
@@ -421,7 +424,7 @@ def column_of(
     fitting = [name for name, feature in features.items() if isinstance(feature, type_)]
     if not wanted and len(fitting) == 1: return fitting[0]
     if not wanted and kind in features: return kind
-    raise ValueError(f"Which column is the {kind}? There are {', '.join(features)}: name one at the end of the address, as in hf:NAME?{kind}={(fitting or [*features])[0]}")
+    raise ValueError(f"Which column is the {kind}? There are {', '.join(features)}: name one at the end of the address, as in hf:NAME?{kind}={(fitting or ['COLUMN'])[0]}")
 
 def row_bytes(
     table,   # a Hugging Face dataset whose images are not decoded
@@ -432,17 +435,20 @@ def row_bytes(
     cell = table[row][column]
     return cell["bytes"] or Path(cell["path"]).read_bytes()
 
-# %% ../nbs/08_datasets.ipynb #199042d2
+# %% ../nbs/08_datasets.ipynb #424cafdc
 def open_huggingface(
     name,     # of a dataset on the hub, or a folder
     options,  # config and revision, as the address has them
 ):
     "{split: Hugging Face dataset}"
+    from datadesc.embed import hub_or_cache
     hf, folder = huggingface(), Path(name)
     place = str(folder.resolve()) if folder.is_dir() else name   # a whole path: folders called parquet or csv would be taken for the library's readers
     try:
         if (folder/"dataset_dict.json").exists() or (folder/"state.json").exists(): found = hf.load_from_disk(place)
-        else: found = hf.load_dataset(place, options.get("config"), revision=options.get("revision"))
+        elif folder.is_dir(): found = hf.load_dataset(place, options.get("config"))
+        else:
+            with hub_or_cache(): found = hf.load_dataset(place, options.get("config"), revision=options.get("revision"))
     except Exception as error: raise FileNotFoundError(f"Cannot open hf:{name}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}. "
                                                        "Expected a dataset of the hub (and a network, the first time), or a folder of Parquet files or of images.") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
@@ -479,13 +485,13 @@ def from_huggingface(
     names = getattr(features[label], "names", None)
     return from_table(table.dropna(subset="label", ignore_index=True), Path(name).name, superclass, bad_images, seed, skipped, names)
 
-# %% ../nbs/08_datasets.ipynb #6c56d9f9
+# %% ../nbs/08_datasets.ipynb #ce117c13
 def shards_of(
     pattern,  # of local tar files, with braces or stars, or a folder of them
 ):
     "The shards' paths, in order"
     try: from webdataset.shardlists import expand_urls
-    except ImportError as error: raise ImportError("Shards need the library webdataset: pip install 'datadesc[webdataset]'") from error
+    except ModuleNotFoundError as error: raise ImportError("Shards need the library webdataset: pip install 'datadesc[webdataset]'") from error
     if Path(pattern).is_dir(): return sorted(map(str, Path(pattern).rglob("*.tar")))
     shards = [shard for part in expand_urls(pattern) for shard in (sorted(glob(part)) or [part])]
     check = [shard for shard in shards if not os.path.isfile(shard)]
@@ -516,7 +522,7 @@ def samples_in(
     except tarfile.TarError as error: raise ValueError(f"Cannot read shard '{shard}': {error}. Expected a whole tar file that is not compressed.") from error
     return samples
 
-# %% ../nbs/08_datasets.ipynb #d9cc4558
+# %% ../nbs/08_datasets.ipynb #92d95d91
 IMAGE_KINDS = "jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff"
 
 def split_of(
@@ -529,22 +535,31 @@ def split_of(
 def class_names(
     shard,  # path of a tar file
 ):
-    "The lines of the `classnames.txt` that belongs to it, or None"
+    "The lines of the `classnames.txt` that belongs to it; none if there is no such file"
     found = [folder/"classnames.txt" for folder in Path(shard).parents[:2] if (folder/"classnames.txt").exists()]
-    return found[0].read_text(encoding="utf-8").split("\n") if found else None
+    return found[0].read_text(encoding="utf-8").splitlines() if found else []
+
+def class_name(
+    word,   # what stands in a `.cls`
+    names,  # the lines of `classnames.txt`
+    where,  # what to call that `.cls`
+):
+    "The class that the word means: the word itself, or the line whose number it is"
+    if not word.isdecimal(): return word
+    if int(word) < len(names) and names[int(word)].strip(): return names[int(word)].strip()
+    raise ValueError(f"{where} is the number {word}, and no classnames.txt says what it means: expected one beside the shards or a folder up, with a name a line (found {len(names)} lines).")
 
 def shard_rows(
     shard,  # path of a tar file
 ):
     "[(image, name of its class, split)] and how many samples have no image or no class"
-    names, rows, without = class_names(shard), [], 0
-    for name, kinds in samples_in(shard).items():
+    names, rows, samples = class_names(shard), [], samples_in(shard)
+    for name, kinds in samples.items():
         image = next((kinds[kind] for kind in IMAGE_KINDS if kind in kinds), None)
-        if image is None or "cls" not in kinds: without += 1; continue
+        if image is None or "cls" not in kinds: continue
         word = bytes_at(shard, *kinds["cls"]).decode().strip()
-        if word.isdecimal() and not names: raise ValueError(f"'{name}.cls' in '{shard}' is the number {word}, and no classnames.txt says what it means: expected one beside the shards, a name a line.")
-        rows.append((PackedImage(f"{shard}/{name}", partial(bytes_at, shard, *image)), names[int(word)].strip() if word.isdecimal() else word, split_of(shard)))
-    return rows, without
+        rows.append((PackedImage(f"{shard}/{name}", partial(bytes_at, shard, *image)), class_name(word, names, f"'{name}.cls' in '{shard}'"), split_of(shard)))
+    return rows, len(samples) - len(rows)
 
 def from_webdataset(
     pattern,            # of local tar files, with braces or stars, or a folder of them
