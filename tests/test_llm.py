@@ -5,7 +5,8 @@ from threading import Lock
 
 import pytest
 
-from datadesc.llm import LLM, LLMError, read_bundle, write_bundle
+from datadesc.llm import LLM, LLMError
+from datadesc.record import Record, import_bundle, read_bundle, row_of, write_bundle
 from llm_server import completion, llm_server, surroundings
 
 KEY = "sk-secret-0123456789"
@@ -201,6 +202,41 @@ def test_a_bundle_replays_and_has_the_same_bytes(tmp_path):
     assert LLM("m", record=tmp_path/"none"/"r.sqlite", bundles=[one]).ask(questions(llm, 5)) == answers
     assert not (tmp_path/"none").exists()
     assert json.loads(gzip.open(one).readline())["request"]["model"] == "m"
+
+
+def test_imported_answers_replay_and_those_on_record_win(tmp_path):
+    here, there = (LLM("m", record=tmp_path/name, client=lambda request, name=name: name) for name in ("here", "there"))
+    here.ask(questions(here, 2))
+    there.ask(questions(there, 5))
+    bundle = write_bundle(there.record, tmp_path/"there.jsonl.gz")
+    assert [import_bundle(here.record, bundle) for _ in range(2)] == [(3, 2), (0, 5)]
+    here.client = None
+    assert here.ask(questions(here, 5)) == ["here"] * 2 + ["there"] * 3
+    assert import_bundle(Record(tmp_path/"new"), bundle) == (5, 0) and write_bundle(Record(tmp_path/"new"), tmp_path/"again.jsonl.gz").read_bytes() == bundle.read_bytes()
+
+
+def test_a_bundle_with_a_broken_line_leaves_nothing_behind(tmp_path):
+    llm = LLM("m", record=tmp_path/"r", client=lambda request: "ok")
+    llm.ask(questions(llm, 3))
+    whole = write_bundle(llm.record, tmp_path/"b.jsonl").read_text()
+    for broken, line in ((whole[:-9], 3), (whole + "{}\n", 4), (whole + '{"key": "k", "answer": 5}\n', 4), (whole + "[]\n", 4)):
+        (tmp_path/"b.jsonl").write_text(broken)
+        with pytest.raises(ValueError, match=f"b.jsonl' is no bundle of answers .line {line}:"): import_bundle(Record(tmp_path/"new"), tmp_path/"b.jsonl")
+        assert Record(tmp_path/"new").rows() == {}
+
+
+def test_ten_thousand_answers_replay_in_no_time_and_without_a_claim(tmp_path, monkeypatch):
+    llm = LLM("m", record=tmp_path/"r")
+    text = "What an article says about wings. " * 90
+    requests = [llm.request([("user", f"{text}{i}")], component=f"part {i}") for i in range(10_000)]
+    lines = "".join(json.dumps({"key": request.key} | row_of(request, "wide brown wings", (900, 5))) + "\n" for request in requests)
+    (tmp_path/"b.jsonl").write_text(lines)
+    import_bundle(llm.record, tmp_path/"b.jsonl")
+    monkeypatch.setattr("datadesc.llm.claim", None)
+    requests = [llm.request(request.messages, component="") for request in requests]
+    start = time.monotonic()
+    assert llm.ask(requests) == ["wide brown wings"] * 10_000
+    assert time.monotonic() - start < 3 and llm.ledger.total("replayed") == 10_000
 
 
 @pytest.mark.parametrize("content", ["no json\n", '{"key": "k"}\n'])

@@ -9,7 +9,8 @@ import pytest
 from datadesc import call, llm as client
 from datadesc.cost import BudgetReached
 from datadesc.describe import describe
-from datadesc.llm import LLM, LLMError, write_bundle
+from datadesc.llm import LLM, LLMError
+from datadesc.record import write_bundle
 from llm_server import body, completion, cut, drips, llm_server, stalls, surroundings
 
 KEY = "sk-secret-0123456789"
@@ -90,16 +91,12 @@ def test_all_questions_leave_a_busy_server_alone(header):
 
 
 def test_the_server_may_ask_for_more_than_a_minute(monkeypatch):
-    waits, turn = [], client.Server.turn
-    async def patient(self, request, n):
-        waits.append(self.opens - time.monotonic())
-        self.opens = 0
-        await turn(self, request, n)
+    waits = []
+    monkeypatch.setattr(client.Gate, "close", lambda self, seconds: waits.append(seconds))
     with llm_server(lambda chat: (429, {"error": {"message": "later"}}, {"Retry-After": "300"}) if len(server.chats) == 1 else "ok") as (url, server):
         llm = LLM("m", url)
-        monkeypatch.setattr(client.Server, "turn", patient)
         assert llm.ask(questions(llm, 1)) == ["ok"]
-    assert 295 < waits[1] <= 300
+    assert waits == [300]
 
 
 # -- what a model refuses --
@@ -247,9 +244,9 @@ def test_every_class_ends_described_or_named_as_failed():
 # -- kills and rivals --
 
 def asker(url, path, n, concurrency, pipe):
-    "Asks `n` questions in a process of its own, and tells the answers"
+    "Asks `n` questions in a process of its own, and tells the answers and how many calls and replays it booked"
     llm = LLM("m", url, record=path, concurrency=concurrency)
-    pipe.send(llm.ask(questions(llm, n), progress=False))
+    pipe.send((llm.ask(questions(llm, n), progress=False), llm.ledger.total("calls"), llm.ledger.total("replayed")))
 
 def start(url, path, n, concurrency=8):
     "That process, and the pipe's other end"
@@ -278,7 +275,7 @@ def test_after_kills_only_calls_in_flight_repeat(tmp_path):
             again = Counter(chat["messages"][0]["content"] for chat in server.chats)
             assert before - len(known) <= 8 * 5 and known <= again.keys()
         process, pipe = start(url, path, 400)
-        assert pipe.recv() == [f"question {i}" for i in range(400)]
+        assert pipe.recv()[0] == [f"question {i}" for i in range(400)]
         process.join()
         assert not {chat["messages"][0]["content"] for chat in server.chats[before:]} & known
         assert len(server.chats) <= 400 + 5 * 8
@@ -288,7 +285,9 @@ def test_after_kills_only_calls_in_flight_repeat(tmp_path):
 def test_rivals_ask_each_question_once(tmp_path):
     with llm_server(slow_echo) as (url, server):
         rivals = [start(url, tmp_path/"answers.sqlite", 150) for _ in range(2)]
-        assert [pipe.recv() for _, pipe in rivals] == [[f"question {i}" for i in range(150)]] * 2
+        (answers, calls, replayed), (others, other_calls, other_replayed) = [pipe.recv() for _, pipe in rivals]
+        assert answers == others == [f"question {i}" for i in range(150)]
+        assert calls + other_calls == replayed + other_replayed == 150 and calls + replayed == 150
         for process, _ in rivals: process.join()
         assert len(server.chats) == 150
     assert [file.name for file in tmp_path.glob(".answers*")] == []
@@ -300,7 +299,7 @@ def test_a_rival_that_dies_leaves_its_questions_to_the_other(tmp_path):
         while len(server.chats) < 8: time.sleep(.01)
         second, pipe = start(url, tmp_path/"answers.sqlite", 8)
         first.kill()
-        assert pipe.recv() == ["ok"] * 8 and len(server.chats) <= 16
+        assert pipe.recv()[0] == ["ok"] * 8 and len(server.chats) <= 16
         first.join(); second.join()
 
 
