@@ -8,7 +8,7 @@ __all__ = ['ENDPOINT', 'LINES', 'BYTES', 'MARK', 'PASSING', 'OVER', 'line_of', '
            'ordering', 'take_in', 'ticket_of', 'asked_first', 'ordered', 'ordered_by_now', 'in_batches', 'refused',
            'explained', 'ask_batch']
 
-# %% ../nbs/17_batch.ipynb #b5b87007
+# %% ../nbs/17_batch.ipynb #51f72d38
 import asyncio, json, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,12 +20,13 @@ from anyio.from_thread import start_blocking_portal
 from filelock import FileLock
 from tqdm import tqdm
 
+from .call import PATIENCE, PAUSE, CallError, address, censored, chat_of, choices_of, said, usage_of
 from .cost import BudgetReached
-from .llm import PATIENCE, PAUSE, CallError, Server, address, censored, chat_of, choices_of, openai_client, recorded, said, stage_of, usage_of
+from .llm import Server, openai_client, recorded, stage_of
 from .record import Record, Request
 from .store import writable_folder, write_json
 
-# %% ../nbs/17_batch.ipynb #7e9c4583
+# %% ../nbs/17_batch.ipynb #0a253132
 ENDPOINT = "/v1/chat/completions"
 LINES, BYTES = 50_000, 200_000_000 # OpenAI's limits for one file, by its API reference
 
@@ -51,7 +52,7 @@ def portions(
         size += len(line)
     if portion: yield portion
 
-# %% ../nbs/17_batch.ipynb #26ea246b
+# %% ../nbs/17_batch.ipynb #158b6998
 @dataclass
 class Note:
     "What was ordered where; kept as JSON in a file of its own"
@@ -73,6 +74,7 @@ def notes_folder(
     "Where their batches are noted: answers.sqlite -> answers.batches"
     return record.path.with_suffix(".batches")
 
+# %% ../nbs/17_batch.ipynb #6a6d669e
 def new_note(
     record:Record, # where the answers will go
     server:str, # the server's address
@@ -93,7 +95,7 @@ def read_notes(
     for note in notes: note.requests = [Request(**row | {"messages": tuple(map(tuple, row["messages"]))}) for row in note.requests]
     return [note for note in notes if note.server == server and any(request.key in keys for request in note.requests)]
 
-# %% ../nbs/17_batch.ipynb #2582543f
+# %% ../nbs/17_batch.ipynb #b1ef8962
 MARK = "datadesc" # the name under which a batch carries its note's name
 PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) # faults that go away, and leave it open what was done
 
@@ -105,6 +107,7 @@ async def found(
     async for batch in api.batches.list(limit=100):
         if (batch.metadata or {}).get(MARK) == name: return batch.id
 
+# %% ../nbs/17_batch.ipynb #34a477f9
 async def order(
     api, # the openai client
     note:Note, # of what is ordered
@@ -134,6 +137,7 @@ async def ordered_id(
         if not left: raise error
         await asyncio.sleep(PAUSE)
 
+# %% ../nbs/17_batch.ipynb #b2e54c59
 async def known(
     api, # the openai client
     notes, # as `read_notes` gives them
@@ -144,7 +148,7 @@ async def known(
         note.write() if note.id else note.path.unlink()
     return [note for note in notes if note.id]
 
-# %% ../nbs/17_batch.ipynb #3b037606
+# %% ../nbs/17_batch.ipynb #b0d405e6
 OVER = ("completed", "failed", "expired", "cancelled")
 
 async def ended(
@@ -166,13 +170,14 @@ async def ended(
             if batch.status in OVER: return batch
         await asyncio.sleep(poll)
 
+# %% ../nbs/17_batch.ipynb #f3be110f
 def unheard_of(
     note:Note, # of a batch that its server does not know
 ) -> str:
     "What to do about it"
     return (f"{note.server} knows no batch '{note.id}': use the key with which it was ordered, or delete '{note.path}', and its {len(note.requests)} questions will be ordered again.")
 
-# %% ../nbs/17_batch.ipynb #a55a7faa
+# %% ../nbs/17_batch.ipynb #6f37db1c
 async def lines_of(
     api, # the openai client
     batch, # one that is over
@@ -182,6 +187,7 @@ async def lines_of(
     lines = [json.loads(line) for content in contents for line in content.split(b"\n") if line.strip()]
     return {line["custom_id"]: line for line in lines}
 
+# %% ../nbs/17_batch.ipynb #4ff4eb3e
 def result(
     line:dict, # what came back for the question; empty if nothing did
     request:Request, # the question
@@ -197,7 +203,7 @@ def result(
     except CallError as error: return error, None
     return answer or CallError(f"Model '{request.model}' gave an empty answer to ({request}): allow more than {request.max_tokens} tokens, or take another model."), usage_of(body)
 
-# %% ../nbs/17_batch.ipynb #60cc2478
+# %% ../nbs/17_batch.ipynb #47dcff13
 @contextmanager
 def ordering(
     record:Record, # the answers
@@ -205,6 +211,7 @@ def ordering(
     "Nobody else orders or takes in batches for that record until the block ends, or the process does"
     with FileLock(writable_folder(notes_folder(record))/"lock", thread_local=False): yield
 
+# %% ../nbs/17_batch.ipynb #c5898124
 def take_in(
     llm, # an `LLM`: its record and its ledger
     note:Note, # of a batch that is over
@@ -233,7 +240,7 @@ def ticket_of(
     "Its ticket"
     return (llm.ledger.reserve if held else llm.ledger.ticket)(stage_of(request), request.messages, request.max_tokens, batch=True)
 
-# %% ../nbs/17_batch.ipynb #62c5e33c
+# %% ../nbs/17_batch.ipynb #427a90cf
 async def asked_first(
     llm, # an `LLM`
     api, # the openai client
@@ -265,7 +272,7 @@ async def ordered(
         await order(api, notes[-1], [line for _, line in portion])
     return notes
 
-# %% ../nbs/17_batch.ipynb #8f442d97
+# %% ../nbs/17_batch.ipynb #5018d598
 async def ordered_by_now(
     llm, # an `LLM`
     api, # the openai client
@@ -301,7 +308,7 @@ async def in_batches(
         for ticket in tickets.values(): llm.ledger.release(ticket, lost=False)
     return {key: came[key] for key in requests if key in came}
 
-# %% ../nbs/17_batch.ipynb #5870cb62
+# %% ../nbs/17_batch.ipynb #0a54c934
 def refused(
     note:Note, # of a batch that the server did not begin, thrown away here
     batch, # what the server says of it

@@ -16,7 +16,8 @@ import pytest
 
 from datadesc import batch
 from datadesc.batch import ask_batch, notes_folder
-from datadesc.llm import LLM, CallError, LLMError
+from datadesc.call import CallError
+from datadesc.llm import LLM, LLMError
 from datadesc.cost import BudgetReached
 from llm_server import completion, surroundings
 
@@ -27,7 +28,7 @@ KEY = "sk-secret-0123456789"
 def hurry(monkeypatch):
     "Pauses between tries that a test can wait for"
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", .01)
-    for module in ("llm", "batch"): monkeypatch.setattr(f"datadesc.{module}.PAUSE", .01)
+    for module in ("call", "batch"): monkeypatch.setattr(f"datadesc.{module}.PAUSE", .01)
 
 
 def echo(chat): return completion(f"answer to {chat['messages'][-1]['content']}") | {"usage": {"prompt_tokens": 10, "completion_tokens": 5}}
