@@ -7,7 +7,7 @@ __all__ = ['SEEDS', 'WITHHELD', 'PATIENCE', 'OPTIONAL', 'UNKNOWN', 'BROKEN', 'US
            'CallError', 'address', 'censored', 'said', 'nonsense', 'choices_of', 'usage_of', 'empty', 'asked_wait',
            'unwanted', 'no_reply', 'busy', 'error_reply', 'post', 'persistent', 'per_minute', 'take']
 
-# %% ../nbs/13_call.ipynb #5df6567e
+# %% ../nbs/13_call.ipynb #5ba4b0aa
 import asyncio, json, re, time
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_d
 
 from .record import LLMError, Request
 
-# %% ../nbs/13_call.ipynb #a4a6dece
+# %% ../nbs/13_call.ipynb #375c0485
 SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
 
 def chat_of(
@@ -35,7 +35,7 @@ def chat_of(
             "n": n if n > 1 else None, "response_format": form if structured and request.schema else None}
     return {name: value for name, value in chat.items() if value is not None and name not in refused}
 
-# %% ../nbs/13_call.ipynb #503ea0aa
+# %% ../nbs/13_call.ipynb #4dd145be
 class CallError(LLMError):
     "An error of one call, which knows what may be done about it"
     def __init__(self,
@@ -49,7 +49,7 @@ class CallError(LLMError):
         super().__init__(message)
         self.again, self.fatal, self.wait, self.lost, self.refused = again, fatal, wait, lost, refused
 
-# %% ../nbs/13_call.ipynb #f0b0bff8
+# %% ../nbs/13_call.ipynb #ac535870
 def address(
     api, # an openai client
 ) -> str:
@@ -64,7 +64,7 @@ def censored(
     "The text's beginning in one line, without the key"
     return f"{' '.join(str(text).split()).replace(api.api_key, '***'):.300}"
 
-# %% ../nbs/13_call.ipynb #04ddc8ff
+# %% ../nbs/13_call.ipynb #5bd885c2
 WITHHELD = "[withheld by the server's content filter]"
 
 def said(
@@ -75,7 +75,7 @@ def said(
     text = message.get("content") or message.get("refusal") or (WITHHELD if choice.get("finish_reason") == "content_filter" else "")
     return text if isinstance(text, str) and text.strip() else ""
 
-# %% ../nbs/13_call.ipynb #acf58828
+# %% ../nbs/13_call.ipynb #f4b05b36
 def nonsense(
     reply, # what the server sent
     api, # the openai client
@@ -110,7 +110,7 @@ def empty(
     return CallError(f"Model '{request.model}' gave an empty answer, having used {why!r} to stop: allow more than {request.max_tokens} tokens, or take another model.",
                      again=why != "length")
 
-# %% ../nbs/13_call.ipynb #4bc1cc80
+# %% ../nbs/13_call.ipynb #5e838f2c
 PATIENCE = 600 # seconds that we wait for a busy server
 
 def asked_wait(
@@ -123,7 +123,7 @@ def asked_wait(
     try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError: return None
 
-# %% ../nbs/13_call.ipynb #418159d4
+# %% ../nbs/13_call.ipynb #2a5ccfd2
 OPTIONAL = ("temperature", "seed", "response_format", "n")
 UNKNOWN = re.compile(r"support|deprecated|unrecogni|unknown|unexpected|extra|not (?:permitted|allowed|available|accept)", re.I)
 
@@ -137,7 +137,7 @@ def unwanted(
     named = lambda name: re.search(rf"['\"`]{name}['\"`]" if name == "n" else rf"\b{name}\b", error.message)
     return next((name for name in OPTIONAL if name in chat and named(name)), None)
 
-# %% ../nbs/13_call.ipynb #7cb43837
+# %% ../nbs/13_call.ipynb #c454d77c
 BROKEN = ("ReadError", "WriteError", "CloseError", "RemoteProtocolError", "DecodingError") # as httpx names them
 
 def no_reply(
@@ -152,7 +152,7 @@ def no_reply(
         return CallError(f"{url} gave no answer within {timeout:g} s: allow more time, or take a faster model.", again=True)
     return CallError(f"No LLM server can be reached at {url}: start it, or correct --llm-base-url.", again=True, fatal=True, lost=False)
 
-# %% ../nbs/13_call.ipynb #a678c53f
+# %% ../nbs/13_call.ipynb #2032e617
 USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
 NO_MODEL = re.compile(r"(?:invalid|unknown|not a valid) model|model\b.{0,60}(?:not found|does not exist)", re.I)
 
@@ -181,7 +181,7 @@ def error_reply(
     if status >= 500 or status in (408, 409, 425): return CallError(message, again=True, wait=asked_wait(error.response.headers), lost=False)
     return CallError(message, lost=False, refused=unwanted(error, chat))
 
-# %% ../nbs/13_call.ipynb #a2c0940d
+# %% ../nbs/13_call.ipynb #af2eb41c
 async def post(
     api, # an openai client without retries
     chat:dict, # as `chat_of` makes it
@@ -198,7 +198,7 @@ async def post(
     except (ValueError, RecursionError): failure = nonsense(text, api)
     raise failure
 
-# %% ../nbs/13_call.ipynb #ca4d119e
+# %% ../nbs/13_call.ipynb #e12fc5ae
 PAUSE = .5 # seconds before the second try, at most; doubled for every further one
 
 def persistent(
@@ -212,7 +212,7 @@ def persistent(
     call = retry(retry=retry_if_exception(fault), stop=stop_after_attempt(max_retries + 1), wait=wait, reraise=True)(call)
     return retry(retry=retry_if_exception(busy), stop=stop_after_delay(PATIENCE if max_retries else 0), wait=wait, reraise=True)(call)
 
-# %% ../nbs/13_call.ipynb #7b16dbcc
+# %% ../nbs/13_call.ipynb #c6a17316
 def per_minute(
     limit, # how much is allowed in a minute; None: no limit
 ) -> AsyncLimiter|None:
