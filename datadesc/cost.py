@@ -7,7 +7,7 @@ __all__ = ['MOMENT', 'MESSAGE', 'IMAGE', 'PRICE_COLUMNS', 'DATE', 'MARGIN', 'COU
            'count_tokens', 'counted_by', 'content_tokens', 'prompt_tokens', 'price_table', 'read_prices', 'price_row',
            'price_of', 'dollars', 'Ticket', 'Tally', 'BudgetReached', 'Budget', 'Ledger', 'no_price', 'basis', 'bill']
 
-# %% ../nbs/14_cost.ipynb #f6b3aaad
+# %% ../nbs/14_cost.ipynb #a26f59fc
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -22,7 +22,7 @@ import tiktoken
 
 from .store import default_root
 
-# %% ../nbs/14_cost.ipynb #72e6679c
+# %% ../nbs/14_cost.ipynb #23cbe2da
 MOMENT = 3 # seconds that a vocabulary may take to load
 
 @cache
@@ -37,7 +37,7 @@ def vocabulary(
     loading.join(MOMENT)
     return got[0] if got else None
 
-# %% ../nbs/14_cost.ipynb #6dcb9ba7
+# %% ../nbs/14_cost.ipynb #8b249291
 def estimated_tokens(
     text:str, # any text
 ) -> int:
@@ -59,7 +59,7 @@ def counted_by(
     known = vocabulary(model)
     return f"tiktoken {known.name}" if known else "estimate: 4 bytes a token"
 
-# %% ../nbs/14_cost.ipynb #f5a69895
+# %% ../nbs/14_cost.ipynb #83710290
 MESSAGE = 4 # tokens around a message: its role and its ends
 IMAGE = 765 # tokens of a 1024 x 1024 image at GPT-4o, by OpenAI's guide to images
 
@@ -78,7 +78,7 @@ def prompt_tokens(
     "Tokens of the whole chat as it is sent"
     return sum(MESSAGE + content_tokens(content, model) for _, content in messages)
 
-# %% ../nbs/14_cost.ipynb #62f96c3b
+# %% ../nbs/14_cost.ipynb #caf7a861
 PRICE_COLUMNS = ["model", "input", "output", "batch", "as_of", "shut_down", "source"]
 
 def price_table(
@@ -99,6 +99,7 @@ def price_table(
         table[name] = numbers
     return table
 
+# %% ../nbs/14_cost.ipynb #5b12ef59
 def read_prices(
     path=None, # a price table of your own; None: `prices.csv` in the store, if there is one
 ) -> pd.DataFrame:
@@ -108,7 +109,7 @@ def read_prices(
     tables = [price_table(own)] if own.is_file() else []
     return pd.concat([*tables, price_table(files("datadesc")/"assets"/"prices.csv")]).drop_duplicates("model", ignore_index=True)
 
-# %% ../nbs/14_cost.ipynb #78876c0f
+# %% ../nbs/14_cost.ipynb #1ee15cd9
 DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$") # as OpenAI, Anthropic and Mistral end the names of versions
 
 def price_row(
@@ -127,7 +128,7 @@ def price_of(
     row = price_row(model, prices)
     return row and (row["input"], row["output"])
 
-# %% ../nbs/14_cost.ipynb #07920e8f
+# %% ../nbs/14_cost.ipynb #4b41c3a3
 MARGIN = 2 # how many times what we counted a prompt may cost at worst
 
 def dollars(
@@ -148,7 +149,7 @@ class Ticket:
     factor: float # what it costs in parts of the price: less than 1 in a batch
     worst: float # dollars, at most; 0 where the price is unknown
 
-# %% ../nbs/14_cost.ipynb #638b0a8a
+# %% ../nbs/14_cost.ipynb #12fab783
 COUNTS = ["calls", "replayed", "unknown", "prompt_tokens", "completion_tokens", "completion_at_most", "cost", "cost_at_most", "estimated"]
 
 class Tally:
@@ -174,7 +175,7 @@ class Tally:
         table = pd.DataFrame([*rows, {"stage": "total", **{name: self.total(name) for name in COUNTS}}])
         return table.assign(estimated=table["estimated"] > 0)
 
-# %% ../nbs/14_cost.ipynb #4062466f
+# %% ../nbs/14_cost.ipynb #bd4ae6c5
 class BudgetReached(RuntimeError):
     "The next call could cost more than is left. With calls `in_flight` it may be allowed later, as they rarely cost what is held for them"
     open = None # how many questions are still to be asked, if whoever asks them says so
@@ -191,7 +192,7 @@ class BudgetReached(RuntimeError):
         return (f"${self.spent:.4f} of the budget of ${self.budget:.4f} are spent, and the next call could exceed it. {self.answered:,} questions are answered{left}. "
                 "Their answers are on record and cost nothing again: run the same command with a --budget for the rest.")
 
-# %% ../nbs/14_cost.ipynb #0ff806a5
+# %% ../nbs/14_cost.ipynb #32da7623
 class Budget:
     "Dollars that may be spent, and how many of them are held for calls in flight"
     def __init__(self,
@@ -219,7 +220,7 @@ class Budget:
         self.flying.discard(ticket)
         if not self.flying: self.held = 0. # rounding errors add up over many calls
 
-# %% ../nbs/14_cost.ipynb #f4e97a2a
+# %% ../nbs/14_cost.ipynb #52e36141
 TYPICAL = 60 # tokens of a typical answer, for plans: a list of ten parts, or a line or two
 
 class Ledger(Tally):
@@ -260,7 +261,7 @@ class Ledger(Tally):
         prompt, completion = usage or (ticket.prompt_tokens, count_tokens(answer, self.model) if answer else ticket.completion_tokens)
         cost = dollars(self.price, prompt, completion, ticket.factor)
         self.end(ticket, calls=1, prompt_tokens=prompt, completion_tokens=completion, completion_at_most=completion,
-                 cost=cost, cost_at_most=cost, estimated=not usage)
+                 cost=cost, cost_at_most=cost if usage else min(MARGIN * cost, ticket.worst), estimated=not usage)
 
     def release(self,
         ticket:Ticket, # of a call without an answer
@@ -299,7 +300,7 @@ def no_price(
     return (f"A budget needs a price, and none is known for model '{model}'. Enter it in '{default_root()/'prices.csv'}': first line 'model,input,output', "
             f"then '{model},<dollars a million tokens sent>,<dollars a million received>'; 0,0 for a model on a machine of your own.")
 
-# %% ../nbs/14_cost.ipynb #f3cef3d1
+# %% ../nbs/14_cost.ipynb #e3d1d5b2
 def basis(
     ledger:Ledger, # an account
 ) -> str:

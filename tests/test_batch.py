@@ -303,6 +303,7 @@ def run(url, root, seed=None):
     if seed is not None: Thread(target=lambda: (time.sleep(random.Random(seed).uniform(0, .35)), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
     llm = LLM("m", url)
     ask(llm, questions(llm, 30))
+    (root/f"{os.getpid()}.counts").write_text(json.dumps([llm.ledger.total("calls"), llm.ledger.total("replayed")]))
 
 def test_kills_at_random_moments_order_nothing_twice(tmp_path):
     slow = lambda method, path: time.sleep(.02)
@@ -326,3 +327,5 @@ def test_two_processes_order_once(tmp_path):
         for process in processes: process.join(30)
         assert [process.exitcode for process in processes] == [0] * 3
         assert len(server.chats) == 1 and set(ordered(server).values()) == {1} and len(ordered(server)) == 29
+        counts = [json.loads(file.read_text()) for file in (tmp_path/"shared").glob("*.counts")]
+        assert sum(calls for calls, _ in counts) == 30 and [sum(count) for count in counts] == [30] * 3 # each was paid for by one of them
