@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'PARTS_EXAMPLE', 'PARTS_FORM', 'EXPLAINED', 'REMARK', 'MOST_
            'without_name', 'kinds_of', 'flagged', 'why_failed', 'parts_of', 'row_of', 'failed_questions', 'undescribed',
            'describe', 'class_id_of', 'read_csv', 'read_sentences', 'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #ac258f02
+# %% ../nbs/20_describe.ipynb #cce210f7
 import csv, json, re, unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
 from .wiki import passages_about
 
-# %% ../nbs/20_describe.ipynb #a5445d3b
+# %% ../nbs/20_describe.ipynb #70beb36b
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. \
 Answer with a list, one part a line, and nothing else."""
@@ -55,7 +55,7 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), schema=PARTS_FORM, stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #6f21eaec
+# %% ../nbs/20_describe.ipynb #3d1712b6
 EXPLAINED = re.compile(r":(?:\s|$)|：|\s[-–—(=]|（|[,;]\s|\s?[–—→]\s") # where the explanation of a part begins
 REMARK = re.compile(r"(?:notes?|please|remember|disclaimer|in summary|these)\b")
 MOST_PARTS = 15
@@ -65,12 +65,15 @@ def parts_in(
     subject:str, # the subject of the question
 ) -> list:
     "The parts named in the answer, in lower case, at most `MOST_PARTS`; an error if there is none"
-    named = unique(re.sub(r"^(?:the|an?)\s+", "", EXPLAINED.split(item)[0].lower()) for item in parse_list(answer, nested=False))
-    parts = [part for part in named if len(part.split()) <= 5 and len(part) <= 40 and not is_refusal(part) and not REMARK.match(part)]
+    names = (EXPLAINED.split(item)[0].lower() for item in parse_list(answer, nested=False))
+    named = unique(re.sub(r"^(?:the|an?)\s+", "", name) for name in names)
+    short = [part for part in named if len(part.split()) <= 5 and len(part) <= 40]
+    parts = [part for part in short if not is_refusal(part) and not REMARK.match(part)]
     if 2 * len(parts) > len(named): return parts[:MOST_PARTS] # else it is prose
     raise ValueError(f"No parts of '{readable(subject)}' in the model's answer {answer!r:.200}: "
                      "expected a list such as '- wings'. Take another model.")
 
+# %% ../nbs/20_describe.ipynb #a08c7597
 def check_parts(
     request:Request, # made by `parts_request`
     answer:str, # the model's answer
@@ -85,7 +88,7 @@ def components(
     "The visible parts of the subject: stage 1"
     return parts_in(llm.ask([parts_request(subject, llm)], check=check_parts)[0], subject)
 
-# %% ../nbs/20_describe.ipynb #738c38f7
+# %% ../nbs/20_describe.ipynb #b84209ed
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -107,13 +110,15 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #817304c3
-ALIKE = {"<": "\u2329\u3008﹤‹⟨❬❮❰⟪《≪⋘≺˂ᐸᚲ≮≨≰⩽", ">": "\u232a\u3009﹥›⟩❭❯❱⟫》≫⋙≻˃ᐳ≯≩≱⩾", "&": "﹠", "[": "﹇⟦【〔❲", "]": "﹈⟧】〕❳", ":": "﹕꞉ː︓"}
+# %% ../nbs/20_describe.ipynb #b1a25714
+ALIKE = {"<": "\u2329\u3008﹤‹⟨❬❮❰⟪《≪⋘≺˂ᐸᚲ≮≨≰⩽", ">": "\u232a\u3009﹥›⟩❭❯❱⟫》≫⋙≻˃ᐳ≯≩≱⩾",
+         "&": "﹠", "[": "﹇⟦【〔❲", "]": "﹈⟧】〕❳", ":": "﹕꞉ː︓"}
 FULL_WIDTH = {code: code - 0xfee0 for code in range(0xff01, 0xff5f)} # of the ASCII characters
 LOOK_ALIKE = FULL_WIDTH | {ord(c): ord(mark) for mark, alike in ALIKE.items() for c in alike}
 ESCAPED = {ord(mark): f"&{name};" for mark, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ("[", "#91"), ("]", "#93"))}
 HARMLESS = ESCAPED | {code: ESCAPED.get(mark, mark) for code, mark in LOOK_ALIKE.items()}
-SPEAKER = re.compile(r"\b((?:user|assistant|system|human|developer|tool|model|subject|part|instructions?|response|answer) ?):", re.I)
+SPEAKER = re.compile(r"\b((?:user|assistant|system|human|developer|tool|model|subject|part"
+                     r"|instructions?|response|answer) ?):", re.I)
 
 def seen(
     text:str, # any text
@@ -135,7 +140,7 @@ def quoted(
     "The passages as they stand between the tags, one harmless line each"
     return "\n".join(harmless(line) for line in map(seen, passages) if line)
 
-# %% ../nbs/20_describe.ipynb #f6bcf305
+# %% ../nbs/20_describe.ipynb #753d3c85
 def excerpt(
     article, # dict with passages, and their sections if they are known
     part:str, # what they should be about
@@ -146,7 +151,7 @@ def excerpt(
     chosen = passages_about(article, part, max_tokens, lambda text: estimated_tokens(harmless(text)))
     return chosen or [article["passages"][0][:max_tokens // 2]] # one endless sentence: escaped, a character costs 5 bytes at most
 
-# %% ../nbs/20_describe.ipynb #48325a84
+# %% ../nbs/20_describe.ipynb #c5095be2
 def knowledge_for(
     knowledge:str, # the kind that was asked for: "text", "url" or "none"
     article:dict|None, # the class's article with `passages` and `url`, if there is one
@@ -156,7 +161,7 @@ def knowledge_for(
     has = {"text": article and any(map(seen, article["passages"])), "url": isinstance(url, str) and url, "none": True}
     return knowledge if has[knowledge] else "none"
 
-# %% ../nbs/20_describe.ipynb #ee3a61d7
+# %% ../nbs/20_describe.ipynb #f4c91715
 ADDRESS = "/:?#@!$&'()*+,;=%~" # what stays as it is in an address; the rest is percent-encoded
 
 def look_question(
@@ -166,10 +171,11 @@ def look_question(
     article:dict|None, # with the `passages` that shall be quoted, or the `url`
 ) -> str:
     "The text of one question of stage 2"
-    facts = {"text": lambda: {"passages": quoted(article["passages"])}, "url": lambda: {"url": quote(article["url"], ADDRESS, errors="replace")}, "none": dict}[knowledge]()
+    facts = {"text": lambda: {"passages": quoted(article["passages"])},
+             "url": lambda: {"url": quote(article["url"], ADDRESS, errors="replace")}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #60f1bfc5
+# %% ../nbs/20_describe.ipynb #65d11da4
 LOOK_FORM = form_of("description", {"type": "string"})
 
 def look_requests(
@@ -191,7 +197,7 @@ def look_requests(
     about = {"stage": "describe", "class": name, "component": part, "knowledge": knowledge}
     return [llm.request(messages, sample, schema=LOOK_FORM, **about) for sample in range(samples)]
 
-# %% ../nbs/20_describe.ipynb #0de613c4
+# %% ../nbs/20_describe.ipynb #ad8b140c
 def check_line(
     request:Request, # made by `look_requests`
     answer:str, # the model's answer
@@ -200,7 +206,7 @@ def check_line(
     if says_nothing(one_line(answer, request.about.get("component", ""))):
         raise ValueError(f"No description in the model's answer {answer!r:.200}: expected one line. Allow more tokens, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #0351ea1b
+# %% ../nbs/20_describe.ipynb #6fe69f46
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -221,7 +227,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #0d878518
+# %% ../nbs/20_describe.ipynb #147b4432
 def kinds_of(
     superclass, # one for all classes, {class: superclass} for some, a sequence with one for each class, or None
     classes, # class names
@@ -235,7 +241,7 @@ def kinds_of(
     if len(superclass) == len(classes): return [kind or None for kind in superclass]
     raise ValueError(f"{len(superclass)} superclasses for {len(classes)} classes: expected one for all, or one for each class.")
 
-# %% ../nbs/20_describe.ipynb #e78e5a6a
+# %% ../nbs/20_describe.ipynb #c3f1f6be
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -253,7 +259,7 @@ def flagged(
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #aedd9762
+# %% ../nbs/20_describe.ipynb #632f1cab
 def why_failed(
     request:Request, # a question that got no answer
     llm:LLM, # who was asked
@@ -276,7 +282,7 @@ def parts_of(
         if kind and kind not in found: raise LLMError(f"No class can be described without the parts of '{kind}'. {why_failed(requests[kind], llm)}")
     return {name: found[kind or name] for kind, name in zip(kinds, classes) if (kind or name) in found}
 
-# %% ../nbs/20_describe.ipynb #ee765e1d
+# %% ../nbs/20_describe.ipynb #3f3b6ea2
 def row_of(
     request:Request, # a question of stage 2
     answer:str, # the model's answer
@@ -287,13 +293,13 @@ def row_of(
     return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
             "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
 
-# %% ../nbs/20_describe.ipynb #73a94323
+# %% ../nbs/20_describe.ipynb #2978326c
 def failed_questions(
     llm:LLM, # who was asked
 ) -> pd.DataFrame:
     "The questions that this model left without an answer: stage, class (of stage 1: the subject), component, sample, reason"
     columns = ["stage", "class", "component", "sample", "reason"]
-    latest = {request.key: request.about | {"class": request.about.get("class", request.about.get("subject")), "reason": str(reason)} for request, reason in llm.failures}
+    latest = {request.key: {"class": request.about.get("subject"), **request.about, "reason": str(reason)} for request, reason in llm.failures}
     return pd.DataFrame(latest.values(), columns=columns)
 
 def undescribed(
@@ -310,7 +316,7 @@ def undescribed(
     return (f"No description of {len(silent)} of {len(classes)} classes:\n" + "\n".join(map(line, silent)) +
             "\nAll answers that came are on record. Run again to ask what the server left unanswered, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #e04a415f
+# %% ../nbs/20_describe.ipynb #5072c3f3
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -335,7 +341,7 @@ def describe(
     if silent := [name for name in classes if name not in described]: raise LLMError(undescribed(silent, classes, requests, llm) + " To do without, bring sentences of your own with --descriptions.")
     return flagged(rows, classes, superclass)
 
-# %% ../nbs/20_describe.ipynb #d989af6d
+# %% ../nbs/20_describe.ipynb #6e0f7fe9
 def class_id_of(
     name:str, # a class name as somebody wrote it
     classes, # the dataset's class names
@@ -346,7 +352,7 @@ def class_id_of(
     if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
     return same[0] if same else None
 
-# %% ../nbs/20_describe.ipynb #3e52c390
+# %% ../nbs/20_describe.ipynb #a0a095dc
 def read_csv(
     path, # a CSV file with the columns class and text
 ) -> dict:
@@ -370,7 +376,7 @@ def read_sentences(
     if isinstance(sentences, dict): return sentences
     raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
 
-# %% ../nbs/20_describe.ipynb #4c283c1f
+# %% ../nbs/20_describe.ipynb #309182a9
 def checked(
     sentences, # what the file has for one class
     where:str, # file and class, for the message

@@ -8,7 +8,7 @@ __all__ = ['LIST', 'SENTENCE', 'MENON', 'CUPL', 'LABO', 'VDT', 'PEERS', 'ALIASES
            'spelling', 'words', 'alias', 'pairs', 'match_classes', 'peer_texts', 'from_templates', 'read_templates',
            'waffle', 'questions_of', 'texts_in', 'check_texts', 'ask']
 
-# %% ../nbs/60_peers.ipynb #f7a798a4
+# %% ../nbs/60_peers.ipynb #d774766d
 import difflib, json, pickle, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from .answers import aloud, is_refusal, one_line, parse_list
 from .describe import check_line, flagged, form_of, kinds_of, parts_of, readable, undescribed
 from .llm import LLM, LLMError, Request
 
-# %% ../nbs/60_peers.ipynb #b2780302
+# %% ../nbs/60_peers.ipynb #7dfc5b65
 @dataclass(frozen=True)
 class Recipe:
     "The questions that a peer asks a language model about each class."
@@ -31,7 +31,7 @@ class Recipe:
     samples: int = 1  # answers to each question
     listed: bool = True  # an answer is a list of texts; False: it is one sentence
 
-# %% ../nbs/60_peers.ipynb #e2d8203b
+# %% ../nbs/60_peers.ipynb #2e341839
 @dataclass(frozen=True)
 class Peer:
     "A published way to describe classes."
@@ -44,7 +44,7 @@ class Peer:
 
     def __repr__(self): return f"Peer({self.name!r}: {self.idea})"
 
-# %% ../nbs/60_peers.ipynb #e65c95cb
+# %% ../nbs/60_peers.ipynb #64289dd1
 def as_written(
     name: str,  # class name
     text: str,  # a whole sentence, or a phrase that shall stand alone
@@ -69,7 +69,7 @@ def photo_with(
     "'A photo of a <name>, which has <text>.' (Roth et al., 2023)."
     return f"A photo of a {name}, which has {text}."
 
-# %% ../nbs/60_peers.ipynb #ae2b86c8
+# %% ../nbs/60_peers.ipynb #fc673c2c
 LIST = "Answer with a list, one short phrase a line, and nothing else. Do not name the subject."
 SENTENCE = "Answer with one sentence that names it, and nothing else."
 
@@ -80,7 +80,7 @@ CUPL = Recipe((f"Say what this looks like: {{subject}}. {SENTENCE}",
                f"Imagine a picture on the web that shows this: {{subject}}. Describe the picture. {SENTENCE}",
                f"Write a caption for a photo of this: {{subject}}. {SENTENCE}"), samples=10, listed=False)
 
-# %% ../nbs/60_peers.ipynb #f4560468
+# %% ../nbs/60_peers.ipynb #7feb54da
 LABO = Recipe(tuple(f"Subject: {{subject}}\n{question} {LIST}" for question in (
     "What does the subject look like?", "Describe the appearance of the subject.", "Which colours does the subject have?",
     "Which patterns does the subject show?", "Which shapes does the subject have?")), samples=10)
@@ -88,7 +88,7 @@ LABO = Recipe(tuple(f"Subject: {{subject}}\n{question} {LIST}" for question in (
 VDT = Recipe(("Subject: {subject}\nWrite one sentence on how each of these parts of the subject looks: {parts}. "
               "Begin each sentence with '{start}'. Answer with a list, one sentence a line, and nothing else.",))
 
-# %% ../nbs/60_peers.ipynb #654da663
+# %% ../nbs/60_peers.ipynb #01c5d2e2
 PEERS = {peer.name: peer for peer in (
     Peer("clip", as_written, "mean", "the class name in one template", "Radford et al., ICML 2021"),
     Peer("clip_templates", as_written, "mean_embedding", "the class name in several templates", "Radford et al., ICML 2021"),
@@ -98,7 +98,7 @@ PEERS = {peer.name: peer for peer in (
     Peer("vdt", as_written, "mean", "a sentence on each attribute", "Maniparambil et al., ICCV Workshops 2023", VDT),
     Peer("waffle", photo_with, "mean", "random words after the class name, all classes alike", "Roth et al., ICCV 2023"))}
 
-# %% ../nbs/60_peers.ipynb #98a05401
+# %% ../nbs/60_peers.ipynb #188daee7
 def read_saved(
     path: str | Path,  # a file that `torch.save` wrote
 ):
@@ -111,7 +111,7 @@ def read_saved(
     raise ValueError(f"'{path}' {why}: expected a dict of class -> list of texts, as torch.save writes it. "
                      "If you trust it, open it elsewhere and save it as JSON.")
 
-# %% ../nbs/60_peers.ipynb #b9d88ca2
+# %% ../nbs/60_peers.ipynb #9ace53aa
 def _loaded(path):
     "What the file holds, JSON or saved by torch."
     if not path.is_file(): raise FileNotFoundError(f"No file '{path}': expected published descriptions, JSON or saved by torch.")
@@ -130,7 +130,7 @@ def read_texts(
             raise ValueError(f"'{path}', class {name!r}: expected a list of texts, got {texts!r:.60}.")
     return {str(name): [line for text in texts if (line := " ".join(text.split()))] for name, texts in described.items()}
 
-# %% ../nbs/60_peers.ipynb #e275635b
+# %% ../nbs/60_peers.ipynb #44dd6936
 def spelling(
     name: str,  # a class name
 ) -> str:
@@ -138,7 +138,7 @@ def spelling(
     plain = "".join(c for c in unicodedata.normalize("NFKD", re.sub(r"^\d+\.", "", name)) if not unicodedata.combining(c))
     return re.sub(r"[\W_]+", "", plain.casefold())
 
-# %% ../nbs/60_peers.ipynb #12fa3f15
+# %% ../nbs/60_peers.ipynb #8d64106f
 def words(
     name: str,  # a class name
 ) -> frozenset[str]:
@@ -148,7 +148,7 @@ def words(
     stems = (re.sub(r"(?<=ss|sh|ch)e$|(?<=x)e$", "", re.sub(r"(?<=..)ie$", "y", word)) for word in singular)
     return frozenset(stems) - {"a", "an", "the", "and", "or", "of"}
 
-# %% ../nbs/60_peers.ipynb #f7b52c0a
+# %% ../nbs/60_peers.ipynb #8df82bb6
 ALIASES = (
     ("AnnualCrop", "annual crop land"), ("Forest", "forest"),
     ("HerbaceousVegetation", "brushland or shrubland", "herbaceous vegetation land"), ("Highway", "highway or road"),
@@ -162,7 +162,7 @@ def alias(
     "The folder name of EuroSAT's class that is known by this name; \"\" if none is."
     return next((group[0] for group in ALIASES if spelling(name) in map(spelling, group)), "")
 
-# %% ../nbs/60_peers.ipynb #55d3ec92
+# %% ../nbs/60_peers.ipynb #0dd7ff82
 KEYS = {"exact": str, "spelling": spelling, "words": words, "alias": alias}  # tried in this order
 
 def _alone(names, key):
@@ -184,7 +184,7 @@ def pairs(
         found |= {c: (left[k], how) for k, c in _alone([c for c in classes if c not in found], key).items() if k in left}
     return found
 
-# %% ../nbs/60_peers.ipynb #f13cb183
+# %% ../nbs/60_peers.ipynb #06c2ae10
 def _nearest(name, left):
     "The name in `left` that is spelled most like this one; \"\" if none is much alike."
     spelled = {spelling(other): other for other in left}
@@ -198,7 +198,7 @@ def _report(theirs, classes, found):
     rows += [("", t, "extra", len(theirs[t]), "") for t in extra]
     return pd.DataFrame(rows, columns=["class", "theirs", "how", "texts", "nearest"])
 
-# %% ../nbs/60_peers.ipynb #d67dd94b
+# %% ../nbs/60_peers.ipynb #2193b37c
 def _without_text(rows):
     "The message on classes that end without a text."
     def why(row):
@@ -215,7 +215,7 @@ def _check_names(theirs, classes, renamed):
     if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in theirs]:
         raise ValueError(f"renamed has {', '.join(unknown)}: expected a class of the dataset and a name in the published texts.")
 
-# %% ../nbs/60_peers.ipynb #12c07552
+# %% ../nbs/60_peers.ipynb #6178f19e
 def match_classes(
     theirs: Mapping[str, Sequence[str]],  # published name -> texts, from `read_texts`
     classes: Sequence[str],  # C class names of the dataset
@@ -231,7 +231,7 @@ def match_classes(
     if empty == "error" and len(without): raise ValueError(_without_text(without))
     return {c: list(theirs[found[c][0]]) if c in found else [] for c in classes}, report
 
-# %% ../nbs/60_peers.ipynb #21e012a6
+# %% ../nbs/60_peers.ipynb #1ed048c1
 def peer_texts(
     peer: Peer,  # one of `PEERS`
     described: Mapping[str, Sequence[str]],  # class -> texts, from `match_classes`, `ask`, `waffle` or `from_templates`
@@ -250,7 +250,7 @@ def peer_texts(
     table = pd.DataFrame(rows).assign(component="", source=peer.name, knowledge="none")
     return flagged(table, classes, superclass).assign(prompt=table["prompt"])
 
-# %% ../nbs/60_peers.ipynb #76cd2aac
+# %% ../nbs/60_peers.ipynb #de1cd591
 TEMPLATE = ("a photo of a {c}.",)  # of peer "clip"
 TEMPLATES = TEMPLATE + ("a photo of the {c}.", "a close photo of one {c}.", "a small picture of a {c}.",
                         "a blurred picture of a {c}.", "a bright photo of a {c}.", "a {c} seen from afar.")
@@ -272,7 +272,7 @@ def read_templates(
     if dataset in templates: return templates[dataset]
     raise ValueError(f"'{path}' has no templates for '{dataset}': expected one of {', '.join(templates)}.")
 
-# %% ../nbs/60_peers.ipynb #dff07d49
+# %% ../nbs/60_peers.ipynb #d62d97dd
 def _drawn(classes, words, rng):
     "One descriptor as long as the class names are on average: of words if there are any, else of characters."
     names = [readable(c).split() for c in classes]
@@ -292,7 +292,7 @@ def waffle(
     descriptors = [_drawn(classes, words if i % 2 == 0 else (), rng) for i in range(n)]
     return {c: descriptors for c in classes}
 
-# %% ../nbs/60_peers.ipynb #03b7d1f4
+# %% ../nbs/60_peers.ipynb #b7c9f87a
 ANSWER_FORMS = {True: form_of("texts", {"type": "array", "items": {"type": "string"}}), False: form_of("sentence", {"type": "string"})}  # by `listed`
 
 def questions_of(
@@ -310,7 +310,7 @@ def questions_of(
                         **{"stage": "peer", "peer": peer.name, "class": name, "question": i})
             for i, question in enumerate(peer.recipe.questions) for sample in range(samples or peer.recipe.samples)]
 
-# %% ../nbs/60_peers.ipynb #a3d18305
+# %% ../nbs/60_peers.ipynb #5ef2fd4b
 def texts_in(
     answer: str,  # what a model wrote
     recipe: Recipe,  # what it was asked for
@@ -318,6 +318,7 @@ def texts_in(
     "The texts in the answer, bare."
     return [text for text in parse_list(answer) if not is_refusal(text)] if recipe.listed else [one_line(answer)]
 
+# %% ../nbs/60_peers.ipynb #547159c1
 def check_texts(
     request: Request,  # that wanted a list
     answer: str,  # the model's answer
