@@ -7,7 +7,7 @@ __all__ = ['MOMENT', 'HOPELESS', 'MANY', 'STAND_IN', 'ATTEMPTS', 'stage_of', 'bo
            'openai_client', 'asking', 'recorded', 'Answers', 'grouped', 'ask_new', 'unanswerable', 'planned',
            'in_batch', 'answered', 'unusable', 'ask_in_attempts', 'LLM']
 
-# %% ../nbs/15_llm.ipynb #969f745a
+# %% ../nbs/15_llm.ipynb #704ac39e
 import asyncio, os, random, time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ from .cost import BudgetReached, Ledger, prompt_tokens
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .store import default_root
 
-# %% ../nbs/15_llm.ipynb #94299a1b
+# %% ../nbs/15_llm.ipynb #f610ac15
 MOMENT = .1 # seconds until one looks again whether others are done
 
 def stage_of(
@@ -58,7 +58,7 @@ async def paid(
         ledger.release(ticket, lost=getattr(error, "lost", True))
         raise
 
-# %% ../nbs/15_llm.ipynb #46bf11ea
+# %% ../nbs/15_llm.ipynb #ffbeb811
 class Gate:
     "Where calls wait for their turn"
     def __init__(self,
@@ -80,7 +80,7 @@ class Gate:
         await take(self.tokens, tokens)
         while (left := self.opens - time.monotonic()) > 0: await asyncio.sleep(left + random.uniform(0, PAUSE))
 
-# %% ../nbs/15_llm.ipynb #924ce141
+# %% ../nbs/15_llm.ipynb #d33a0cfa
 class Server:
     "A server as one learns to know it while asking"
     def __init__(self,
@@ -118,7 +118,7 @@ class Server:
             self.llm.refused.add(error.refused)
         return await self.ask(requests)
 
-# %% ../nbs/15_llm.ipynb #2107703f
+# %% ../nbs/15_llm.ipynb #6a6cb8d4
 @asynccontextmanager
 async def openai_client(
     llm, # an `LLM`: its address and its time limit
@@ -127,7 +127,7 @@ async def openai_client(
     async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none", base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
 
-# %% ../nbs/15_llm.ipynb #6b9ffd75
+# %% ../nbs/15_llm.ipynb #87d8b08c
 @asynccontextmanager
 async def asking(
     llm, # an `LLM`
@@ -143,7 +143,7 @@ async def asking(
     else:
         async with openai_client(llm) as api: yield Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #b8b6daef
+# %% ../nbs/15_llm.ipynb #d4de9da6
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -156,7 +156,7 @@ def recorded(
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #0eaebd2a
+# %% ../nbs/15_llm.ipynb #0be43d3d
 HOPELESS = 20 # questions that fail one after another before we stop asking
 
 class Answers:
@@ -202,7 +202,7 @@ class Answers:
                 except Exception as error: self.give_up(group, error)
             await asyncio.sleep(0 if ours else MOMENT) # also a client that never waits leaves a moment for an interrupt
 
-# %% ../nbs/15_llm.ipynb #785dedb4
+# %% ../nbs/15_llm.ipynb #062374d1
 def grouped(
     requests, # open questions
     together:bool, # whether samples of one question are asked in one call
@@ -212,7 +212,7 @@ def grouped(
     for request in requests: groups.setdefault(replace(request, sample=0).key if together else request.key, []).append(request)
     return [*groups.values()]
 
-# %% ../nbs/15_llm.ipynb #8e3642d3
+# %% ../nbs/15_llm.ipynb #950b5285
 MANY = 20 # open questions that are worth a progress bar
 
 def ask_new(
@@ -244,7 +244,7 @@ def unanswerable(
     return (f"{len(requests)} question(s) to model '{requests[0].model}' not on record, the first: ({requests[0]}). "
             "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
 
-# %% ../nbs/15_llm.ipynb #46a3aa3e
+# %% ../nbs/15_llm.ipynb #b9054d79
 STAND_IN = ", ".join(f"part {n}" for n in range(1, 11)) # the answer of a dry run: good as a list of ten parts and as a line
 
 def planned(
@@ -256,7 +256,7 @@ def planned(
         llm.ledger.planned(stage_of(group[0]), group[0].messages, group[0].max_tokens, len(group), batch=llm.batch)
     return {request.key: STAND_IN for request in requests}, {}
 
-# %% ../nbs/15_llm.ipynb #2bfe1495
+# %% ../nbs/15_llm.ipynb #ac90ae1c
 def in_batch(
     llm, # an `LLM`
     requests, # open questions
@@ -268,13 +268,14 @@ def in_batch(
     failed = {key: answer for key, answer in came.items() if isinstance(answer, Exception)}
     return {key: answer for key, answer in came.items() if key not in failed}, failed
 
-# %% ../nbs/15_llm.ipynb #fb02a1a5
+# %% ../nbs/15_llm.ipynb #77662b8e
 def answered(
     llm, # an `LLM`
     requests, # questions, each once
     progress=True, # show a bar while many are open
 ) -> tuple:
     "Answers by key and failures by key, from the record and beyond"
+    llm.asked |= {request.key: request for request in requests}
     answers = recorded(requests, llm.record, llm.bundles)
     book_replayed(llm.ledger, [request for request in requests if request.key in answers])
     new = [request for request in requests if request.key not in answers]
@@ -282,7 +283,7 @@ def answered(
     came, failed = planned(llm, new) if llm.dry_run else in_batch(llm, new, progress) if llm.batch else ask_new(llm, new, progress)
     return answers | came, failed
 
-# %% ../nbs/15_llm.ipynb #a09a1fff
+# %% ../nbs/15_llm.ipynb #42a583f1
 ATTEMPTS = 3 # how often a question is put until its answer is usable
 
 def unusable(
@@ -312,7 +313,7 @@ def ask_in_attempts(
         if not tries: break
     return answers, failed | {key: LLMError(f"No usable answer in {ATTEMPTS} attempts, at last: {why}") for key, why in wrong.items()}
 
-# %% ../nbs/15_llm.ipynb #3acdd62d
+# %% ../nbs/15_llm.ipynb #dd8a1cf5
 @dataclass(repr=False, eq=False)
 class LLM:
     "A language model with a memory: `ask` replays what is on record and asks only what is new"
@@ -335,6 +336,7 @@ class LLM:
     prices: object = None # a price table or its path; None: the published prices
     dry_run: bool = False # ask nothing, plan only
     failures: list = field(default_factory=list, init=False) # (question, reason) for each that got no answer
+    asked: dict = field(default_factory=dict, init=False) # key -> question, of all that were put, also those answered before
     refused: set = field(default_factory=set, init=False) # names of parameters that the model does not take
 
     def __post_init__(self):
