@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['FOLDER', 'SOURCES', 'CLASSES', 'FILES', 'NAMES', 'LAYOUT', 'READERS', 'IMAGE_KINDS', 'classes_of', 'superclass_of',
            'data_folder', 'Incomplete', 'origin', 'check_there', 'torchvision_datasets', 'known_digests', 'md5_of',
-           'check_digests', 'images_from', 'read_with_torchvision', 'read_cub', 'listed_images', 'images_by_wnid',
-           'read_mini_imagenet', 'read_published', 'apportion', 'divide', 'paper_splits', 'passing', 'fetch_rest',
-           'fetch_file', 'unpack_into', 'unpack', 'fetch', 'split_notes', 'load_dataset', 'read_or_fetch',
-           'split_lists', 'needs', 'huggingface', 'column_of', 'row_bytes', 'open_huggingface', 'huggingface_rows',
-           'from_huggingface', 'shards_of', 'bytes_at', 'samples_in', 'split_of', 'class_names', 'class_name',
-           'shard_rows', 'from_webdataset']
+           'check_digests', 'by_folder', 'by_number', 'by_file_name', 'in_array', 'read_with_torchvision', 'read_cub',
+           'listed_images', 'images_by_wnid', 'read_mini_imagenet', 'read_published', 'apportion', 'divide',
+           'paper_splits', 'passing', 'fetch_rest', 'fetch_file', 'unpack_into', 'unpack', 'fetch', 'split_notes',
+           'read_or_fetch', 'load_dataset', 'split_lists', 'needs', 'huggingface', 'column_of', 'row_bytes',
+           'open_huggingface', 'huggingface_rows', 'from_huggingface', 'shards_of', 'bytes_at', 'samples_in',
+           'split_of', 'class_names', 'class_name', 'shard_rows', 'from_webdataset']
 
-# %% ../nbs/08_datasets.ipynb #36309259
+# %% ../nbs/08_datasets.ipynb #0aafa094
 import hashlib, operator, os, re, shutil, tarfile, zipfile, zlib
-from collections import Counter
 from functools import partial
 from glob import glob
 from importlib.resources import files
@@ -27,17 +26,17 @@ from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from tqdm import tqdm
 
-from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in, visible
+from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in
 from .store import default_root, writable_folder
 
-# %% ../nbs/08_datasets.ipynb #0beef4a7
+# %% ../nbs/08_datasets.ipynb #c0458d13
 FOLDER = files("datadesc")/"assets"/"datasets"
-SOURCES = pd.read_csv(FOLDER/"sources.csv", index_col="dataset")                             # a row for each dataset
-CLASSES = pd.read_csv(FOLDER/"classes.csv", dtype=str, keep_default_na=False)               # a row for each class: its name, and what it is called on disk
-FILES = pd.read_csv(FOLDER/"files.csv")                                                    # a row for each file that can be fetched
+SOURCES = pd.read_csv(FOLDER/"sources.csv", index_col="dataset")               # a row for each dataset
+CLASSES = pd.read_csv(FOLDER/"classes.csv", dtype=str, keep_default_na=False)  # a row for each class: its name, and what it is called on disk
+FILES = pd.read_csv(FOLDER/"files.csv")                                        # a row for each file that can be fetched
 NAMES = tuple(SOURCES.index)
 
-# %% ../nbs/08_datasets.ipynb #3f7c7df9
+# %% ../nbs/08_datasets.ipynb #4ab362eb
 def classes_of(
     name,  # one of `NAMES`
 ):
@@ -45,20 +44,21 @@ def classes_of(
     rows = CLASSES[CLASSES.dataset == name]
     return dict(zip(rows.folder, rows["class"]))
 
+# %% ../nbs/08_datasets.ipynb #b8cc605a
 def superclass_of(
     name,  # one of `NAMES`
 ):
     "What all its classes are kinds of ('bird'), or None"
     return " or ".join(sorted(set(CLASSES.superclass[CLASSES.dataset == name]) - {""})) or None
 
-# %% ../nbs/08_datasets.ipynb #0a663740
+# %% ../nbs/08_datasets.ipynb #857ad707
 def data_folder(
     data_root=None,  # the folder that holds datasets
 ):
     "The folder asked for, else that named by DATADESC_DATA, else `data` in the store's root"
     return Path(data_root or os.environ.get("DATADESC_DATA") or default_root()/"data").expanduser()
 
-# %% ../nbs/08_datasets.ipynb #0246d4e6
+# %% ../nbs/08_datasets.ipynb #be65d3c6
 LAYOUT = {  # what must be there before anything can be read
     "cub": [f"CUB_200_2011/{part}" for part in ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "images")],
     "cifar10": [f"cifar-10-batches-py/{part}" for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")],
@@ -71,7 +71,7 @@ LAYOUT = {  # what must be there before anything can be read
     "mini_imagenet": ["mini-imagenet"],
 }
 
-# %% ../nbs/08_datasets.ipynb #59d486d5
+# %% ../nbs/08_datasets.ipynb #0c0c2233
 class Incomplete(FileNotFoundError): "A published dataset is not there, or not all of it"
 
 def origin(
@@ -79,9 +79,12 @@ def origin(
 ):
     "Where the dataset comes from and how to get it, in words"
     parts = FILES[FILES.dataset == name]
-    if parts.empty: return "It is a part of ImageNet, which image-net.org gives to those who register; expected folders of images named by wnid (n01532829, ...), or train.csv, val.csv and test.csv beside a folder images."
-    return f"It comes from {', '.join(parts.url)} ({parts.bytes.sum() / 1e9:.1f} GB): fetch it with download=True (on the command line --download), or say with data_root (--data-root) where it lies."
+    if parts.empty: return ("It is a part of ImageNet, which image-net.org gives to those who register; expected folders of images "
+                            "named by wnid (n01532829, ...), or train.csv, val.csv and test.csv beside a folder images.")
+    return (f"It comes from {', '.join(parts.url)} ({parts.bytes.sum() / 1e9:.1f} GB): fetch it with download=True "
+            "(on the command line --download), or say with data_root (--data-root) where it lies.")
 
+# %% ../nbs/08_datasets.ipynb #e4c4199f
 def check_there(
     name,   # one of `NAMES`
     root,   # the folder that holds datasets
@@ -90,10 +93,10 @@ def check_there(
     "Nothing, if all are there; else an `Incomplete` that names the first missing one"
     absent = [path for path in paths if not os.path.exists(Path(root)/path)]
     if absent:
-        more = f" and {len(absent) - 1:,} more of {len(paths):,} files or folders" if len(absent) > 1 else ""
+        more = f", and {len(absent) - 1:,} more of {len(paths):,} files" if len(absent) > 1 else ""
         raise Incomplete(f"{SOURCES.title[name]} is not complete: '{Path(root)/absent[0]}' is missing{more}. {origin(name)}")
 
-# %% ../nbs/08_datasets.ipynb #5d71a9fd
+# %% ../nbs/08_datasets.ipynb #f8e6dc3e
 def torchvision_datasets():
     "torchvision's module of readers"
     from datadesc.embed import import_torchvision
@@ -104,12 +107,13 @@ def torchvision_datasets():
 def known_digests(
     name,  # one of `NAMES`
 ):
-    "{file in the data root: MD5} of the files that are read as they were fetched"
-    if name.startswith("cifar"):
-        reader = getattr(torchvision_datasets(), name.upper())
-        return {f"{reader.base_folder}/{file}": md5 for file, md5 in (*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"]))}
-    return {row.path: row.md5 for row in FILES[FILES.dataset == name].itertuples() if row.path.endswith(".mat")}
+    "{file in the data root: MD5} of the files that are read as they were published"
+    if not name.startswith("cifar"): return {row.path: row.md5 for row in FILES[FILES.dataset == name].itertuples() if row.path.endswith(".mat")}
+    reader = getattr(torchvision_datasets(), name.upper())
+    batches = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    return {f"{reader.base_folder}/{file}": md5 for file, md5 in batches}
 
+# %% ../nbs/08_datasets.ipynb #1612e154
 def md5_of(
     path,  # a file
 ):
@@ -122,39 +126,59 @@ def check_digests(
 ):
     "Nothing, if the files of known content hold it; else an `Incomplete` that names the first other one"
     for file, md5 in known_digests(name).items():
-        if md5_of(Path(root)/file) != md5: raise Incomplete(f"{SOURCES.title[name]} is damaged: '{Path(root)/file}' is not the file that was published. {origin(name)}")
+        if md5_of(Path(root)/file) != md5:
+            raise Incomplete(f"{SOURCES.title[name]} is damaged: '{Path(root)/file}' is not the file that was published. {origin(name)}")
 
-# %% ../nbs/08_datasets.ipynb #1efb9f19
-READERS = {  # torchvision's class, and its options for each of our splits
-    "cifar10": ("CIFAR10", {"train": {"train": True}, "test": {"train": False}}),
-    "cifar100": ("CIFAR100", {"train": {"train": True}, "test": {"train": False}}),
-    "pets": ("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
-    "eurosat": ("EuroSAT", {"": {"loader": str}}),
-    "food101": ("Food101", {split: {"split": split, "loader": str} for split in ("train", "test")}),
-    "flowers102": ("Flowers102", {split: {"split": split, "loader": str} for split in SPLITS}),
-    "dtd": ("DTD", {split: {"split": split, "loader": str} for split in SPLITS}),
-}
-
-def images_from(
-    reader,  # one of torchvision's datasets
+# %% ../nbs/08_datasets.ipynb #4751bc7a
+def by_folder(
+    reader,  # one of torchvision's datasets, with the loader `str`
 ):
-    "[(image, what its class is called on disk)] without opening an image"
-    if hasattr(reader, "data"): return [(PackedImage(f"{reader.base_folder}/{'train' if reader.train else 'test'}/{i:05}", partial(operator.getitem, reader.data, i)), reader.classes[label]) for i, label in enumerate(reader.targets)]
-    if type(reader).__name__ == "OxfordIIITPet": return [(str(path), path.stem.rsplit("_", 1)[0]) for path in reader._images]
-    if type(reader).__name__ == "Flowers102": return [(path, str(label + 1)) for path, label in (reader[i] for i in range(len(reader)))]
-    return [(path, Path(path).parent.name) for path, _ in (reader[i] for i in range(len(reader)))]
+    "[(path, what its class is called on disk)]"
+    return [(path, Path(path).parent.name) for path, _ in map(reader.__getitem__, range(len(reader)))]
+
+# %% ../nbs/08_datasets.ipynb #361a0a06
+def by_number(
+    reader,  # torchvision's Flowers102, with the loader `str`
+):
+    "[(path, number of its class, from 1)]"
+    return [(path, str(label + 1)) for path, label in map(reader.__getitem__, range(len(reader)))]
+
+def by_file_name(
+    reader,  # torchvision's OxfordIIITPet
+):
+    "[(path, what its class is called on disk)]"
+    return [(str(path), path.stem.rsplit("_", 1)[0]) for path in reader._images]
+
+def in_array(
+    reader,  # torchvision's CIFAR10 or CIFAR100
+):
+    "[(`PackedImage`, what its class is called on disk)]"
+    place = f"{reader.base_folder}/{'train' if reader.train else 'test'}"
+    return [(PackedImage(f"{place}/{i:05}", partial(operator.getitem, reader.data, i)), reader.classes[label]) for i, label in enumerate(reader.targets)]
+
+# %% ../nbs/08_datasets.ipynb #816a2e6c
+READERS = {  # torchvision's class, how to list what it read, and its options for each of our splits
+    "cifar10": ("CIFAR10", in_array, {"train": {"train": True}, "test": {"train": False}}),
+    "cifar100": ("CIFAR100", in_array, {"train": {"train": True}, "test": {"train": False}}),
+    "pets": ("OxfordIIITPet", by_file_name, {"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "eurosat": ("EuroSAT", by_folder, {"": {"loader": str}}),
+    "food101": ("Food101", by_folder, {split: {"split": split, "loader": str} for split in ("train", "test")}),
+    "flowers102": ("Flowers102", by_number, {split: {"split": split, "loader": str} for split in SPLITS}),
+    "dtd": ("DTD", by_folder, {split: {"split": split, "loader": str} for split in SPLITS}),
+}
 
 def read_with_torchvision(
     name,  # one of the seven
     root,  # the folder that holds datasets
 ):
     "Table of path, folder (what the class is called on disk) and official split, a row an image"
-    kind, splits = READERS[name]
-    try: rows = [(*row, split) for split, options in splits.items() for row in images_from(getattr(torchvision_datasets(), kind)(str(root), **options))]
+    kind, listed, splits = READERS[name]
+    reader = getattr(torchvision_datasets(), kind)
+    try: rows = [(*row, split) for split, options in splits.items() for row in listed(reader(str(root), **options))]
     except Exception as error: raise Incomplete(f"{SOURCES.title[name]} is damaged: its lists in '{root}' cannot be read ({error}). {origin(name)}") from error
     return pd.DataFrame(rows, columns=["path", "folder", "split"])
 
-# %% ../nbs/08_datasets.ipynb #27bd7073
+# %% ../nbs/08_datasets.ipynb #320a3825
 def read_cub(
     root,  # the folder that holds datasets
 ):
@@ -166,7 +190,7 @@ def read_cub(
     if table.isna().any(axis=None): raise Incomplete(f"CUB-200-2011 is damaged: the lists in '{folder}' do not speak of the same images. {origin('cub')}")
     return table.assign(path=[str(folder/"images"/path) for path in table.path], split=table.train.map({1: "train", 0: "test"}))[["path", "folder", "split"]]
 
-# %% ../nbs/08_datasets.ipynb #63fc7626
+# %% ../nbs/08_datasets.ipynb #af1aa66b
 def listed_images(
     folder,  # that holds train.csv, val.csv and test.csv
 ):
@@ -175,6 +199,7 @@ def listed_images(
     table = pd.concat(pd.read_csv(folder/f"{split}.csv", dtype=str) for split in SPLITS)
     return [(str(folder/"images"/file), wnid) for file, wnid in zip(table.filename, table.label)]
 
+# %% ../nbs/08_datasets.ipynb #0c275e0a
 def images_by_wnid(
     folder,  # that holds folders named by wnid, or folders of such folders
 ):
@@ -182,9 +207,12 @@ def images_by_wnid(
     wnids = classes_of("mini_imagenet")
     found = sorted(path for pattern in ("*", "*/*") for path in Path(folder).glob(pattern) if path.name in wnids)
     here = {path.name for path in found}
-    if len(here) < len(wnids): raise Incomplete(f"mini-ImageNet is not complete: '{folder}' has folders for {len(here)} of {len(wnids)} classes, {min(set(wnids) - here)} is missing. {origin('mini_imagenet')}")
+    if len(here) < len(wnids):
+        missing = f"'{folder}' has folders for {len(here)} of {len(wnids)} classes, {min(set(wnids) - here)} is missing"
+        raise Incomplete(f"mini-ImageNet is not complete: {missing}. {origin('mini_imagenet')}")
     return [(str(image), path.name) for path in found for image in images_in(path)[0]]
 
+# %% ../nbs/08_datasets.ipynb #bbbd3932
 def read_mini_imagenet(
     root,  # the folder that holds datasets
 ):
@@ -193,7 +221,7 @@ def read_mini_imagenet(
     listed = any((folder/f"{split}.csv").exists() for split in SPLITS)
     return pd.DataFrame(listed_images(folder) if listed else images_by_wnid(folder), columns=["path", "folder"]).assign(split="")
 
-# %% ../nbs/08_datasets.ipynb #61c6ebd8
+# %% ../nbs/08_datasets.ipynb #765de4e8
 def read_published(
     name,  # one of `NAMES`
     root,  # the folder that holds datasets
@@ -201,15 +229,16 @@ def read_published(
     "(table of path, label and official split; notes): what lies on disk, complete or an `Incomplete`"
     check_there(name, root, LAYOUT[name])
     check_digests(name, root)
-    table = {"cub": read_cub, "mini_imagenet": read_mini_imagenet}.get(name, partial(read_with_torchvision, name))(root)
+    own = {"cub": read_cub, "mini_imagenet": read_mini_imagenet}
+    table = own[name](root) if name in own else read_with_torchvision(name, root)
     check_there(name, "", [path for path in table.path if isinstance(path, str)])
     table["label"] = table.folder.map(classes_of(name))
     strange = table.folder[table.label.isna()]
-    if len(strange): raise ValueError(f"{SOURCES.title[name]} has no class '{strange.iloc[0]}', which '{root}' speaks of: expected {', '.join(list(classes_of(name))[:3])} ...")
+    if len(strange): raise ValueError(f"{SOURCES.title[name]} has no class '{strange.iloc[0]}', which '{root}' speaks of: expected {next(iter(classes_of(name)))} and others.")
     published = SOURCES.loc[name, ["paper_train", "paper_val", "paper_test"]].sum()
     return table[["path", "label", "split"]], [f"{len(table):,} of {published:,} images"] if len(table) != published else []
 
-# %% ../nbs/08_datasets.ipynb #f49aba0e
+# %% ../nbs/08_datasets.ipynb #b50735dc
 def apportion(
     counts: pd.Series,  # how many each class has
     total,              # how many are wanted of all together
@@ -220,7 +249,7 @@ def apportion(
     lost_most = (quota - whole).sort_values(ascending=False, kind="stable").index[:total - whole.sum()]
     return whole.add(pd.Series(1, index=lost_most), fill_value=0).astype(int)
 
-# %% ../nbs/08_datasets.ipynb #284ecd1a
+# %% ../nbs/08_datasets.ipynb #19ae6101
 def divide(
     table: pd.DataFrame,  # path, label, split
     sizes: dict,          # split -> how many images it shall have, in proportion where the table has more or fewer
@@ -237,6 +266,7 @@ def divide(
         for split in others: table.loc[[next(order) for _ in range(shares[split][label])], "split"] = split
     return table
 
+# %% ../nbs/08_datasets.ipynb #b764767a
 def paper_splits(
     table: pd.DataFrame,  # path, label, official split
     name,                 # one of `NAMES`
@@ -248,13 +278,14 @@ def paper_splits(
     pool = ~table.split.isin(set(paper) - set(redrawn))
     return pd.concat([table[~pool], divide(table[pool], redrawn, seed)]).sort_index() if redrawn else table
 
-# %% ../nbs/08_datasets.ipynb #499ffc79
+# %% ../nbs/08_datasets.ipynb #08804261
 def passing(
     error: Exception,  # what fetching raised
 ):
     "Whether to try again: the connection broke, or the server is busy"
     return isinstance(error, httpx.TransportError) or isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (429, 500, 502, 503, 504)
 
+# %% ../nbs/08_datasets.ipynb #c2b32917
 def fetch_rest(
     url,            # of a file
     part,           # what has arrived of it, or nothing yet
@@ -266,12 +297,13 @@ def fetch_rest(
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=60) as answer:
         if answer.status_code == 416: return   # no more to be had
         answer.raise_for_status()
-        goes_on = answer.status_code == 206
-        with open(part, "ab" if goes_on else "wb") as file, tqdm(desc=part.stem, initial=have * goes_on, total=have * goes_on + int(answer.headers.get("Content-Length", 0)) or None,
-                                                               unit="B", unit_scale=True, delay=3, leave=False, disable=not progress) as bar:
-            for chunk in answer.iter_raw(): bar.update(file.write(chunk))
+        have *= answer.status_code == 206
+        size = have + int(answer.headers.get("Content-Length", 0))
+        bar = dict(desc=part.stem, initial=have, total=size or None, unit="B", unit_scale=True, delay=3, leave=False, disable=not progress)
+        with open(part, "ab" if have else "wb") as file, tqdm(**bar) as fetched:
+            for chunk in answer.iter_raw(): fetched.update(file.write(chunk))
 
-# %% ../nbs/08_datasets.ipynb #c35b5f07
+# %% ../nbs/08_datasets.ipynb #e6971342
 def fetch_file(
     url,            # of the file
     path,           # where it shall lie
@@ -285,13 +317,17 @@ def fetch_file(
     try:
         for attempt in Retrying(stop=stop_after_attempt(5), wait=wait_random_exponential(pause), retry=retry_if_exception(passing), reraise=True):
             with attempt: fetch_rest(url, part, progress)
-    except httpx.HTTPError as error: raise ConnectionError(f"Cannot fetch {url}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. What has arrived is kept. {by_hand}") from error
+    except httpx.HTTPError as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ConnectionError(f"Cannot fetch {url}: {why}. What has arrived is kept. {by_hand}") from error
     found = md5_of(part)
-    if found == md5: return os.replace(part, path) or Path(path)
-    part.unlink()
-    raise ValueError(f"{url} gave a file whose MD5 is {found}, expected {md5}: it is damaged, or another version. It was thrown away. {by_hand}")
+    if found != md5:
+        part.unlink()
+        raise ValueError(f"{url} gave a file whose MD5 is {found}, expected {md5}: it is damaged, or another version. It was thrown away. {by_hand}")
+    os.replace(part, path)
+    return Path(path)
 
-# %% ../nbs/08_datasets.ipynb #d3a9dd36
+# %% ../nbs/08_datasets.ipynb #5ae7819f
 def unpack_into(
     archive,  # .zip, .tgz or .tar.gz
     folder,   # an empty folder
@@ -301,8 +337,8 @@ def unpack_into(
         if not zipfile.is_zipfile(archive):
             with tarfile.open(archive) as tar: return tar.extractall(folder, filter="data")
         with zipfile.ZipFile(archive) as packed:
-            for entry in packed.namelist():
-                if Path(entry).is_absolute() or ".." in Path(entry).parts: raise ValueError(f"'{entry}' is not allowed in an archive of data")
+            outside = [entry for entry in packed.namelist() if Path(entry).is_absolute() or ".." in Path(entry).parts]
+            if outside: raise ValueError(f"'{outside[0]}' is not allowed in an archive of data")
             packed.extractall(folder)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         why = f"'{error.tarinfo.name}' is not allowed in an archive of data" if isinstance(error, tarfile.FilterError) else error
@@ -320,10 +356,11 @@ def unpack(
         unpack_into(archive, fresh)
         if not (fresh/Path(folder).name).is_dir(): raise ValueError(f"'{archive}' holds no folder '{Path(folder).name}'. Is it another archive?")
         if Path(folder).exists(): os.replace(folder, fresh/".old")
-        return Path(os.replace(fresh/Path(folder).name, folder) or folder)
+        os.replace(fresh/Path(folder).name, folder)
+        return Path(folder)
     finally: shutil.rmtree(fresh, ignore_errors=True)
 
-# %% ../nbs/08_datasets.ipynb #d5df87dd
+# %% ../nbs/08_datasets.ipynb #e963040d
 def fetch(
     name,           # one of `NAMES`
     root,           # the folder that holds datasets
@@ -338,7 +375,7 @@ def fetch(
         if file != path: unpack(file, path)
         if not brought and file != path: file.unlink()
 
-# %% ../nbs/08_datasets.ipynb #894bdf9f
+# %% ../nbs/08_datasets.ipynb #b69c7664
 def split_notes(
     name,   # one of `NAMES`
     split,  # "official" or "paper_sizes"
@@ -346,9 +383,25 @@ def split_notes(
     "How the splits were made, a line for each thing to know"
     drawn = [part for part in SPLITS if SOURCES.loc[name, part] != SOURCES.loc[name, f"paper_{part}"]]
     if not SOURCES.train[name]: return ["no official splits: train, val and test have the paper's sizes, drawn here from seed 0"]
-    if split == "paper_sizes": return [f"official splits, but {' and '.join(drawn)}: the paper's sizes, drawn here from seed 0"] if drawn else []
+    rest = "; the rest is official" * (len(drawn) < len(SPLITS))
+    if split == "paper_sizes" and drawn: return [f"{', '.join(drawn)}: the paper's sizes, drawn here from seed 0{rest}"]
     return [] if SOURCES.val[name] else ["official train and test; val is a fifth of the official train images, drawn here from seed 0"]
 
+# %% ../nbs/08_datasets.ipynb #2435b741
+def read_or_fetch(
+    name,           # one of `NAMES`
+    root,           # the folder that holds datasets
+    progress=True,  # show a bar if it takes more than a few seconds
+):
+    "As `read_published`; what is incomplete is fetched first"
+    try: return read_published(name, root)
+    except Incomplete: pass
+    with FileLock(writable_folder(root)/f".{name}.lock"):
+        try: return read_published(name, root)
+        except Incomplete: fetch(name, root, progress)
+    return read_published(name, root)
+
+# %% ../nbs/08_datasets.ipynb #aaff7fd5
 def load_dataset(
     name,               # one of `NAMES`
     data_root=None,     # the folder that holds datasets; None: see `data_folder`
@@ -364,22 +417,10 @@ def load_dataset(
     root = data_folder(data_root)
     table, notes = read_or_fetch(name, root, progress) if download and name in set(FILES.dataset) else read_published(name, root)
     if split == "paper_sizes" or not SOURCES.train[name]: table = paper_splits(table, name)
-    return from_table(table, name, superclass or superclass_of(name), bad_images, classes=classes_of(name).values(), notes=notes + split_notes(name, split), progress=progress)
+    return from_table(table, name, superclass or superclass_of(name), bad_images,
+                      classes=classes_of(name).values(), notes=notes + split_notes(name, split), progress=progress)
 
-def read_or_fetch(
-    name,           # one of `NAMES`
-    root,           # the folder that holds datasets
-    progress=True,  # show a bar if it takes more than a few seconds
-):
-    "As `read_published`; what is incomplete is fetched first"
-    try: return read_published(name, root)
-    except Incomplete: pass
-    with FileLock(writable_folder(root)/f".{name}.lock"):
-        try: return read_published(name, root)   # another process fetched it while this one waited
-        except Incomplete: fetch(name, root, progress)
-    return read_published(name, root)
-
-# %% ../nbs/08_datasets.ipynb #208a674b
+# %% ../nbs/08_datasets.ipynb #2aebe0e7
 def split_lists(
     images: ImageSet,
     root=None,  # the folder that paths shall be relative to; a file outside of it keeps its whole path
@@ -394,7 +435,7 @@ def split_lists(
     rows = [(name_of(image, place), images.classes[label], split) for split, samples in images.samples.items() for place, (image, label) in enumerate(samples)]
     return pd.DataFrame(rows, columns=["path", "class", "split"])
 
-# %% ../nbs/08_datasets.ipynb #8291e82c
+# %% ../nbs/08_datasets.ipynb #1742b271
 def needs(
     name,            # one of `NAMES`
     data_root=None,  # the folder that holds datasets; None: see `data_folder`
@@ -406,13 +447,14 @@ def needs(
     if parts.empty: return f"{place} (a part of ImageNet, for those who register at image-net.org)"
     return f"{place} ({parts.bytes.sum() / 1e9:.1f} GB from {urlsplit(parts.url.iloc[0]).hostname}; --download fetches them)"
 
-# %% ../nbs/08_datasets.ipynb #a5277104
+# %% ../nbs/08_datasets.ipynb #eb8d5ece
 def huggingface():
     "The library `datasets`, which is an extra of this package"
     try: import datasets
     except ModuleNotFoundError as error: raise ImportError("Datasets of Hugging Face need the library datasets: pip install 'datadesc[huggingface]'") from error
     return datasets
 
+# %% ../nbs/08_datasets.ipynb #abec5399
 def column_of(
     kind,      # "image" or "label"
     features,  # {column: feature} of a Hugging Face dataset
@@ -424,8 +466,10 @@ def column_of(
     fitting = [name for name, feature in features.items() if isinstance(feature, type_)]
     if not wanted and len(fitting) == 1: return fitting[0]
     if not wanted and kind in features: return kind
-    raise ValueError(f"Which column is the {kind}? There are {', '.join(features)}: name one at the end of the address, as in hf:NAME?{kind}={(fitting or ['COLUMN'])[0]}")
+    example = f"hf:NAME?{kind}={(fitting or ['COLUMN'])[0]}"
+    raise ValueError(f"Which column is the {kind}? There are {', '.join(features)}: name one at the end of the address, as in {example}")
 
+# %% ../nbs/08_datasets.ipynb #4b3eaed0
 def row_bytes(
     table,   # a Hugging Face dataset whose images are not decoded
     column,  # that of the images
@@ -435,7 +479,7 @@ def row_bytes(
     cell = table[row][column]
     return cell["bytes"] or Path(cell["path"]).read_bytes()
 
-# %% ../nbs/08_datasets.ipynb #424cafdc
+# %% ../nbs/08_datasets.ipynb #5af7bfa8
 def open_huggingface(
     name,     # of a dataset on the hub, or a folder
     options,  # config and revision, as the address has them
@@ -449,10 +493,13 @@ def open_huggingface(
         elif folder.is_dir(): found = hf.load_dataset(place, options.get("config"))
         else:
             with hub_or_cache(): found = hf.load_dataset(place, options.get("config"), revision=options.get("revision"))
-    except Exception as error: raise FileNotFoundError(f"Cannot open hf:{name}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}. "
-                                                       "Expected a dataset of the hub (and a network, the first time), or a folder of Parquet files or of images.") from error
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileNotFoundError(f"Cannot open hf:{name}: {why}. Expected a dataset of the hub (and a network, the first time), "
+                                "or a folder of Parquet files or of images.") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
+# %% ../nbs/08_datasets.ipynb #76d656a3
 def huggingface_rows(
     name,   # what to call the dataset
     part,   # which split of it
@@ -465,6 +512,7 @@ def huggingface_rows(
     read = lambda value: None if value in (None, -1) else feature.int2str(value) if hasattr(feature, "int2str") else str(value)
     return [(PackedImage(f"hf:{name}/{part}/{i}", partial(row_bytes, table_of_images, image, i)), read(value)) for i, value in enumerate(table[label])]
 
+# %% ../nbs/08_datasets.ipynb #bb9d8297
 def from_huggingface(
     address,            # "NAME" or "FOLDER", then perhaps "?label=COLUMN&image=COLUMN&config=NAME&revision=NAME"
     superclass=None,    # what all classes are kinds of: "bird"
@@ -485,7 +533,7 @@ def from_huggingface(
     names = getattr(features[label], "names", None)
     return from_table(table.dropna(subset="label", ignore_index=True), Path(name).name, superclass, bad_images, seed, skipped, names)
 
-# %% ../nbs/08_datasets.ipynb #ce117c13
+# %% ../nbs/08_datasets.ipynb #c66ebb0c
 def shards_of(
     pattern,  # of local tar files, with braces or stars, or a folder of them
 ):
@@ -508,6 +556,7 @@ def bytes_at(
         file.seek(start)
         return file.read(size)
 
+# %% ../nbs/08_datasets.ipynb #2b2a528f
 def samples_in(
     shard,  # a tar file
 ):
@@ -522,7 +571,7 @@ def samples_in(
     except tarfile.TarError as error: raise ValueError(f"Cannot read shard '{shard}': {error}. Expected a whole tar file that is not compressed.") from error
     return samples
 
-# %% ../nbs/08_datasets.ipynb #92d95d91
+# %% ../nbs/08_datasets.ipynb #bf9008bd
 IMAGE_KINDS = "jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff"
 
 def split_of(
@@ -532,6 +581,7 @@ def split_of(
     words = re.split(r"[^a-z]", Path(shard).name.lower())[0], Path(shard).parent.name.lower()
     return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "")
 
+# %% ../nbs/08_datasets.ipynb #b5ec57db
 def class_names(
     shard,  # path of a tar file
 ):
@@ -547,8 +597,10 @@ def class_name(
     "The class that the word means: the word itself, or the line whose number it is"
     if not word.isdecimal(): return word
     if int(word) < len(names) and names[int(word)].strip(): return names[int(word)].strip()
-    raise ValueError(f"{where} is the number {word}, and no classnames.txt says what it means: expected one beside the shards or a folder up, with a name a line (found {len(names)} lines).")
+    raise ValueError(f"{where} is the number {word}, and no classnames.txt says what it means: "
+                     f"expected one beside the shards or a folder up, with a name a line (found {len(names)} lines).")
 
+# %% ../nbs/08_datasets.ipynb #1cc884d5
 def shard_rows(
     shard,  # path of a tar file
 ):
@@ -561,6 +613,7 @@ def shard_rows(
         rows.append((PackedImage(f"{shard}/{name}", partial(bytes_at, shard, *image)), class_name(word, names, f"'{name}.cls' in '{shard}'"), split_of(shard)))
     return rows, len(samples) - len(rows)
 
+# %% ../nbs/08_datasets.ipynb #678a97b8
 def from_webdataset(
     pattern,            # of local tar files, with braces or stars, or a folder of them
     superclass=None,    # what all classes are kinds of: "bird"
