@@ -8,10 +8,10 @@ __all__ = ['THINKING', 'THOUGHT', 'AFTER', 'TAG', 'LONGEST', 'MARKER', 'EMPHASIS
            'FIELDS', 'aloud', 'bare', 'value_at', 'from_json', 'is_refusal', 'unique', 'inline_items', 'table_rows',
            'item_of', 'items_in', 'outermost', 'parse_list', 'text_in', 'one_line', 'says_nothing']
 
-# %% ../nbs/18_answers.ipynb #7f1387c5
+# %% ../nbs/18_answers.ipynb #54959c90
 import ast, html, json, re
 
-# %% ../nbs/18_answers.ipynb #29c7af4d
+# %% ../nbs/18_answers.ipynb #0b135566
 THINKING = "(?:think|thinking|thought|reasoning|reflection)"
 THOUGHT = re.compile(rf"^.*(?:</{THINKING}>|◁/think▷|<\|channel\|>final<\|message\|>)|<{THINKING}>.*|◁think▷.*", re.S | re.I)
 AFTER = re.compile(r"(?:<\|(?:im_end|end|eot_id|endoftext|return)\|>|<end_of_turn>|</s>"
@@ -27,7 +27,7 @@ def aloud(
     said = re.sub(r"<li\b[^<>]*>", "\n- ", said, flags=re.I)
     return TAG.sub(" ", re.sub(r"<(?:br|p|tr)\b[^<>]*>", "\n", said, flags=re.I))
 
-# %% ../nbs/18_answers.ipynb #153e48f9
+# %% ../nbs/18_answers.ipynb #59d49afd
 MARKER = re.compile(r"""^(?:[ \t]*(?:
     [-*+–—·﹣－→]\s+ | [•▪◦‣⁃●○■□▸►▶➤➢❖◆◇★☆✓✔✦⇒※・･]\s* | \[[ xX✓]\]\s+ | \#{1,6}\s+ | >\s+ # bullets, boxes, headings
   | [\U0001f300-\U0001faff\u2600-\u27bf]\ufe0f?\s+ # pictures
@@ -43,7 +43,7 @@ def bare(
     line = html.unescape(MARKER.sub("", EMPHASIS.sub("", line)))
     return " ".join(line.strip(" \t\"'`*_“”‘’„«»「」『』,;").split())
 
-# %% ../nbs/18_answers.ipynb #69f2f1a1
+# %% ../nbs/18_answers.ipynb #f4daa1a0
 OPENING = re.compile(r"(?:^|[:`]|[}\]],?)[ \t]*(?:json[ \t]*)?(?=[\[{])", re.M | re.I) # a line, a colon, other JSON
 MOST_VALUES = 50 # places where it is looked for
 STRAIGHT = str.maketrans("“”„‘’", "\"\"\"''")
@@ -75,7 +75,7 @@ def from_json(
 
 
 
-# %% ../nbs/18_answers.ipynb #527e6e66
+# %% ../nbs/18_answers.ipynb #528adede
 REFUSAL = re.compile(r"""\b(?:
     i(?:['’]m|\ am|\ was)\ (?:\w+\ )?(?:sorry|afraid|unable|not\ (?:able|sure|aware|familiar|certain)) # sorry, unable
   | sorry, | my\ apologies | i\ apologi[sz]e | (?:un|not\ )able\ to
@@ -106,14 +106,14 @@ def is_refusal(
     "Whether the text says that there is nothing to say"
     return bool(REFUSAL.search(text)) or text.strip(" \n.-–—()[]{}\"'").lower() in NOTHING
 
-# %% ../nbs/18_answers.ipynb #5d57faba
+# %% ../nbs/18_answers.ipynb #d89f5451
 def unique(
     items, # lines of answers
 ) -> list:
     "The items made bare, without repeated ones and those without a letter or digit, in order"
     return list(dict.fromkeys(item for item in map(bare, items) if re.search(r"\w", item)))
 
-# %% ../nbs/18_answers.ipynb #dcdb3c8c
+# %% ../nbs/18_answers.ipynb #56c089e4
 BETWEEN = re.compile(r"(?:^|\s)(?:\(?\d{1,2}[.)]|[•·▪●|/–—-])\s+") # marks between items
 LEAD = re.compile(r"^[^,;]*?(?::\s|\b(?:are|includes?|comprises?|namely)\s)")
 
@@ -125,7 +125,7 @@ def inline_items(
     if line.count(": ") < 2: line = LEAD.sub("", line)
     return re.split(r"(?:[,;]\s|[，；、،])\s*(?:and\s+)?|\s+and\s+", line.strip(" .。[]{}"))
 
-# %% ../nbs/18_answers.ipynb #e60ae5f0
+# %% ../nbs/18_answers.ipynb #0cedc016
 def table_rows(
     lines, # of an answer
 ) -> list:
@@ -135,7 +135,7 @@ def table_rows(
     cells = lambda line: [cell for cell in map(bare, line.split("|")) if re.search(r"[^\W\d_]", cell)]
     return [row for line in lines[rule + 1:] if "|" in line and (row := cells(line))]
 
-# %% ../nbs/18_answers.ipynb #241b97be
+# %% ../nbs/18_answers.ipynb #ae2fd5af
 def item_of(
     entry, # of a list of JSON
     fields:bool, # an object's keys are names of fields, and its first text is the item; False: its first key is
@@ -159,7 +159,7 @@ def items_in(
     numbered = all(re.fullmatch(r"\D*\d+", str(key)) for key in value)
     return list(map(str, value.values() if numbered else value))
 
-# %% ../nbs/18_answers.ipynb #2899ca8b
+# %% ../nbs/18_answers.ipynb #8d8e92ef
 def outermost(
     lines, # with bullets
 ) -> list:
@@ -168,7 +168,7 @@ def outermost(
     outer = [line for line, indent in zip(lines, indents) if indent < min(indents) + 2]
     return outer if len(outer) > 1 else lines
 
-# %% ../nbs/18_answers.ipynb #a861deb1
+# %% ../nbs/18_answers.ipynb #d57aaca8
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t\r]*$", re.M)
 TALK = re.compile(r"""[:!?：！？]\s*$ | ^(?:sure|certainly|absolutely|of\ course|okay|great|got\ it|here\ (?:is|are)|here['’]s|below\ (?:is|are)|the\ following
   | based\ on|according\ to|i\ hope|hope\ this|i['’]d\ be\ happy|let\ me|if\ you|feel\ free|please|note|would\ you|unfortunately|however)\b""", re.I | re.X)
@@ -191,7 +191,7 @@ def parse_list(
     if len(lines) == 1 and not is_refusal(lines[0]): lines = inline_items(lines[0])
     return unique(line for line in lines if not TALK.search(bare(line)) and not is_refusal(line))
 
-# %% ../nbs/18_answers.ipynb #a66918f6
+# %% ../nbs/18_answers.ipynb #bf8eed55
 PREFACE = r"(?:(?:sure|certainly|absolutely|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?(?:(?:based on|according to)\b[^,:]*[,:]\s*)?"
 LABEL = (r"^{preface}(?:\W*(?:final answer|answer|description|summary|line|output|(?:the\s+)?{part})\W*[:：]\W*"
          r"|{part}\s+[-–—]\s+){{0,2}}")
@@ -222,7 +222,7 @@ def one_line(
     line = next((line for line in lines if not TALK.search(line)), " ".join(lines))
     return bare(re.sub(LABEL.format(preface=PREFACE, part=re.escape(part) or "answer"), "", line, flags=re.I)) or line
 
-# %% ../nbs/18_answers.ipynb #10c76637
+# %% ../nbs/18_answers.ipynb #6152f383
 def says_nothing(
     line:str, # as `one_line` gives it
 ) -> bool:
