@@ -12,7 +12,7 @@ __all__ = ['ELSEWHERE', 'BUNDLED', 'THIS_PYTHON', 'MANNER', 'ASSUMED', 'SUMMARY'
            'bill', 'state', 'run_names', 'status', 'missing', 'datasets', 'result', 'accuracies', 'chosen_texts',
            'publish', 'finished', 'summarise']
 
-# %% ../nbs/90_runs.ipynb #d7f5b952
+# %% ../nbs/90_runs.ipynb #257f3f4c
 import ast, difflib, json, logging, os, re, shutil, sys, tempfile, textwrap, time, typing
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from pydantic import TypeAdapter, ValidationError
 
-# %% ../nbs/90_runs.ipynb #62d49bc8
+# %% ../nbs/90_runs.ipynb #5e8c1c9b
 @dataclass(frozen=True)
 class Parameter:
     "One annotated name of a run notebook's parameters cell."
@@ -35,14 +35,14 @@ class Parameter:
     default: object # its value when nothing is said
     help: str # the comment beside it
 
-# %% ../nbs/90_runs.ipynb #9e487566
+# %% ../nbs/90_runs.ipynb #e6d1aba1
 def read_cells(notebook:Path # a notebook file
               )->list[dict]: # its cells; `source` is one string
     "The cells of `notebook`, read as plain JSON."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
-# %% ../nbs/90_runs.ipynb #d970653a
+# %% ../nbs/90_runs.ipynb #161327d6
 def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
               )->dict[str, Parameter]: # in the order of the cell
     "The annotated names of the parameters cell of `notebook`."
@@ -55,7 +55,7 @@ def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
         found[line.target.id] = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value), comment)
     return found
 
-# %% ../nbs/90_runs.ipynb #ad164ccc
+# %% ../nbs/90_runs.ipynb #434909c0
 def fitting(parameter:Parameter, # what the notebook declares
             value:object # what somebody gave
            )->object: # the same value
@@ -65,21 +65,21 @@ def fitting(parameter:Parameter, # what the notebook declares
         reason = error.errors()[0]["msg"].lower()
         raise ValueError(f"Parameter '{parameter.name}' is {parameter.annotation} ({parameter.help}), got {value!r}: {reason}") from None
 
-# %% ../nbs/90_runs.ipynb #3542c8b0
+# %% ../nbs/90_runs.ipynb #ebbb512e
 def from_json(text:str # one value as somebody types it
              )->object: # the value, or `text` itself where it is no JSON
     "`text` as a number, a boolean, a list ... if it is one."
     with suppress(ValueError): return json.loads(text.lower() if text in ("True", "False") else text)
     return text
 
-# %% ../nbs/90_runs.ipynb #8ea89ffc
+# %% ../nbs/90_runs.ipynb #9ecf2e30
 def readings(text:str # what stands behind `name=` on the command line
             )->list: # the most literal first
     "The values that `text` may stand for."
     parts = [part.strip() for part in text.split(",")]
     return [text, from_json(text), [from_json(part) for part in parts], parts]
 
-# %% ../nbs/90_runs.ipynb #a3e58d5d
+# %% ../nbs/90_runs.ipynb #b5dccfd0
 def read_value(parameter:Parameter, # what the notebook declares
                text:str # what stands behind `name=` on the command line
               )->object:
@@ -88,7 +88,7 @@ def read_value(parameter:Parameter, # what the notebook declares
         with suppress(ValueError): return fitting(parameter, value)
     return fitting(parameter, text)
 
-# %% ../nbs/90_runs.ipynb #731a124b
+# %% ../nbs/90_runs.ipynb #e5ba15cd
 def known_name(name:str, # what somebody wrote
                known:dict # what there is
               )->str: # the same name
@@ -97,7 +97,7 @@ def known_name(name:str, # what somebody wrote
     near = difflib.get_close_matches(name, known, n=1)
     raise ValueError(f"No parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else f": there are {', '.join(known)}"))
 
-# %% ../nbs/90_runs.ipynb #2930e158
+# %% ../nbs/90_runs.ipynb #7b3cf772
 def check_parameters(given:dict, # values by name; a text is read as its parameter wants
                      known:dict[str, Parameter] # from `parameters`
                     )->dict: # values by name, each of its parameter's type
@@ -105,7 +105,7 @@ def check_parameters(given:dict, # values by name; a text is read as its paramet
     read = lambda parameter, value: read_value(parameter, value) if isinstance(value, str) else fitting(parameter, value)
     return {name: read(known[known_name(name, known)], value) for name, value in given.items()}
 
-# %% ../nbs/90_runs.ipynb #23739234
+# %% ../nbs/90_runs.ipynb #1a68d834
 def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     "Folders of a clone where the package is used from one, else the copies in the installed package."
     package = Path(str(files("datadesc")))
@@ -113,13 +113,13 @@ def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     if (clone/"nbs"/"runs").is_dir(): return clone/"nbs"/"runs", clone/"papermill_runs"
     return package/"assets"/"runs", package/"assets"/"runs"
 
-# %% ../nbs/90_runs.ipynb #45fe4c39
+# %% ../nbs/90_runs.ipynb #577bf717
 def parameter_files(root:Path # folder that holds the runs
                    )->dict[str, Path]: # by dataset name
     "The parameter files of the project and of `root`; those of `root` come first."
     return {file.stem: file for folder in (sources()[1], Path(root)) for file in sorted(folder.glob("*.yaml"))}
 
-# %% ../nbs/90_runs.ipynb #99566f3a
+# %% ../nbs/90_runs.ipynb #f048328a
 def read_parameter_file(file:Path # YAML: one `name: value` a line
                        )->dict: # values by name
     "The values in `file`; `ValueError` where it is not a YAML mapping."
@@ -128,7 +128,7 @@ def read_parameter_file(file:Path # YAML: one `name: value` a line
     if not isinstance(values, dict): raise ValueError(f"{file} must hold one 'name: value' a line, it holds {values!r}")
     return values
 
-# %% ../nbs/90_runs.ipynb #e9190fb3
+# %% ../nbs/90_runs.ipynb #ad326f56
 ELSEWHERE = ("hf:", "wds:") # datasets of Hugging Face, and shards of WebDataset
 
 def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
@@ -144,7 +144,7 @@ def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
     raise ValueError(f"'{name_or_path}' is no dataset and no folder" + (f", did you mean '{near[0]}'?" if near else
         f": give one of {', '.join(files)}, a folder of images (<class>/<image>), a CSV (path,label), hf:NAME or wds:SHARDS"))
 
-# %% ../nbs/90_runs.ipynb #db1f279f
+# %% ../nbs/90_runs.ipynb #839d72a4
 BUNDLED = ("meadow", "heath") # datasets that travel with the package, or are drawn by it
 
 def method_file(spec:str # NAME=FILE, or NAME=FILE.py:FUNCTION
@@ -154,7 +154,7 @@ def method_file(spec:str # NAME=FILE, or NAME=FILE.py:FUNCTION
     if not (name and given and place): raise ValueError(f"methods: {spec!r} names no file, expected NAME=FILE.json or NAME=FILE.py:FUNCTION")
     return place.rpartition(":")[0] if ".py:" in place else place
 
-# %% ../nbs/90_runs.ipynb #c987cfc6
+# %% ../nbs/90_runs.ipynb #9d31b8b5
 def missing_images(given:dict # the parameters of a dataset
                   )->str: # empty if they seem to be there
     "Where the images should be that are not there."
@@ -166,7 +166,7 @@ def missing_images(given:dict # the parameters of a dataset
     if not place or place in BUNDLED or place.startswith(ELSEWHERE) or Path(place).exists(): return ""
     return f"dataset: {place}"
 
-# %% ../nbs/90_runs.ipynb #893d37be
+# %% ../nbs/90_runs.ipynb #c1839d3f
 def missing_files(given:dict # the parameters of a dataset
                  )->list[str]: # one `name: path` each
     "The files among the parameters of a dataset that are not there."
@@ -175,7 +175,7 @@ def missing_files(given:dict # the parameters of a dataset
     places += [("methods", method_file(spec)) for spec in given.get("methods", [])] + [("answers", file) for file in given.get("answers", [])]
     return [f"{name}: {place}" for name, place in places if not Path(place).exists()]
 
-# %% ../nbs/90_runs.ipynb #22177cb4
+# %% ../nbs/90_runs.ipynb #7374ace2
 def asks(given:dict # the parameters of a dataset
         )->bool:
     "Whether a run asks a language model."
@@ -193,7 +193,7 @@ def check_answers(given:dict # the parameters of a dataset
     if not asks(given) or can_ask(given) or given.get("answers") or (Store(given.get("store")).root/"answers.sqlite").exists(): return
     raise ValueError("Nobody can be asked what the classes look like: set OPENAI_API_KEY, give the address of a language model with --llm-base-url, or bring sentences with --descriptions")
 
-# %% ../nbs/90_runs.ipynb #dd465776
+# %% ../nbs/90_runs.ipynb #17b4a88f
 THIS_PYTHON = "this environment" # not a name that a kernel may have, so it hides none
 
 class KernelSpecs(KernelSpecManager):
@@ -206,7 +206,7 @@ class KernelSpecs(KernelSpecManager):
         try: return super().get_kernel_spec(kernel_name)
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
-# %% ../nbs/90_runs.ipynb #0abb2bf2
+# %% ../nbs/90_runs.ipynb #15fb85db
 class SocketKernelManager(AsyncKernelManager):
     "Starts a kernel and talks to it through Unix sockets in a temporary folder of its own."
     def __init__(self, **kwargs):
@@ -214,7 +214,7 @@ class SocketKernelManager(AsyncKernelManager):
         connection = f"{self.folder.name}/kernel.json"
         super().__init__(transport="ipc", connection_file=connection, kernel_spec_manager=KernelSpecs(), **kwargs)
 
-# %% ../nbs/90_runs.ipynb #5da14f20
+# %% ../nbs/90_runs.ipynb #98330048
 def is_running(root:Path, # folder that holds the runs
                name:str # of the run
               )->bool:
@@ -225,7 +225,7 @@ def is_running(root:Path, # folder that holds the runs
         with FileLock(lock, timeout=0): return False
     except Timeout: return True
 
-# %% ../nbs/90_runs.ipynb #90c14db6
+# %% ../nbs/90_runs.ipynb #8b7daedb
 @contextmanager
 def working_folder(root:Path, # folder that holds the runs
                    name:str # of the run
@@ -240,7 +240,7 @@ def working_folder(root:Path, # folder that holds the runs
             yield work
     except Timeout: raise ValueError(f"'{name}' is running already in {root}: see `datadesc status`, or wait for it") from None
 
-# %% ../nbs/90_runs.ipynb #26e03229
+# %% ../nbs/90_runs.ipynb #e2f9815d
 def put(work:Path, # a folder that is complete
         place:Path # where it belongs, on the same file system
        )->Path: # `place`
@@ -252,13 +252,13 @@ def put(work:Path, # a folder that is complete
     shutil.rmtree(old, ignore_errors=True)
     return place
 
-# %% ../nbs/90_runs.ipynb #4de714ef
+# %% ../nbs/90_runs.ipynb #25345813
 def heading(source:str # of a markdown cell
            )->str|None:
     "The text of the cell's `## ` heading, if it opens with one."
     return source.splitlines()[0][3:].strip() if source.startswith("## ") else None
 
-# %% ../nbs/90_runs.ipynb #8269c7e3
+# %% ../nbs/90_runs.ipynb #6a5777b7
 def announce_parts(notebook:Path # a run notebook
                   )->typing.Callable: # a hook for nbclient's `on_cell_start`
     "Prints each part of the report as its turn comes, with the seconds since the start."
@@ -267,7 +267,7 @@ def announce_parts(notebook:Path # a run notebook
         if (part := heading(cell.source)): print(f"{time.monotonic() - start:5.0f} s  {parts.index(part) + 1}/{len(parts)}  {part}", flush=True)
     return announce
 
-# %% ../nbs/90_runs.ipynb #2492b9bb
+# %% ../nbs/90_runs.ipynb #4b011563
 def tidy(report:Path, # an executed notebook, written anew
          work:Path, # the folder it was executed for
          place:Path # the folder that this becomes
@@ -284,7 +284,7 @@ def tidy(report:Path, # an executed notebook, written anew
     nbformat.write(notebook, report)
     return notebook
 
-# %% ../nbs/90_runs.ipynb #6b0e0597
+# %% ../nbs/90_runs.ipynb #1843ac31
 def report_html(notebook:dict # an executed notebook
                )->str: # a page that needs nothing but itself
     "The web page of `notebook`."
@@ -294,11 +294,11 @@ def report_html(notebook:dict # an executed notebook
     page = HTMLExporter(template_name="report", extra_template_basedirs=[templates], embed_images=True)
     return page.from_notebook_node(notebook)[0]
 
-# %% ../nbs/90_runs.ipynb #e2336cfd
+# %% ../nbs/90_runs.ipynb #1ac4d198
 class RunFailed(RuntimeError):
     "A run that started and did not finish; the message says where and why."
 
-# %% ../nbs/90_runs.ipynb #6f5bf604
+# %% ../nbs/90_runs.ipynb #2563a350
 def where(cells:list[dict], # of a report, in order
           index:int # of the cell that failed
          )->str:
@@ -306,7 +306,7 @@ def where(cells:list[dict], # of a report, in order
     parts = [h for cell in cells[:index + 1] if (h := heading(cell["source"]))]
     return f"under '{parts[-1]}'" if parts else "before the first heading"
 
-# %% ../nbs/90_runs.ipynb #97d6c28e
+# %% ../nbs/90_runs.ipynb #76e98127
 def open_cell(cells:list[dict] # of a report, in order
              )->int: # its index
     "The first code cell that has not come to a good end: the one a run is at, or died in."
@@ -314,7 +314,7 @@ def open_cell(cells:list[dict] # of a report, in order
     ended_well = lambda cell: cell["execution_count"] and all(output["output_type"] != "error" for output in cell["outputs"])
     return next((index for index in code if not ended_well(cells[index])), code[-1])
 
-# %% ../nbs/90_runs.ipynb #27f0e211
+# %% ../nbs/90_runs.ipynb #3d22a00f
 def progress(report:Path # the executed notebook of a run that has not finished
             )->tuple[str, str]: # (where it is, what it said if it failed)
     "How far a run came. papermill writes the report before and after each cell, so it may be missing or half written."
@@ -324,14 +324,14 @@ def progress(report:Path # the executed notebook of a run that has not finished
     errors = [f"{output['ename']}: {output['evalue']}".removesuffix(": ") for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
     return where(cells, index), "".join(errors[:1])
 
-# %% ../nbs/90_runs.ipynb #3140199d
+# %% ../nbs/90_runs.ipynb #3b220c4e
 def unfinished(report:Path # the executed notebook of a run that has not finished
               )->str:
     "One line on where a run stopped and why."
     place, error = progress(report)
     return f"stopped {place}: {error or 'from outside'}"
 
-# %% ../nbs/90_runs.ipynb #e9493083
+# %% ../nbs/90_runs.ipynb #41f8eb69
 def execute(notebook:Path, # a run notebook
             work:Path, # empty folder for what it makes
             given:dict, # values of its parameters; the others keep their defaults
@@ -346,7 +346,7 @@ def execute(notebook:Path, # a run notebook
         stderr_file=sys.stderr if sys.stderr.isatty() else None)
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
 
-# %% ../nbs/90_runs.ipynb #8410614f
+# %% ../nbs/90_runs.ipynb #65db20b7
 def finish(work:Path, # folder of an executed run
            place:Path # where it belongs
           )->Path: # `place`
@@ -357,7 +357,7 @@ def finish(work:Path, # folder of an executed run
     shutil.rmtree(place.with_name(f"{place.name}.failed"), ignore_errors=True)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #faaf9ce3
+# %% ../nbs/90_runs.ipynb #b8a1ac3f
 def keep_failed(work:Path, # folder of a run that did not finish
                 place:Path # where its result would belong
                )->Path: # where it lies now
@@ -367,7 +367,7 @@ def keep_failed(work:Path, # folder of a run that did not finish
     if (work/"report.ipynb").exists(): tidy(work/"report.ipynb", work, place)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #21c5b06b
+# %% ../nbs/90_runs.ipynb #cb030a67
 def attempt(notebook:Path, # a run notebook
             work:Path, # empty folder of its own
             place:Path, # where the result belongs
@@ -383,7 +383,7 @@ def attempt(notebook:Path, # a run notebook
         reason = error if isinstance(error, RunFailed) else unfinished(work/"report.ipynb")
         raise RunFailed(f"'{place.name}' {reason}\nThe report so far: {keep_failed(work, place)/'report.ipynb'}") from None
 
-# %% ../nbs/90_runs.ipynb #2198fb9b
+# %% ../nbs/90_runs.ipynb #1f876bcf
 MANNER = ("data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout", "llm_samples_in_one_call", "llm_batch",
           "answers", "store") # how a result is come by, not what it is
 
@@ -397,7 +397,7 @@ def changes(place:Path, # folder of a finished run
     return [f"{name}: {had.get(name, value)} -> {given.get(name, value)}" for name, value in default.items()
             if had.get(name, value) != given.get(name, value)]
 
-# %% ../nbs/90_runs.ipynb #9c69fedf
+# %% ../nbs/90_runs.ipynb #af2ee7d0
 def is_current(place:Path, # folder of a run, or nothing
                given:dict, # values asked for
                known:dict[str, Parameter] # from `parameters`
@@ -409,18 +409,19 @@ def is_current(place:Path, # folder of a run, or nothing
     else: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
     return not different
 
-# %% ../nbs/90_runs.ipynb #ba61e203
+# %% ../nbs/90_runs.ipynb #c57e7b43
 def settled(name_or_path:str, # a dataset name, a folder of images or a CSV
             given:dict|None, # values of the notebook's parameters; texts are read by annotation
             root:Path, # folder that holds the runs
             notebook:Path # a run notebook
            )->tuple[str, dict, dict]: # (name of the run, values by name, the parameters that there are)
     "What is to be run: the dataset's own values and those given, checked."
-    name, own = find_dataset(name_or_path, root)
+    (name, own), given = find_dataset(name_or_path, root), given or {}
+    if "model" in given: own.pop("checkpoint", None) # weights are of one model
     known = {name: parameter for name, parameter in parameters(notebook).items() if name != "out"}
-    return name, check_parameters(own | (given or {}), known), known
+    return name, check_parameters(own | given, known), known
 
-# %% ../nbs/90_runs.ipynb #e580e5f7
+# %% ../nbs/90_runs.ipynb #9ab4457a
 def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         given:dict|None=None, # values of the notebook's parameters; texts are read by annotation
         root:Path="papermill_runs", # folder that holds the runs
@@ -440,7 +441,7 @@ def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         return root/name
     with working_folder(root, name) as work: return attempt(notebook, work, root/name, given, kernel)
 
-# %% ../nbs/90_runs.ipynb #4f8d605a
+# %% ../nbs/90_runs.ipynb #1ce9f600
 ASSUMED = "Where parts are not on record, ten are assumed for each kind of thing, and every article fills its quotation."
 
 def bill(name_or_path:str, # a dataset name, a folder of images or a CSV
@@ -455,7 +456,7 @@ def bill(name_or_path:str, # a dataset name, a folder of images or a CSV
     ledger = plan.rehearse({name: parameter.default for name, parameter in known.items()} | given).ledger
     return cost.bill(ledger) + f"\n{ASSUMED}" * bool(ledger.table().calls.sum())
 
-# %% ../nbs/90_runs.ipynb #9d8293d0
+# %% ../nbs/90_runs.ipynb #cf55ba9e
 def state(root:Path, # folder that holds the runs
           name:str # of a run
          )->tuple[str, str]: # ("done" | "failed" | "running" | "never", what there is to say)
@@ -466,7 +467,7 @@ def state(root:Path, # folder that holds the runs
         if folder.exists() and not (folder/"result.json").exists(): return "failed", unfinished(folder/"report.ipynb")
     return ("done", str(place/"report.html")) if place.exists() else ("never", f"datadesc run {name}")
 
-# %% ../nbs/90_runs.ipynb #66110afa
+# %% ../nbs/90_runs.ipynb #7bdaf38c
 def run_names(root:Path # folder that holds the runs
              )->list[str]:
     "Every dataset with a name, and every run in `root` of one without."
@@ -474,14 +475,14 @@ def run_names(root:Path # folder that holds the runs
     begun = [folder.name for folder in Path(root).glob(".running/*/")]
     return sorted({*parameter_files(root), *held, *begun})
 
-# %% ../nbs/90_runs.ipynb #b030aa70
+# %% ../nbs/90_runs.ipynb #e99e00c8
 def status(root:Path="papermill_runs" # folder that holds the runs
           )->pd.DataFrame: # columns run, state, note
     "How every run stands."
     rows = [(name, *state(root, name)) for name in run_names(root)]
     return pd.DataFrame([(name, how, textwrap.shorten(note, 110, placeholder=" ...")) for name, how, note in rows], columns=["run", "state", "note"])
 
-# %% ../nbs/90_runs.ipynb #efd03e12
+# %% ../nbs/90_runs.ipynb #739ecee1
 def missing(given:dict # the parameters of a dataset
            )->list[str]: # in the order in which a run would ask for it; empty texts for what is here
     "All that a run will need and that is not known to be here."
@@ -490,14 +491,14 @@ def missing(given:dict # the parameters of a dataset
             "a language model (OPENAI_API_KEY or --llm-base-url)" if asks(given) and not can_ask(given) else "",
             f"the network for {given.get('wiki_host', 'en.wikipedia.org')}" if reads else ""]
 
-# %% ../nbs/90_runs.ipynb #b78c3a24
+# %% ../nbs/90_runs.ipynb #9671c65c
 def datasets(root:Path="papermill_runs" # folder that holds the runs
             )->pd.DataFrame: # columns dataset, needs
     "Every dataset with a name, and what it still needs."
     needs = {name: missing(read_parameter_file(file)) for name, file in parameter_files(root).items()}
     return pd.DataFrame([(name, "; ".join(filter(None, lacks)) or "nothing") for name, lacks in sorted(needs.items())], columns=["dataset", "needs"])
 
-# %% ../nbs/90_runs.ipynb #f467c9f9
+# %% ../nbs/90_runs.ipynb #cfa0b602
 def result(root:Path, # folder that holds the runs
            name:str # of a run
           )->dict: # what result.json says
@@ -506,14 +507,14 @@ def result(root:Path, # folder that holds the runs
     if not file.exists(): raise ValueError(f"No finished run '{name}' in {root}: datadesc run {name}")
     return json.loads(file.read_text(encoding="utf-8"))
 
-# %% ../nbs/90_runs.ipynb #a3bf13ce
+# %% ../nbs/90_runs.ipynb #ce0b79cc
 def accuracies(root:Path, # folder that holds the runs
                name:str # of a run
               )->pd.DataFrame: # one row a figure, as in result.json
     "The accuracies of the finished run `name`."
     return pd.DataFrame(result(root, name)["accuracy"])
 
-# %% ../nbs/90_runs.ipynb #78bdd48a
+# %% ../nbs/90_runs.ipynb #4c44e797
 def chosen_texts(root:Path, # folder that holds the runs
                  name:str # of a run
                 )->pd.DataFrame: # columns class_id, class, text, ift, rank; best first
@@ -524,7 +525,7 @@ def chosen_texts(root:Path, # folder that holds the runs
     rows = ift.merge(texts, on="text_id").sort_values(["class_id", "rank"])
     return rows.assign(**{"class": rows.class_id.map(dict(enumerate(facts["classes"])))})[["class_id", "class", "text", "ift", "rank"]]
 
-# %% ../nbs/90_runs.ipynb #727c0c9b
+# %% ../nbs/90_runs.ipynb #17b5d5b4
 def publish(file:Path, # a *.jsonl or *.jsonl.gz file for the answers
             root:Path="papermill_runs", # folder that holds the runs
             name:str|None=None # of a finished run whose answers to publish; None: all that are on record, without articles
@@ -542,7 +543,7 @@ def publish(file:Path, # a *.jsonl or *.jsonl.gz file for the answers
     articles = read_table(tables/"articles.parquet")
     return answers, write_snapshot(articles, beside), len(articles)
 
-# %% ../nbs/90_runs.ipynb #59673a51
+# %% ../nbs/90_runs.ipynb #f772ad0a
 SUMMARY = "summary" # no dataset may have this name
 
 def finished(root:Path # folder that holds the runs
