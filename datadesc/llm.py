@@ -7,7 +7,7 @@ __all__ = ['MOMENT', 'HOPELESS', 'MANY', 'STAND_IN', 'ATTEMPTS', 'stage_of', 'bo
            'openai_client', 'asking', 'recorded', 'Answers', 'grouped', 'ask_new', 'unanswerable', 'planned',
            'in_batch', 'answered', 'unusable', 'ask_in_attempts', 'LLM']
 
-# %% ../nbs/15_llm.ipynb #704ac39e
+# %% ../nbs/15_llm.ipynb #18f8fc21
 import asyncio, os, random, time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
@@ -24,14 +24,14 @@ from .cost import BudgetReached, Ledger, prompt_tokens
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .store import default_root
 
-# %% ../nbs/15_llm.ipynb #f610ac15
+# %% ../nbs/15_llm.ipynb #44630dd9
 MOMENT = .1 # seconds until one looks again whether others are done
 
 def stage_of(
     request:Request, # a question
 ) -> str:
-    "The stage under which the ledger books it"
-    return request.about.get("stage", "questions")
+    "The stage under which the ledger books it; a peer's questions under the peer's name"
+    return request.about.get("peer") or request.about.get("stage", "questions")
 
 def book_replayed(
     ledger:Ledger, # the account
@@ -58,7 +58,7 @@ async def paid(
         ledger.release(ticket, lost=getattr(error, "lost", True))
         raise
 
-# %% ../nbs/15_llm.ipynb #ffbeb811
+# %% ../nbs/15_llm.ipynb #191a35a9
 class Gate:
     "Where calls wait for their turn"
     def __init__(self,
@@ -80,7 +80,7 @@ class Gate:
         await take(self.tokens, tokens)
         while (left := self.opens - time.monotonic()) > 0: await asyncio.sleep(left + random.uniform(0, PAUSE))
 
-# %% ../nbs/15_llm.ipynb #d33a0cfa
+# %% ../nbs/15_llm.ipynb #a890e254
 class Server:
     "A server as one learns to know it while asking"
     def __init__(self,
@@ -118,7 +118,7 @@ class Server:
             self.llm.refused.add(error.refused)
         return await self.ask(requests)
 
-# %% ../nbs/15_llm.ipynb #6a6cb8d4
+# %% ../nbs/15_llm.ipynb #bcd1fba7
 @asynccontextmanager
 async def openai_client(
     llm, # an `LLM`: its address and its time limit
@@ -127,7 +127,7 @@ async def openai_client(
     async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none", base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
 
-# %% ../nbs/15_llm.ipynb #87d8b08c
+# %% ../nbs/15_llm.ipynb #bd7f80b5
 @asynccontextmanager
 async def asking(
     llm, # an `LLM`
@@ -143,7 +143,7 @@ async def asking(
     else:
         async with openai_client(llm) as api: yield Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #d4de9da6
+# %% ../nbs/15_llm.ipynb #600c4056
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -156,7 +156,7 @@ def recorded(
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #0be43d3d
+# %% ../nbs/15_llm.ipynb #9992a28d
 HOPELESS = 20 # questions that fail one after another before we stop asking
 
 class Answers:
@@ -202,7 +202,7 @@ class Answers:
                 except Exception as error: self.give_up(group, error)
             await asyncio.sleep(0 if ours else MOMENT) # also a client that never waits leaves a moment for an interrupt
 
-# %% ../nbs/15_llm.ipynb #062374d1
+# %% ../nbs/15_llm.ipynb #5db5a9cf
 def grouped(
     requests, # open questions
     together:bool, # whether samples of one question are asked in one call
@@ -212,7 +212,7 @@ def grouped(
     for request in requests: groups.setdefault(replace(request, sample=0).key if together else request.key, []).append(request)
     return [*groups.values()]
 
-# %% ../nbs/15_llm.ipynb #950b5285
+# %% ../nbs/15_llm.ipynb #22afc257
 MANY = 20 # open questions that are worth a progress bar
 
 def ask_new(
@@ -244,7 +244,7 @@ def unanswerable(
     return (f"{len(requests)} question(s) to model '{requests[0].model}' not on record, the first: ({requests[0]}). "
             "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
 
-# %% ../nbs/15_llm.ipynb #b9054d79
+# %% ../nbs/15_llm.ipynb #feec0736
 STAND_IN = ", ".join(f"part {n}" for n in range(1, 11)) # the answer of a dry run: good as a list of ten parts and as a line
 
 def planned(
@@ -256,7 +256,7 @@ def planned(
         llm.ledger.planned(stage_of(group[0]), group[0].messages, group[0].max_tokens, len(group), batch=llm.batch)
     return {request.key: STAND_IN for request in requests}, {}
 
-# %% ../nbs/15_llm.ipynb #ac90ae1c
+# %% ../nbs/15_llm.ipynb #63271dba
 def in_batch(
     llm, # an `LLM`
     requests, # open questions
@@ -268,7 +268,7 @@ def in_batch(
     failed = {key: answer for key, answer in came.items() if isinstance(answer, Exception)}
     return {key: answer for key, answer in came.items() if key not in failed}, failed
 
-# %% ../nbs/15_llm.ipynb #77662b8e
+# %% ../nbs/15_llm.ipynb #47345881
 def answered(
     llm, # an `LLM`
     requests, # questions, each once
@@ -283,7 +283,7 @@ def answered(
     came, failed = planned(llm, new) if llm.dry_run else in_batch(llm, new, progress) if llm.batch else ask_new(llm, new, progress)
     return answers | came, failed
 
-# %% ../nbs/15_llm.ipynb #42a583f1
+# %% ../nbs/15_llm.ipynb #08948809
 ATTEMPTS = 3 # how often a question is put until its answer is usable
 
 def unusable(
@@ -313,7 +313,7 @@ def ask_in_attempts(
         if not tries: break
     return answers, failed | {key: LLMError(f"No usable answer in {ATTEMPTS} attempts, at last: {why}") for key, why in wrong.items()}
 
-# %% ../nbs/15_llm.ipynb #dd8a1cf5
+# %% ../nbs/15_llm.ipynb #109cab4b
 @dataclass(repr=False, eq=False)
 class LLM:
     "A language model with a memory: `ask` replays what is on record and asks only what is new"

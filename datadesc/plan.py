@@ -6,7 +6,7 @@
 __all__ = ['WORLDS', 'load_images', 'kinds', 'language_model', 'encyclopaedia', 'find_articles', 'subject', 'stand_ins',
            'rehearse']
 
-# %% ../nbs/88_plan.ipynb #da078cc4
+# %% ../nbs/88_plan.ipynb #ac4ed8d5
 import pandas as pd
 
 from . import data, datasets, meadow
@@ -17,7 +17,7 @@ from .peers import PEERS, ask
 from .store import Store
 from .wiki import Snapshot, Wikipedia, Zim, look_up
 
-# %% ../nbs/88_plan.ipynb #d9b69876
+# %% ../nbs/88_plan.ipynb #922be212
 WORLDS = {"meadow": meadow.load, "heath": lambda: meadow.make_world(7, "heath")}
 
 def load_images(
@@ -29,7 +29,7 @@ def load_images(
         return world.images, world
     return data.load(given["dataset"], **{name: given[name] for name in ("split", "data_root", "download", "superclass", "bad_images")}), None
 
-# %% ../nbs/88_plan.ipynb #f6379c0a
+# %% ../nbs/88_plan.ipynb #d9398896
 def kinds(
     given:dict, # the parameters of a run
     superclass, # what all its classes are kinds of, or None
@@ -38,7 +38,7 @@ def kinds(
     own = datasets.CLASSES.superclass[datasets.CLASSES.dataset == given["dataset"]]
     return list(own) if own.nunique() > 1 and not given["superclass"] else superclass
 
-# %% ../nbs/88_plan.ipynb #00ecd763
+# %% ../nbs/88_plan.ipynb #714c37a4
 def language_model(
     given:dict, # the parameters of a run
     world=None, # the drawn world that it shows
@@ -52,13 +52,13 @@ def language_model(
         bundles += (meadow.records(),)
     return LLM(**options, record=Record(Store(given["store"]).root/"answers.sqlite"), bundles=bundles, dry_run=dry_run)
 
-# %% ../nbs/88_plan.ipynb #bd338e81
+# %% ../nbs/88_plan.ipynb #d35be75f
 def encyclopaedia(
     given:dict, # the parameters of a run
 ):
     "Where a run looks up its classes: a `Zim`, a `Snapshot` or a `Wikipedia`"
     if file := given["wiki_file"]: return Zim(file) if file.endswith(".zim") else Snapshot(file)
-    return Wikipedia(given["wiki_host"])
+    return Wikipedia(given["wiki_host"], contact=given["wiki_contact"])
 
 def find_articles(
     given:dict, # the parameters of a run
@@ -73,7 +73,7 @@ def find_articles(
     if given["wiki_file"]: return make()
     return Store(given["store"]).keep("articles", make, classes=list(classes), superclass=superclass, dataset=given["dataset"], host=given["wiki_host"])
 
-# %% ../nbs/88_plan.ipynb #fd5383de
+# %% ../nbs/88_plan.ipynb #f1db5dea
 def subject(
     given:dict, # the parameters of a run
 ):
@@ -97,5 +97,5 @@ def rehearse(
     llm = language_model(given, world, dry_run=True)
     articles = world.articles if world else stand_ins(classes, given["article_tokens"])
     if not given["descriptions"]: describe(classes, llm, kinds(given, superclass), articles, given["knowledge"], given["samples"], given["article_tokens"], progress=False)
-    for peer in given["peers"]: ask(PEERS[peer], classes, llm, superclass)
+    for peer in given["peers"]: ask(PEERS[peer], classes, llm, kinds(given, superclass))
     return llm
