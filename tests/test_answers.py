@@ -10,7 +10,7 @@ from datadesc.answers import from_json, is_refusal, one_line, parse_list, says_n
 
 @pytest.mark.parametrize("answer, items", [
     ("1.beak\n2.crown", ["beak", "crown"]), ("1) Beak\n\n2) Crown\n", ["Beak", "Crown"]), ("- beak\n  - upper half\n- crown", ["beak", "upper half", "crown"]),
-    ("beak\ncrown", ["beak", "crown"]), ("beak", ["beak"]), ("Beak; crown; and tail.", ["Beak", "crown", "tail"]), ("", []), ("```\n```", []),
+    ("beak\ncrown", ["beak", "crown"]), ("beak", ["beak"]), ("Beak; crown; and tail.", ["Beak", "crown", "tail"]), ("beak,crown,tail", ["beak", "crown", "tail"]), ("beak, 2,5 cm crown", ["beak", "2,5 cm crown"]), ("", []), ("```\n```", []),
     ('{"beak": "hooked", "crown": "red"}', ["beak", "crown"]), ('[1, 2]', ["1", "2"]), ("[beak, crown]", ["beak", "crown"]),
     ("They have a long history...</think>\n- beak", ["beak"]), ("* beak\n* beak\n", ["beak"]), ("- café\n- 嘴", ["café", "嘴"]), ("– beak\r\n– crown\r\n", ["beak", "crown"])])
 def test_lists(answer, items): assert parse_list(answer) == items
@@ -36,10 +36,10 @@ def test_lines(answer, line): assert one_line(answer, "wings") == line
     "There is no information on its legs in the article.", "There isn't enough information to say.", "Insufficient information.", "The article is silent on the tail.", "The article is silent regarding this part", "The provided text doesn't include a description of the feet.", "The passage lacks any detail of the feet",
     "The tail is not mentioned.", "Its colour isn't specified in the passage", "The legs are not explicitly described.", "Details are not provided", "Feet: not described", "Could you please provide more context?", "Please provide an image.", "It's unclear what the tail looks like.", "The eye colour is unknown.",
     "My apologies, I have no data on this.", "I apologize, but this is beyond my abilities.", "Cannot be determined from the article.", "I can’t determine its colour", "None", "N/A.", "(none)", "—", "-", "null", "Not applicable", "No details are given.", "No details about the antennae", "No specific details",
-    "No mention of the legs.", "No reliable information available", "As an artificial intelligence, I lack eyes.", "Es tut mir leid, das kann ich nicht.", "Lo siento, no puedo.", "Je suis désolé, je ne peux pas.", "很抱歉，我不知道。", "申し訳ありませんが", "К сожалению, я не знаю", "[withheld by the server's content filter]"])
+    "No mention of the legs.", "No reliable information available", "Details unavailable.", "No info on this part", "Sorry, but no.", "As an artificial intelligence, I lack eyes.", "Es tut mir leid, das kann ich nicht.", "Lo siento, no puedo.", "Je suis désolé, je ne peux pas.", "很抱歉，我不知道。", "申し訳ありませんが", "К сожалению, я не знаю", "[withheld by the server's content filter]"])
 def test_refusals_are_seen(text): assert is_refusal(text)
 
-@pytest.mark.parametrize("text", ["a provided bowl", "does not taper", "no white wings", "can hold water", "unknown-looking grey shape", "not a spot", "no visible markings", "no fine details", "plain belly not covered in feathers", "a clear soup that does not contain noodles", "sorry-looking drooping crest",
+@pytest.mark.parametrize("text", ["a provided bowl", "does not taper", "no white wings", "can hold water", "unknown-looking grey shape", "not a spot", "no visible markings", "no fine details", "plain belly not covered in feathers", "a clear soup that does not contain noodles", "sorry-looking drooping crest", "a drooping, sorry, ragged crest",
     "never fully black", "a description-defying pattern", "wings that cannot fold flat", "two silent black eyes", "pale, not streaked breast", "short tail without white", "you can see four spots", "a bowl of rice, please-yourself toppings", "an article of clothing with no sleeves", "text printed in red", "sources of light in rows",
     "data-like grid of fields", "a paysage of green and brown", "no detail lost in the dark crown", "bright yellow eye, not always visible", "dark page-like folds that overlap", "iris of no known colour but blue"])
 def test_descriptions_are_not_refusals(text): assert not is_refusal(text)
