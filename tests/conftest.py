@@ -65,6 +65,8 @@ def coin_package(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(REPO / "datadesc", site / "datadesc", ignore=shutil.ignore_patterns("__pycache__", "assets"))
     shutil.copytree(REPO / "datadesc" / "assets" / "report", site / "datadesc" / "assets" / "report")
+    (site / "datadesc" / "assets" / "datasets").mkdir()
+    shutil.copy(REPO / "datadesc" / "assets" / "datasets" / "sources.csv", site / "datadesc" / "assets" / "datasets")
     bundled = site / "datadesc" / "assets" / "runs"
     bundled.mkdir()
     nbformat.write(coin_notebook(), bundled / "dataset.ipynb")

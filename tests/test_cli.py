@@ -88,11 +88,11 @@ def test_a_folder_is_named_after_itself(datadesc):
     os.makedirs("photos/my cats/tabby")
     done = datadesc("run", os.path.abspath("photos/my cats") + "/")
     assert done.code == 0, done.stderr
-    assert json.load(open("papermill_runs/my cats/result.json"))["dataset"] == os.path.join("photos", "my cats")
+    assert json.load(open("papermill_runs/my cats/result.json"))["dataset"] == os.path.join(".", "photos", "my cats")
     with open("birds.csv", "w") as file:
         file.write("path,label\n")
     assert datadesc("run", "birds.csv").code == 0
-    assert json.load(open("papermill_runs/birds/result.json"))["dataset"] == "birds.csv"
+    assert json.load(open("papermill_runs/birds/result.json"))["dataset"] == "./birds.csv"
 
 
 def test_a_name_wins_over_a_folder_unless_it_looks_like_one(datadesc):
@@ -101,7 +101,7 @@ def test_a_name_wins_over_a_folder_unless_it_looks_like_one(datadesc):
     assert json.load(open("papermill_runs/coin/result.json"))["dataset"] == ""
     datadesc("run", "./coin")
     result = json.load(open("papermill_runs/coin/result.json"))
-    assert result["dataset"] == "coin" and result["accuracy"][0]["n_test"] == 100
+    assert result["dataset"] == "./coin" and result["accuracy"][0]["n_test"] == 100
 
 
 def test_no_place_to_write(datadesc):

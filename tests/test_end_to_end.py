@@ -44,7 +44,7 @@ def lines(facts):
 
 def test_everything_is_there(result):
     assert {"report.ipynb", "report.html", "result.json", "tables", "figures"} == {f.name for f in result.iterdir()}
-    assert {f.name for f in (result/"tables").iterdir()} == {"descriptions.parquet", "ift.parquet", "accuracies.parquet", "suspects.parquet"}
+    assert {f.name for f in (result/"tables").iterdir()} == {"descriptions.parquet", "articles.parquet", "questions.parquet", "ift.parquet", "accuracies.parquet", "suspects.parquet"}
     for figure in (result/"figures").glob("*.png"):
         assert Image.open(figure).size[0] > 600
     assert len(list((result/"figures").glob("*.png"))) >= 7
@@ -53,7 +53,7 @@ def test_everything_is_there(result):
 def test_result(facts):
     assert facts["dataset"] == "meadow" and len(facts["classes"]) == 24 and facts["sources"]
     assert facts["images"] == dict(train=960, val=480, test=960) and facts["repeated_across_splits"] == 0
-    assert {"dataset", "model", "form", "top_k", "shots", "paper_shots", "seeds", "knowledge", "peers", "methods", "budget"} <= set(facts["parameters"])
+    assert {"dataset", "model", "form", "top_k", "shots", "paper_shots", "seeds", "knowledge", "peers", "methods", "texts_each", "llm_budget"} <= set(facts["parameters"])
     assert {"datadesc", "torch", "open_clip_torch"} <= set(facts["versions"])
     assert all(s >= 0 for s in facts["seconds"].values()) and {"describe", "embed", "influence", "benchmark"} <= set(facts["seconds"])
 
@@ -211,7 +211,7 @@ def test_photographs_described_by_a_server_and_a_network_that_says_which_of_them
         question = chat["messages"][-1]["content"]
         return "- sleeves\n- collar\n- hem" if "visible parts" in question else f"plain cotton, sample {chat['seed']}"
     with llm_server(answer) as (url, server):
-        done = datadesc("run", folder, "--llm-base-url", url, "--llm-model", "tiny", "--model", "meadow-clip", "-p", "superclass=garment", "-p", "samples=2", *QUICK,
+        done = datadesc("run", folder, "--llm-base-url", url, "--llm-model", "tiny", "--model", "meadow-clip", "-p", "superclass=garment", "-p", "samples=2", "-p", "knowledge=none", *QUICK,
                         "-p", "influence_model=resnet10t", "-p", "influence_epochs=2", "-p", "form=proponent", "-p", "top_k=3", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert len(server.chats) == 1 + 3*3*2
