@@ -7,7 +7,7 @@ __all__ = ['SEEDS', 'WITHHELD', 'PATIENCE', 'OPTIONAL', 'UNKNOWN', 'BROKEN', 'US
            'CallError', 'address', 'censored', 'said', 'nonsense', 'choices_of', 'usage_of', 'empty', 'asked_wait',
            'unwanted', 'no_reply', 'busy', 'error_reply', 'post', 'persistent', 'per_minute', 'take']
 
-# %% ../nbs/13_call.ipynb #5ba4b0aa
+# %% ../nbs/13_call.ipynb #4b4b7d41
 import asyncio, json, re, time
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_d
 
 from .record import LLMError, Request
 
-# %% ../nbs/13_call.ipynb #375c0485
+# %% ../nbs/13_call.ipynb #bcb833a4
 SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
 
 def chat_of(
@@ -35,7 +35,7 @@ def chat_of(
             "n": n if n > 1 else None, "response_format": form if structured and request.schema else None}
     return {name: value for name, value in chat.items() if value is not None and name not in refused}
 
-# %% ../nbs/13_call.ipynb #4dd145be
+# %% ../nbs/13_call.ipynb #a9262ff3
 class CallError(LLMError):
     "An error of one call, which knows what may be done about it"
     def __init__(self,
@@ -49,7 +49,7 @@ class CallError(LLMError):
         super().__init__(message)
         self.again, self.fatal, self.wait, self.lost, self.refused = again, fatal, wait, lost, refused
 
-# %% ../nbs/13_call.ipynb #ac535870
+# %% ../nbs/13_call.ipynb #58ebf45a
 def address(
     api, # an openai client
 ) -> str:
@@ -64,18 +64,19 @@ def censored(
     "The text's beginning in one line, without the key"
     return f"{' '.join(str(text).split()).replace(api.api_key, '***'):.300}"
 
-# %% ../nbs/13_call.ipynb #5bd885c2
+# %% ../nbs/13_call.ipynb #26344c34
 WITHHELD = "[withheld by the server's content filter]"
 
 def said(
     choice:dict, # one choice of a reply
 ) -> str:
     "Its text, also of a refusal; an empty string if there is none"
-    message = choice.get("message") or {}
+    message = choice.get("message")
+    if not isinstance(message, dict): message = {}
     text = message.get("content") or message.get("refusal") or (WITHHELD if choice.get("finish_reason") == "content_filter" else "")
     return text if isinstance(text, str) and text.strip() else ""
 
-# %% ../nbs/13_call.ipynb #f4b05b36
+# %% ../nbs/13_call.ipynb #f15c62d8
 def nonsense(
     reply, # what the server sent
     api, # the openai client
@@ -96,10 +97,9 @@ def usage_of(
     reply:dict, # the JSON that the server sent
 ):
     "(prompt tokens, completion tokens) as the server counted them; None if it does not tell"
-    usage = reply.get("usage") or {}
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return counts if all(isinstance(count, int) for count in counts) else None
-
+    usage = reply.get("usage")
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+    return tuple(counts) if all(isinstance(count, int) and count >= 0 for count in counts) else None
 
 def empty(
     choice:dict, # one choice of a reply, without a text
@@ -110,7 +110,7 @@ def empty(
     return CallError(f"Model '{request.model}' gave an empty answer, having used {why!r} to stop: allow more than {request.max_tokens} tokens, or take another model.",
                      again=why != "length")
 
-# %% ../nbs/13_call.ipynb #5e838f2c
+# %% ../nbs/13_call.ipynb #0fa862e3
 PATIENCE = 600 # seconds that we wait for a busy server
 
 def asked_wait(
@@ -123,7 +123,7 @@ def asked_wait(
     try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError: return None
 
-# %% ../nbs/13_call.ipynb #2a5ccfd2
+# %% ../nbs/13_call.ipynb #0e5d5cbb
 OPTIONAL = ("temperature", "seed", "response_format", "n")
 UNKNOWN = re.compile(r"support|deprecated|unrecogni|unknown|unexpected|extra|not (?:permitted|allowed|available|accept)", re.I)
 
@@ -137,7 +137,7 @@ def unwanted(
     named = lambda name: re.search(rf"['\"`]{name}['\"`]" if name == "n" else rf"\b{name}\b", error.message)
     return next((name for name in OPTIONAL if name in chat and named(name)), None)
 
-# %% ../nbs/13_call.ipynb #c454d77c
+# %% ../nbs/13_call.ipynb #43100e20
 BROKEN = ("ReadError", "WriteError", "CloseError", "RemoteProtocolError", "DecodingError") # as httpx names them
 
 def no_reply(
@@ -152,19 +152,19 @@ def no_reply(
         return CallError(f"{url} gave no answer within {timeout:g} s: allow more time, or take a faster model.", again=True)
     return CallError(f"No LLM server can be reached at {url}: start it, or correct --llm-base-url.", again=True, fatal=True, lost=False)
 
-# %% ../nbs/13_call.ipynb #2032e617
+# %% ../nbs/13_call.ipynb #7df279c4
 USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
 NO_MODEL = re.compile(r"(?:invalid|unknown|not a valid) model|model\b.{0,60}(?:not found|does not exist)", re.I)
 
 def busy(
-    error, # an `openai.RateLimitError`
+    error, # an `openai.APIStatusError`
     url:str, # the server's address
+    wait, # seconds that it asks to wait
 ) -> CallError:
-    "What to do about a 429: wait, or give up"
-    wait = asked_wait(error.response.headers) or 0
+    "What to do: wait, or give up"
     done = error.code in USED_UP or wait > PATIENCE
     later = f" It asks to be left alone for {wait:,.0f} s." if done and wait else ""
-    return CallError(f"{url} is busy or your quota is used up (429): wait, or ask fewer questions at once.{later}", fatal=done, wait=None if done else wait, lost=False)
+    return CallError(f"{url} is busy or your quota is used up ({error.status_code}): wait, or ask fewer questions at once.{later}", fatal=done, wait=None if done else wait, lost=False)
 
 def error_reply(
     error, # an `openai.APIStatusError`
@@ -172,16 +172,16 @@ def error_reply(
     chat:dict, # what was posted
 ) -> CallError:
     "What the server's status means"
-    url, status = address(api), error.status_code
-    if status == 429: return busy(error, url)
+    url, status, wait = address(api), error.status_code, asked_wait(error.response.headers)
+    if status == 429 or status >= 500 and wait is not None: return busy(error, url, wait or 0)
     if status in (401, 403): return CallError(f"{url} refused the key ({status}): set OPENAI_API_KEY to one that is valid there.", fatal=True, lost=False)
     if status == 404 or status == 400 and NO_MODEL.search(error.message):
         return CallError(f"{url} knows no model '{chat.get('model')}' ({status}): check --llm-model, and the address, which often ends in /v1.", fatal=True, lost=False)
     message = f"{url} failed: {censored(error.message, api)}"
-    if status >= 500 or status in (408, 409, 425): return CallError(message, again=True, wait=asked_wait(error.response.headers), lost=False)
+    if status >= 500 or status in (408, 409, 425): return CallError(message, again=True, lost=False)
     return CallError(message, lost=False, refused=unwanted(error, chat))
 
-# %% ../nbs/13_call.ipynb #af2eb41c
+# %% ../nbs/13_call.ipynb #376181d6
 async def post(
     api, # an openai client without retries
     chat:dict, # as `chat_of` makes it
@@ -198,7 +198,7 @@ async def post(
     except (ValueError, RecursionError): failure = nonsense(text, api)
     raise failure
 
-# %% ../nbs/13_call.ipynb #e12fc5ae
+# %% ../nbs/13_call.ipynb #ffb62556
 PAUSE = .5 # seconds before the second try, at most; doubled for every further one
 
 def persistent(
@@ -212,7 +212,7 @@ def persistent(
     call = retry(retry=retry_if_exception(fault), stop=stop_after_attempt(max_retries + 1), wait=wait, reraise=True)(call)
     return retry(retry=retry_if_exception(busy), stop=stop_after_delay(PATIENCE if max_retries else 0), wait=wait, reraise=True)(call)
 
-# %% ../nbs/13_call.ipynb #c6a17316
+# %% ../nbs/13_call.ipynb #1dd2fcfb
 def per_minute(
     limit, # how much is allowed in a minute; None: no limit
 ) -> AsyncLimiter|None:
