@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MOMENT', 'HOPELESS', 'MANY', 'STAND_IN', 'ATTEMPTS', 'stage_of', 'book_replayed', 'paid', 'Gate', 'Server',
-           'openai_client', 'asking', 'recorded', 'Answers', 'grouped', 'ask_new', 'unanswerable', 'planned',
-           'in_batch', 'answered', 'unusable', 'ask_in_attempts', 'LLM']
+           'openai_client', 'asking', 'recorded', 'Answers', 'grouped', 'ask_new', 'planned', 'in_batch',
+           'unanswerable', 'answered', 'unusable', 'ask_in_attempts', 'LLM']
 
-# %% ../nbs/15_llm.ipynb #18f8fc21
+# %% ../nbs/15_llm.ipynb #f0c1c9a9
 import asyncio, os, random, time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from inspect import isawaitable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import openai
 from anyio.from_thread import start_blocking_portal
@@ -24,7 +25,7 @@ from .cost import BudgetReached, Ledger, prompt_tokens
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .store import default_root
 
-# %% ../nbs/15_llm.ipynb #44630dd9
+# %% ../nbs/15_llm.ipynb #eca8d542
 MOMENT = .1 # seconds until one looks again whether others are done
 
 def stage_of(
@@ -58,7 +59,7 @@ async def paid(
         ledger.release(ticket, lost=getattr(error, "lost", True))
         raise
 
-# %% ../nbs/15_llm.ipynb #191a35a9
+# %% ../nbs/15_llm.ipynb #0fe85e62
 class Gate:
     "Where calls wait for their turn"
     def __init__(self,
@@ -80,7 +81,7 @@ class Gate:
         await take(self.tokens, tokens)
         while (left := self.opens - time.monotonic()) > 0: await asyncio.sleep(left + random.uniform(0, PAUSE))
 
-# %% ../nbs/15_llm.ipynb #a890e254
+# %% ../nbs/15_llm.ipynb #eacb1d31
 class Server:
     "A server as one learns to know it while asking"
     def __init__(self,
@@ -118,16 +119,16 @@ class Server:
             self.llm.refused.add(error.refused)
         return await self.ask(requests)
 
-# %% ../nbs/15_llm.ipynb #bcd1fba7
+# %% ../nbs/15_llm.ipynb #6de01c2f
 @asynccontextmanager
 async def openai_client(
     llm, # an `LLM`: its address and its time limit
 ):
     "The openai client for the server, with the key from the environment; its connections close with the block"
-    async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none", base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
+    async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "no-key", base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
 
-# %% ../nbs/15_llm.ipynb #bd7f80b5
+# %% ../nbs/15_llm.ipynb #2bbe2d90
 @asynccontextmanager
 async def asking(
     llm, # an `LLM`
@@ -143,7 +144,7 @@ async def asking(
     else:
         async with openai_client(llm) as api: yield Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #600c4056
+# %% ../nbs/15_llm.ipynb #b6b6ff5a
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -156,7 +157,7 @@ def recorded(
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #9992a28d
+# %% ../nbs/15_llm.ipynb #db450d6b
 HOPELESS = 20 # questions that fail one after another before we stop asking
 
 class Answers:
@@ -190,19 +191,23 @@ class Answers:
     ):
         "Notes the failure; one that others would meet, too, ends the asking"
         self.failed |= {request.key: error for request in group}
-        self.in_a_row += getattr(error, "again", False)
-        if getattr(error, "fatal", True) or error.wait is not None or self.in_a_row >= HOPELESS: self.stop = self.stop or error
+        if isinstance(error, CallError) and not error.fatal and error.wait is None:
+            self.in_a_row += error.again or error.lost
+            if self.in_a_row < HOPELESS: return
+        self.stop = self.stop or error
 
     async def work(self):
         "Takes one group after the other; one that somebody else is asking goes to the end of the queue"
         while self.waiting and not self.stop:
-            group = self.waiting.popleft()
-            with claim(self.record, [request.key for request in group]) as ours:
-                try: await self.answer(group) if ours else self.waiting.append(group)
-                except Exception as error: self.give_up(group, error)
-            await asyncio.sleep(0 if ours else MOMENT) # also a client that never waits leaves a moment for an interrupt
+            group, pause = self.waiting.popleft(), 0 # also a client that never waits leaves a moment for an interrupt
+            try:
+                with claim(self.record, [request.key for request in group]) as ours:
+                    if ours: await self.answer(group)
+                    else: self.waiting.append(group); pause = MOMENT
+            except Exception as error: self.give_up(group, error)
+            await asyncio.sleep(pause)
 
-# %% ../nbs/15_llm.ipynb #5db5a9cf
+# %% ../nbs/15_llm.ipynb #b37437b5
 def grouped(
     requests, # open questions
     together:bool, # whether samples of one question are asked in one call
@@ -212,7 +217,7 @@ def grouped(
     for request in requests: groups.setdefault(replace(request, sample=0).key if together else request.key, []).append(request)
     return [*groups.values()]
 
-# %% ../nbs/15_llm.ipynb #22afc257
+# %% ../nbs/15_llm.ipynb #e1ff0f1c
 MANY = 20 # open questions that are worth a progress bar
 
 def ask_new(
@@ -228,7 +233,6 @@ def ask_new(
                 answers = Answers(grouped(requests, llm.samples_in_one_call), ask, record, done)
                 await asyncio.gather(*(answers.work() for _ in range(llm.concurrency)))
         return answers
-    if not (llm.client or llm.base_url or os.environ.get("OPENAI_API_KEY")): raise LLMError(unanswerable(requests))
     with (tqdm(total=len(requests), desc=f"Asking {llm.model}", unit="answer", disable=not progress or len(requests) < MANY) as bar,
           start_blocking_portal() as portal): came = portal.call(main, bar.update)
     book_replayed(llm.ledger, came.known)
@@ -237,14 +241,7 @@ def ask_new(
     else: came.stop.add_note(f"{len(came.answers)} of {len(requests)} answers came first and are on record: run again to go on from there.")
     raise came.stop
 
-def unanswerable(
-    requests, # questions that are not on record, where nobody can be asked
-) -> str:
-    "What to do about them"
-    return (f"{len(requests)} question(s) to model '{requests[0].model}' not on record, the first: ({requests[0]}). "
-            "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
-
-# %% ../nbs/15_llm.ipynb #feec0736
+# %% ../nbs/15_llm.ipynb #fa67f143
 STAND_IN = ", ".join(f"part {n}" for n in range(1, 11)) # the answer of a dry run: good as a list of ten parts and as a line
 
 def planned(
@@ -252,11 +249,11 @@ def planned(
     requests, # open questions
 ) -> tuple:
     "A stand-in by key for each answer, and no failures; the calls are booked as a plan"
-    for group in grouped(requests, llm.samples_in_one_call):
+    for group in grouped(requests, llm.samples_in_one_call and not llm.batch):
         llm.ledger.planned(stage_of(group[0]), group[0].messages, group[0].max_tokens, len(group), batch=llm.batch)
     return {request.key: STAND_IN for request in requests}, {}
 
-# %% ../nbs/15_llm.ipynb #63271dba
+# %% ../nbs/15_llm.ipynb #45fc0f78
 def in_batch(
     llm, # an `LLM`
     requests, # open questions
@@ -268,7 +265,14 @@ def in_batch(
     failed = {key: answer for key, answer in came.items() if isinstance(answer, Exception)}
     return {key: answer for key, answer in came.items() if key not in failed}, failed
 
-# %% ../nbs/15_llm.ipynb #47345881
+# %% ../nbs/15_llm.ipynb #e6dc1b02
+def unanswerable(
+    requests, # questions that are not on record, where nobody can be asked
+) -> str:
+    "What to do about them"
+    return (f"{len(requests)} question(s) to model '{requests[0].model}' not on record, the first: ({requests[0]}). "
+            "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
+
 def answered(
     llm, # an `LLM`
     requests, # questions, each once
@@ -280,10 +284,11 @@ def answered(
     book_replayed(llm.ledger, [request for request in requests if request.key in answers])
     new = [request for request in requests if request.key not in answers]
     if not new: return answers, {}
+    if not (llm.dry_run or llm.client or llm.base_url or os.environ.get("OPENAI_API_KEY")): raise LLMError(unanswerable(new))
     came, failed = planned(llm, new) if llm.dry_run else in_batch(llm, new, progress) if llm.batch else ask_new(llm, new, progress)
     return answers | came, failed
 
-# %% ../nbs/15_llm.ipynb #08948809
+# %% ../nbs/15_llm.ipynb #238ab6b1
 ATTEMPTS = 3 # how often a question is put until its answer is usable
 
 def unusable(
@@ -313,7 +318,7 @@ def ask_in_attempts(
         if not tries: break
     return answers, failed | {key: LLMError(f"No usable answer in {ATTEMPTS} attempts, at last: {why}") for key, why in wrong.items()}
 
-# %% ../nbs/15_llm.ipynb #109cab4b
+# %% ../nbs/15_llm.ipynb #2a759932
 @dataclass(repr=False, eq=False)
 class LLM:
     "A language model with a memory: `ask` replays what is on record and asks only what is new"
@@ -341,6 +346,11 @@ class LLM:
 
     def __post_init__(self):
         self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
+        if self.base_url and not (urlsplit(self.base_url).scheme in ("http", "https") and urlsplit(self.base_url).hostname):
+            raise ValueError(f"base_url='{self.base_url.rpartition('@')[2]}': expected a server's address, such as http://127.0.0.1:8000/v1.")
+        for name in ("max_tokens", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"):
+            if (value := getattr(self, name)) is not None and not value > 0: raise ValueError(f"{name}={value}: expected more than 0.")
+        if self.batch and self.client: raise ValueError("batch=True goes to a server: leave out the client, or the batch.")
         if not isinstance(self.record, Record): self.record = Record(self.record or default_root()/"answers.sqlite")
         self.ledger = Ledger(self.model, self.prices, self.budget)
 
