@@ -8,7 +8,7 @@ __all__ = ['ENDPOINT', 'LINES', 'BYTES', 'MARK', 'PASSING', 'OVER', 'line_of', '
            'ordering', 'take_in', 'on_record', 'ticket_of', 'asked_first', 'ordered', 'ordered_by_now', 'in_batches',
            'refused', 'explained', 'ask_batch']
 
-# %% ../nbs/17_batch.ipynb #cefe858d
+# %% ../nbs/17_batch.ipynb #74917d42
 import asyncio, json, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,13 +20,13 @@ from anyio.from_thread import start_blocking_portal
 from filelock import FileLock
 from tqdm import tqdm
 
-from .call import PATIENCE, PAUSE, CallError, address, censored, chat_of, choices_of, said, usage_of
+from .call import PATIENCE, PAUSE, CallError, address, censored, chat_of, choices_of, empty, said, usage_of
 from .cost import BudgetReached
 from .llm import Server, book_replayed, openai_client, recorded, stage_of
 from .record import Record, Request
 from .store import writable_folder, write_json
 
-# %% ../nbs/17_batch.ipynb #3909f122
+# %% ../nbs/17_batch.ipynb #e161b037
 ENDPOINT = "/v1/chat/completions"
 LINES, BYTES = 50_000, 200_000_000 # OpenAI's limits for one file, by its API reference
 
@@ -52,7 +52,7 @@ def portions(
         size += len(line)
     if portion: yield portion
 
-# %% ../nbs/17_batch.ipynb #0148165e
+# %% ../nbs/17_batch.ipynb #19392d0a
 @dataclass
 class Note:
     "What was ordered where; kept as JSON in a file of its own"
@@ -74,7 +74,7 @@ def notes_folder(
     "Where their batches are noted: answers.sqlite -> answers.batches"
     return record.path.with_suffix(".batches")
 
-# %% ../nbs/17_batch.ipynb #0b638ea6
+# %% ../nbs/17_batch.ipynb #4b5d6bef
 def new_note(
     record:Record, # where the answers will go
     server:str, # the server's address
@@ -95,7 +95,7 @@ def read_notes(
     for note in notes: note.requests = [Request(**row | {"messages": tuple(map(tuple, row["messages"]))}) for row in note.requests]
     return [note for note in notes if note.server == server and any(request.key in keys for request in note.requests)]
 
-# %% ../nbs/17_batch.ipynb #0281581d
+# %% ../nbs/17_batch.ipynb #02fde853
 MARK = "datadesc" # the name under which a batch carries its note's name
 PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) # faults that go away, and leave it open what was done
 
@@ -107,7 +107,7 @@ async def found(
     async for batch in api.batches.list(limit=100):
         if (batch.metadata or {}).get(MARK) == name: return batch.id
 
-# %% ../nbs/17_batch.ipynb #057f7495
+# %% ../nbs/17_batch.ipynb #877a8a64
 async def order(
     api, # the openai client
     note:Note, # of what is ordered
@@ -133,11 +133,11 @@ async def ordered_id(
     order = {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {MARK: note.name}}
     try: return (await api.with_options(max_retries=0).batches.create(**order)).id
     except PASSING as error:
+        await asyncio.sleep(PAUSE) # a server may be slow to list what has just arrived
         if arrived := await found(api, note.name): return arrived
         if not left: raise error
-        await asyncio.sleep(PAUSE)
 
-# %% ../nbs/17_batch.ipynb #c7661474
+# %% ../nbs/17_batch.ipynb #659261af
 async def known(
     api, # the openai client
     notes, # as `read_notes` gives them
@@ -148,7 +148,7 @@ async def known(
         note.write() if note.id else note.path.unlink()
     return [note for note in notes if note.id]
 
-# %% ../nbs/17_batch.ipynb #7745a6c9
+# %% ../nbs/17_batch.ipynb #8c699323
 OVER = ("completed", "failed", "expired", "cancelled")
 
 async def ended(
@@ -170,14 +170,14 @@ async def ended(
             if batch.status in OVER: return batch
         await asyncio.sleep(poll)
 
-# %% ../nbs/17_batch.ipynb #4ba769a5
+# %% ../nbs/17_batch.ipynb #c0e228ef
 def unheard_of(
     note:Note, # of a batch that its server does not know
 ) -> str:
     "What to do about it"
     return (f"{note.server} knows no batch '{note.id}': use the key with which it was ordered, or delete '{note.path}', and its {len(note.requests)} questions will be ordered again.")
 
-# %% ../nbs/17_batch.ipynb #ed7b9016
+# %% ../nbs/17_batch.ipynb #767368ba
 async def lines_of(
     api, # the openai client
     batch, # one that is over
@@ -187,7 +187,7 @@ async def lines_of(
     lines = [json.loads(line) for content in contents for line in content.split(b"\n") if line.strip()]
     return {line["custom_id"]: line for line in lines}
 
-# %% ../nbs/17_batch.ipynb #3bc4db32
+# %% ../nbs/17_batch.ipynb #9d5d48b1
 def result(
     line:dict, # what came back for the question; empty if nothing did
     request:Request, # the question
@@ -199,11 +199,11 @@ def result(
     if response.get("status_code") != 200:
         error = line.get("error") or body.get("error") or {"message": "it came back without an answer"}
         return CallError(f"{address(api)} failed in a batch on ({request}): {censored(error.get('message'), api)}", lost=False), None
-    try: answer = said(choices_of(body, api)[0])
+    try: choice = choices_of(body, api)[0]
     except CallError as error: return error, None
-    return answer or CallError(f"Model '{request.model}' gave an empty answer to ({request}): allow more than {request.max_tokens} tokens, or take another model."), usage_of(body)
+    return said(choice) or empty(choice, request), usage_of(body)
 
-# %% ../nbs/17_batch.ipynb #86171ea2
+# %% ../nbs/17_batch.ipynb #2d89c843
 @contextmanager
 def ordering(
     record:Record, # the answers
@@ -211,7 +211,7 @@ def ordering(
     "Nobody else orders or takes in batches for that record until the block ends, or the process does"
     with FileLock(writable_folder(notes_folder(record))/"lock", thread_local=False): yield
 
-# %% ../nbs/17_batch.ipynb #a72e5910
+# %% ../nbs/17_batch.ipynb #665f6e18
 def take_in(
     llm, # an `LLM`: its record and its ledger
     note:Note, # of a batch that is over
@@ -221,7 +221,7 @@ def take_in(
     "Key -> answer, now on record, or `CallError`; the note is thrown away"
     came = {}
     with ordering(llm.record), llm.record.held_open() as record:
-        if not note.path.exists(): return on_record(llm, note.requests)
+        if not note.path.exists(): return {key: answer for key, (answer, _) in results.items()} | on_record(llm, note.requests)
         for request in note.requests:
             answer, usage = results[request.key]
             ticket = tickets.get(request.key) or ticket_of(llm, request)
@@ -249,7 +249,7 @@ def ticket_of(
     "Its ticket"
     return (llm.ledger.reserve if held else llm.ledger.ticket)(stage_of(request), request.messages, request.max_tokens, batch=True)
 
-# %% ../nbs/17_batch.ipynb #611467e3
+# %% ../nbs/17_batch.ipynb #c05e033f
 async def asked_first(
     llm, # an `LLM`
     api, # the openai client
@@ -281,7 +281,7 @@ async def ordered(
         await order(api, notes[-1], [line for _, line in portion])
     return notes
 
-# %% ../nbs/17_batch.ipynb #0e6b41f9
+# %% ../nbs/17_batch.ipynb #52521c47
 async def ordered_by_now(
     llm, # an `LLM`
     api, # the openai client
@@ -317,7 +317,7 @@ async def in_batches(
         for ticket in tickets.values(): llm.ledger.release(ticket, lost=False)
     return {key: came[key] for key in requests if key in came}
 
-# %% ../nbs/17_batch.ipynb #42a027fe
+# %% ../nbs/17_batch.ipynb #4a035f32
 def refused(
     note:Note, # of a batch that the server did not begin, thrown away here
     batch, # what the server says of it

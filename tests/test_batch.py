@@ -277,6 +277,16 @@ def test_a_budget_holds_for_the_whole_batch():
         assert len(ask(llm, questions(llm, 10))) == 10
 
 
+def test_both_who_wait_for_a_batch_hear_what_failed_in_it():
+    came = []
+    with batch_server(finish=partly, looks=30) as server:
+        waiting = [Thread(target=lambda: came.append(ask(LLM("m", server.url), questions(LLM("m"), 6)))) for _ in range(2)]
+        for thread in waiting: thread.start()
+        for thread in waiting: thread.join()
+    one, two = ([str(answer) for answer in answers.values()] for answers in came)
+    assert len(server.batches) == 1 and one == two and len(one) == 6 and sum("not in time" in answer for answer in one) == 1
+
+
 def test_questions_of_a_batch_that_nobody_asks_any_more_are_recorded():
     with batch_server(looks=10**6) as server, pytest.MonkeyPatch.context() as patch:
         llm = LLM("m", server.url)
