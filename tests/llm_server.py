@@ -11,11 +11,10 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
-    "No key, no address and no proxy from outside, a store of its own, and tries that follow each other quickly"
+    "No key, no address and no proxy from outside, a store of its own, and tries and looks that follow each other quickly"
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
-    monkeypatch.setattr("datadesc.call.PAUSE", .01)
-    monkeypatch.setattr("datadesc.llm.PAUSE", .01)
+    for name in ("call.PAUSE", "llm.PAUSE", "llm.MOMENT"): monkeypatch.setattr(f"datadesc.{name}", .01)
 
 
 def completion(content, finish_reason="stop", **message):

@@ -66,10 +66,10 @@ def test_what_a_server_refuses_is_explained_without_the_key(monkeypatch, status,
 @pytest.mark.parametrize("reply, message", [
     (completion(""), "empty answer.*allow more than 300 tokens"), (completion(None, "length"), "empty answer.*'length'"),
     (completion("  \n"), "empty answer"), ({"choices": []}, "did not answer like an OpenAI-compatible server"), ({"hello": 1}, "often ends in /v1"),
-    (["a web page"], "often ends in /v1")])
+    (["a web page"], "often ends in /v1"), ({"choices": [{"message": "wings"}], "usage": "little"}, "empty answer")])
 def test_what_is_no_answer_is_not_recorded(reply, message):
     with llm_server(lambda chat: (200, reply, {})) as (url, _), pytest.raises(LLMError, match=message):
-        LLM("m", url).ask(questions(LLM("m"), 1))
+        LLM("m", url, max_retries=1).ask(questions(LLM("m"), 1))
     assert LLM("m").record.rows() == {}
 
 
@@ -80,17 +80,8 @@ def test_refusals_are_answers():
     assert LLM("m").ask(questions(LLM("m"), 3))[1] == "I won't say."
 
 
-def test_a_server_that_is_busy_is_asked_again_when_it_says():
-    times = []
-    def busy(chat):
-        times.append(time.monotonic())
-        return (429, {"error": {"message": "busy"}}, {"Retry-After": "1"}) if len(times) == 1 else "at last"
-    with llm_server(busy) as (url, _): assert LLM("m", url).ask(questions(LLM("m"), 1)) == ["at last"]
-    assert 1 <= times[1] - times[0] < 3
-
-
 def test_a_server_that_hangs_or_is_not_there_is_named():
-    with llm_server(lambda chat: time.sleep(3) or "late") as (url, _), pytest.raises(LLMError, match=f"{url}.* gave no answer within 0.2 s"):
+    with llm_server(lambda chat: time.sleep(.5) or "late") as (url, _), pytest.raises(LLMError, match=f"{url}.* gave no answer within 0.2 s"):
         LLM("m", url, timeout=.2, max_retries=0).ask(questions(LLM("m"), 1))
     with pytest.raises(LLMError, match=f"No LLM server can be reached at {url}.*--llm-base-url") as caught:
         LLM("m", url.replace("//", "//user:password@"), max_retries=0).ask(questions(LLM("m"), 1))
@@ -125,6 +116,15 @@ def test_without_record_key_and_server_the_question_is_named():
         LLM("m").ask(questions(LLM("m"), 2))
 
 
+    with pytest.raises(LLMError, match="2 question.s. to model 'm' not on record"): LLM("m", batch=True).ask(questions(LLM("m"), 2))
+
+
+@pytest.mark.parametrize("options, message", [(dict(concurrency=0), "concurrency=0: expected more than 0"), (dict(requests_per_minute=-1), "requests_per_minute=-1"), (dict(timeout=float("nan")), "timeout=nan"),
+    (dict(base_url="me:password@localhost:8000/v1"), "base_url='localhost:8000/v1': expected .* http://"), (dict(client=len, batch=True), "leave out the client, or the batch")])
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message): LLM("m", **options)
+
+
 def test_asking_works_inside_a_running_loop():
     async def cell(): return LLM("m", client=lambda request: "ok").ask(questions(LLM("m"), 2))
     assert asyncio.run(cell()) == ["ok", "ok"]
@@ -144,44 +144,17 @@ def test_a_bar_is_shown_for_many_open_questions_only(capsys):
     llm.ask(questions(llm, 40, sample=1), progress=False); assert capsys.readouterr().err == ""
 
 
-def asker(path, name, n, pipe):
-    "Asks `n` questions, tells each through the pipe when it is asked, and at last the answers"
-    def client(request): time.sleep(.05); pipe.send(request.about["component"]); return name
-    llm = LLM("m", record=path, client=client, concurrency=1)
-    pipe.send(llm.ask(questions(llm, n), progress=False))
-
-def start(path, name, n):
-    "A process of its own that asks, and the pipe's other end"
-    fork = get_context("fork")
-    there, here = fork.Pipe()
-    process = fork.Process(target=asker, args=(path, name, n, there))
-    process.start()
-    there.close()
-    return process, here
-
-def last(pipe):
-    "The last message of a process that has ended its run"
-    try:
-        while True: message = pipe.recv()
-    except EOFError: return message
-
-def test_a_killed_run_goes_on(tmp_path):
-    process, pipe = start(tmp_path/"answers.sqlite", "first", 1000)
-    while pipe.recv() != "part 4": pass
-    process.kill(); process.join()
-    process, pipe = start(tmp_path/"answers.sqlite", "second", 8)
-    assert pipe.recv() in ("part 4", "part 5", "part 6")
-    answers = last(pipe)
-    assert answers[:4] == ["first"] * 4 and answers[-1] == "second"
-
-def test_rivals_share_a_record_and_agree(tmp_path):
-    pipes = [start(tmp_path/"answers.sqlite", name, 30)[1] for name in ("a", "b")]
-    one, two = map(last, pipes)
-    assert len(one) == 30 and one == two
+def endless(path, pipe):
+    "Asks many questions, and tells each through the pipe when it is asked"
+    llm = LLM("m", record=path, client=lambda request: pipe.send(request.about["component"]) or time.sleep(.05) or "ok", concurrency=1)
+    llm.ask(questions(llm, 2000), progress=False)
 
 def test_an_interrupt_ends_the_run(tmp_path):
-    process, pipe = start(tmp_path/"answers.sqlite", "ok", 2000)
-    while pipe.recv() != "part 3": pass
+    fork = get_context("fork")
+    here, there = fork.Pipe(duplex=False)
+    process = fork.Process(target=endless, args=(tmp_path/"answers.sqlite", there))
+    process.start()
+    while here.recv() != "part 3": pass
     os.kill(process.pid, signal.SIGINT)
     process.join(timeout=10)
     assert process.exitcode == 1

@@ -49,7 +49,7 @@ def test_a_server_that_drips_is_left_after_the_time_in_all():
 
 @pytest.mark.parametrize("fault, message", [(error(401, f"Incorrect API key: {KEY}"), "refused the key .401."), (error(403), "refused the key .403."), (error(404), "knows no model 'm' .404."),
     (error(400, "Invalid model name passed in model=m."), "knows no model 'm' .400."), (error(429, "quota", code="insufficient_quota"), "quota is used up"),
-    ((429, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"}), "left alone for 86,400 s")])
+    ((429, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"}), "left alone for 86,400 s"), ((503, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"}), "left alone for 86,400 s")])
 @pytest.mark.parametrize("on_failure", ["raise", "none"])
 def test_what_every_question_would_meet_ends_the_run_at_once(fault, message, on_failure):
     with llm_server(lambda chat: fault) as (url, server), pytest.raises(LLMError, match=message):
@@ -68,6 +68,27 @@ def test_a_server_that_only_fails_is_given_up():
     assert len(server.chats) <= 2 * (client.HOPELESS + 4) and "0 of 500" in caught.value.__notes__[0]
 
 
+def test_a_model_that_spends_its_tokens_and_says_nothing_is_not_paid_for_every_question():
+    with llm_server(lambda chat: completion("", "length")) as (url, server), pytest.raises(LLMError, match="allow more than 300 tokens"):
+        LLM("m", url, concurrency=4).ask(questions(LLM("m"), 500), on_failure="none", progress=False)
+    assert len(server.chats) <= client.HOPELESS + 4
+
+
+def test_a_claim_that_cannot_be_made_loses_no_answer_in_flight(monkeypatch):
+    claim, claims = client.claim, []
+    def full(record, keys):
+        claims.append(keys)
+        return claim(record, keys) if len(claims) <= 4 else 1 / 0
+    monkeypatch.setattr(client, "claim", full)
+    with llm_server(lambda chat: time.sleep(.1 * (1 + int(chat["messages"][0]["content"][-1]))) or "ok") as (url, _), pytest.raises(ZeroDivisionError):
+        LLM("m", url, concurrency=4).ask(questions(LLM("m"), 10))
+    assert len(LLM("m").record.rows()) == 4
+
+
+def test_words_of_a_server_without_a_key_stay_as_they_are():
+    with llm_server(lambda chat: error(400, "none of the tools is known")) as (url, _), pytest.raises(LLMError, match="none of the tools"): LLM("m", url).ask(questions(LLM("m"), 1))
+
+
 def test_one_bad_question_does_not_stop_the_others():
     def answer(chat): return error(400, "no such thing") if chat["messages"][0]["content"] == "question 3" else "ok"
     with llm_server(answer) as (url, server):
@@ -77,17 +98,17 @@ def test_one_bad_question_does_not_stop_the_others():
         assert len(server.chats) == 11 and [request.about["component"] for request, _ in llm.failures] == ["part 3"] * 2
 
 
-@pytest.mark.parametrize("header", ["1", "date"])
-def test_all_questions_leave_a_busy_server_alone(header):
+@pytest.mark.parametrize("status, header, least", [(429, "0.3", .3), (429, "date", .9), (503, "0.3", .3)])
+def test_all_questions_leave_a_busy_server_alone(status, header, least):
     when = []
     def answer(chat):
         when.append(time.time())
         if len(when) > 1: return "ok"
-        until = header if header == "1" else time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(int(time.time()) + 2))
-        return 429, {"error": {"message": "slowly"}}, {"Retry-After": until}
+        until = header if header != "date" else time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(int(time.time()) + 2))
+        return status, {"error": {"message": "slowly"}}, {"Retry-After": until}
     with llm_server(answer) as (url, _):
         LLM("m", url, concurrency=1).ask(questions(LLM("m"), 3))
-    assert .9 < when[1] - when[0] < 3.5 and len(when) == 4
+    assert least <= when[1] - when[0] < 3.5 and len(when) == 4
 
 
 def test_the_server_may_ask_for_more_than_a_minute(monkeypatch):
@@ -160,14 +181,14 @@ def test_a_server_without_n_is_asked_for_each_sample(answer):
 
 def test_calls_a_minute_are_a_limit():
     when = []
-    with llm_server(lambda chat: when.append(time.monotonic()) or "ok") as (url, _): LLM("m", url, concurrency=32, requests_per_minute=600).ask(questions(LLM("m"), 25), progress=False)
-    assert when[-1] - when[0] > 1.2
+    with llm_server(lambda chat: when.append(time.monotonic()) or "ok") as (url, _): LLM("m", url, concurrency=32, requests_per_minute=1200).ask(questions(LLM("m"), 35), progress=False)
+    assert when[-1] - when[0] > .6
 
 
 def test_tokens_a_minute_are_a_limit():
     when = []
-    with llm_server(lambda chat: when.append(time.monotonic()) or "ok") as (url, _): LLM("m", url, concurrency=32, tokens_per_minute=60_000).ask(questions(LLM("m"), 8), progress=False)
-    assert when[-1] - when[0] > 1
+    with llm_server(lambda chat: when.append(time.monotonic()) or "ok") as (url, _): LLM("m", url, concurrency=32, tokens_per_minute=120_000).ask(questions(LLM("m"), 11), progress=False)
+    assert when[-1] - when[0] > .5
 
 
 PRICES = "model,input,output\nm,0,1000\n" # a thousandth of a dollar a token
@@ -229,13 +250,13 @@ def in_trouble(seed, timeout):
 
 def test_every_class_ends_described_or_named_as_failed():
     answer, counts = in_trouble(seed=0, timeout=1)
-    classes = [f"species {n}" for n in range(20)]
+    classes = [f"species {n}" for n in range(16)]
     with llm_server(answer) as (url, server):
-        llm = LLM("m", url, concurrency=32, timeout=1)
+        llm = LLM("m", url, concurrency=32, timeout=1, max_retries=3)
         with pytest.raises(LLMError, match="No description of") as caught: describe(classes, llm, knowledge="none", progress=False)
     about = [row["request"]["about"] for row in llm.record.rows().values() if row["answer"] != "Sure! Here is what you asked for:"]
     described = {row["class"] for row in about if row["stage"] == "describe"}
-    assert all((name in described) != (f"'{name}'" in str(caught.value)) for name in classes) and 0 < len(described) < 20
+    assert all((name in described) != (f"'{name}'" in str(caught.value)) for name in classes) and 0 < len(described) < 16
     assert len(server.chats) == sum(counts.values()) and all(counts[kind] for kind in FREE + LOST + BACK)
     assert llm.ledger.total("calls") == sum(counts[kind] for kind in BACK) == len(llm.record.rows())
     assert llm.ledger.total("unknown") == sum(counts[kind] for kind in LOST)
@@ -266,30 +287,30 @@ def test_after_kills_only_calls_in_flight_repeat(tmp_path):
     rng, path = random.Random(0), tmp_path/"answers.sqlite"
     with llm_server(slow_echo) as (url, server):
         for _ in range(5):
-            process, _ = start(url, path, 400)
+            process, _ = start(url, path, 250)
             time.sleep(rng.uniform(.05, .4))
             process.kill()
             process.join()
-            time.sleep(.1)
+            time.sleep(.05)
             before, known = len(server.chats), {row["request"]["messages"][0][1] for row in LLM("m", record=path).record.rows().values()}
             again = Counter(chat["messages"][0]["content"] for chat in server.chats)
             assert before - len(known) <= 8 * 5 and known <= again.keys()
-        process, pipe = start(url, path, 400)
-        assert pipe.recv()[0] == [f"question {i}" for i in range(400)]
+        process, pipe = start(url, path, 250)
+        assert pipe.recv()[0] == [f"question {i}" for i in range(250)]
         process.join()
         assert not {chat["messages"][0]["content"] for chat in server.chats[before:]} & known
-        assert len(server.chats) <= 400 + 5 * 8
+        assert len(server.chats) <= 250 + 5 * 8
     assert [file.name for file in tmp_path.glob(".answers*")] == []
 
 
 def test_rivals_ask_each_question_once(tmp_path):
     with llm_server(slow_echo) as (url, server):
-        rivals = [start(url, tmp_path/"answers.sqlite", 150) for _ in range(2)]
+        rivals = [start(url, tmp_path/"answers.sqlite", 100) for _ in range(2)]
         (answers, calls, replayed), (others, other_calls, other_replayed) = [pipe.recv() for _, pipe in rivals]
-        assert answers == others == [f"question {i}" for i in range(150)]
-        assert calls + other_calls == replayed + other_replayed == 150 and calls + replayed == 150
+        assert answers == others == [f"question {i}" for i in range(100)]
+        assert calls + other_calls == replayed + other_replayed == 100 and calls + replayed == 100
         for process, _ in rivals: process.join()
-        assert len(server.chats) == 150
+        assert len(server.chats) == 100
     assert [file.name for file in tmp_path.glob(".answers*")] == []
 
 
