@@ -10,7 +10,7 @@ __all__ = ['APPENDIX', 'LONGEST_WAIT', 'MEANINGS', 'APPEARANCE', 'paragraphs', '
            'about_appearance', 'singular', 'words_of', 'indexed', 'relevance', 'score', 'about_four_characters', 'cut',
            'passages_about']
 
-# %% ../nbs/10_wiki.ipynb #f87069bb
+# %% ../nbs/10_wiki.ipynb #679bb41e
 import csv, gzip, json, re, time
 from bisect import bisect_right
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .store import whole
 
-# %% ../nbs/10_wiki.ipynb #b08dfd3b
+# %% ../nbs/10_wiki.ipynb #e891d801
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
   | einzelnachweise | weblinks | literatur | siehe\ auch | quellen | références | notes\ et\ références | voir\ aussi | liens\ externes | bibliographie
   | referencias | véase\ también | enlaces\ externos | bibliografía | note | voci\ correlate | altri\ progetti | collegamenti\ esterni | bibliografia
@@ -45,7 +45,7 @@ def paragraphs(
         elif not any(map(APPENDIX.fullmatch, path)): found.append((" / ".join(path), line))
     return found
 
-# %% ../nbs/10_wiki.ipynb #70a415b4
+# %% ../nbs/10_wiki.ipynb #7fda0e74
 def article_of(
     text:str, # a page as TextExtracts gives it
     source:str, # where it was found
@@ -60,7 +60,7 @@ def article_of(
     return {"class": "", "source": source, "page": page, "revision": revision, "url": url,
             "passages": list(passages), "sections": list(sections), "how": how, "note": note}
 
-# %% ../nbs/10_wiki.ipynb #4e6f29a8
+# %% ../nbs/10_wiki.ipynb #f173423d
 class WikiError(RuntimeError): "What went wrong between a class name and its article, and what to do about it"
 
 def api_address(
@@ -73,14 +73,14 @@ def api_address(
     raise WikiError(f"No wiki can be asked at '{host}': expected a host such as en.wikipedia.org, or the full address of a wiki's api.php, "
                     "such as http://127.0.0.1:8080/api.php (Special:Version of the wiki names it).")
 
-# %% ../nbs/10_wiki.ipynb #5ff6d253
+# %% ../nbs/10_wiki.ipynb #0a4ad416
 def shown(
     url:str, # an address, perhaps with user and password
 ) -> str:
     "The address as it may stand in a message"
     return re.sub(r"//[^/]*@", "//", url)
 
-# %% ../nbs/10_wiki.ipynb #b3288d2c
+# %% ../nbs/10_wiki.ipynb #7175c752
 LONGEST_WAIT = 300 # seconds that a server may ask us to wait
 
 def seconds_in(
@@ -91,7 +91,7 @@ def seconds_in(
     try: return max(0., (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
     except (ValueError, TypeError): return None
 
-# %% ../nbs/10_wiki.ipynb #1d40d5fd
+# %% ../nbs/10_wiki.ipynb #d1eb0642
 class Unreadable(WikiConnectionError): "The reply was not JSON: another try is worth it"
 
 def said(
@@ -108,7 +108,7 @@ def said(
     data.setdefault("query", {}).setdefault("pages", {"-1": {}}) # what cannot be a title gets no pages
     return data
 
-# %% ../nbs/10_wiki.ipynb #d5d4ab76
+# %% ../nbs/10_wiki.ipynb #f9427e58
 def fetched(
     client, # an `httpx.Client`
     url:str, # what to get
@@ -126,7 +126,7 @@ def fetched(
     except httpx.RequestError as error: raise WikiConnectionError(url) from error
     return httpx.Response(reply.status_code, headers={"Retry-After": reply.headers.get("Retry-After", "")}, content=bytes(body))
 
-# %% ../nbs/10_wiki.ipynb #a54a692f
+# %% ../nbs/10_wiki.ipynb #dbeebe88
 class Client(wikipediaapi.Wikipedia):
     "Wikipedia-API for any MediaWiki: paced, with a deadline for each reply, and patient with a busy server"
     def __init__(self,
@@ -157,7 +157,7 @@ class Client(wikipediaapi.Wikipedia):
 
     def _build_extracts(self, extract, page): return self._build_info(extract, page)
 
-# %% ../nbs/10_wiki.ipynb #860d5e97
+# %% ../nbs/10_wiki.ipynb #9e5abe23
 @contextmanager
 def explained(
     client:Client, # whose calls are made in the block
@@ -173,7 +173,7 @@ def explained(
         raise WikiError(f"{shown(error.url)} {why.get(error.status_code, f'failed with status {error.status_code} ({tries})')}.") from None
     except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or use a snapshot.") from None
 
-# %% ../nbs/10_wiki.ipynb #77cbbaa7
+# %% ../nbs/10_wiki.ipynb #a81f5dbd
 MEANINGS = re.compile(r"""\b(?:may|can)(?:\ also)?\ (?:refer\ to|mean|be)\b.*:$
   | \b(?: steht\ für | bezeichnet | peut\ (?:aussi\ )?désigner | puede\ (?:referirse|designar|hacer\ referencia) | può\ (?:riferirsi|indicare) | pode\ referir-se | kan\ verwijzen )\b.*:$""", re.X)
 
@@ -183,7 +183,7 @@ def lists_meanings(
     "Whether the page only lists what its title may mean"
     return any(MEANINGS.search(passage) for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #937c7ce6
+# %% ../nbs/10_wiki.ipynb #a36d80e5
 def steps_in(
     redirects, # of a reply: [{from, to, tofragment}, ...]
 ) -> str:
@@ -193,14 +193,15 @@ def steps_in(
 class Wikipedia:
     "Wikipedia, or another MediaWiki with the extension TextExtracts"
     def __init__(self,
-        host=None, # "en.wikipedia.org", or the full address of a wiki's api.php; None: Wikipedia in this language
-        language="en", # its code
+        host=None, # "de.wikipedia.org", or the full address of a wiki's api.php; None: Wikipedia in this language
+        language="en", # its code; that of a Wikipedia is read from its host
         requests_per_second=5, # most calls a second; one call an article
         contact="", # mail or web address of yours, for the wiki's operators
         timeout=20, # seconds for one reply
         max_retries=4, # further tries of a failed call
         retry_wait=1., # seconds before the second try, doubled for each further one
     ):
+        if own := re.fullmatch(r"([a-z-]+)\.wikipedia\.org", host or ""): host, language = None, own[1]
         self.client = Client(api_address(host), language, contact, requests_per_second, timeout, max_retries=max_retries, retry_wait=retry_wait)
         self.name = shown(self.client._build_url(language)).split("/")[2]
 
@@ -236,7 +237,7 @@ class Wikipedia:
         with explained(self.client): links = self.client.langlinks(page, lllang=self.client.language)
         return links[self.client.language].title if links else None
 
-# %% ../nbs/10_wiki.ipynb #ab5d9cdb
+# %% ../nbs/10_wiki.ipynb #d01e536f
 def text_of_html(
     page:str, # a page in HTML
 ) -> str:
@@ -250,7 +251,7 @@ def text_of_html(
         if text and not (element.name == "li" and element.find("p")) and not (element.name == "p" and element.find_parent("p")): lines.append(text)
     return "\n".join(lines)
 
-# %% ../nbs/10_wiki.ipynb #cbd82d61
+# %% ../nbs/10_wiki.ipynb #90f943f9
 class Zim:
     "An encyclopaedia in a ZIM file; needs the package libzim"
     def __init__(self,
@@ -296,14 +297,14 @@ class Zim:
         paths = Searcher(self.archive).search(Query().set_query(words)).getResults(0, limit)
         return [self.archive.get_entry_by_path(path).title for path in paths]
 
-# %% ../nbs/10_wiki.ipynb #7ed2c412
+# %% ../nbs/10_wiki.ipynb #5f57c301
 def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
     "The name without case, punctuation and a leading number"
     return re.sub(r"[\W_]+", " ", re.sub(r"^\d+\.", "", name)).casefold().strip()
 
-# %% ../nbs/10_wiki.ipynb #c1dda56c
+# %% ../nbs/10_wiki.ipynb #4e11d0c6
 def write_snapshot(
     articles:pd.DataFrame, # from `look_up`
     path, # a *.jsonl or *.jsonl.gz file
@@ -313,7 +314,7 @@ def write_snapshot(
     with whole(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return Path(path)
 
-# %% ../nbs/10_wiki.ipynb #1689188d
+# %% ../nbs/10_wiki.ipynb #586039b3
 def read_article(
     line:str, # of a snapshot
 ) -> dict:
@@ -324,7 +325,7 @@ def read_article(
     if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages): raise ValueError("no 'passages', a list of texts")
     return article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
-# %% ../nbs/10_wiki.ipynb #0c8aed9f
+# %% ../nbs/10_wiki.ipynb #b76efc60
 class Snapshot:
     "Articles from a file of JSON lines, each with passages and a page or class"
     def __init__(self,
@@ -356,13 +357,13 @@ class Snapshot:
         "Pages or classes that hold all the words"
         return [article["page"] or article["class"] for name, article in self.pages.items() if set(alike(words).split()) <= set(name.split())][:limit]
 
-# %% ../nbs/10_wiki.ipynb #867be2b2
+# %% ../nbs/10_wiki.ipynb #c354eb80
 def mentions(
     text:str, # a passage
     superclass:str, # what it should be about
 ) -> bool:
-    "Whether the superclass, or a word that ends in it, stands in the text"
-    return bool(re.search(rf"{re.escape(superclass)}(?:e?s)?\b", text, re.I))
+    "Whether the superclass, one of several joined by 'or', or a word that ends in it, stands in the text"
+    return any(re.search(rf"{re.escape(kind)}(?:e?s)?\b", text, re.I) for kind in superclass.split(" or "))
 
 def lead(
     article:dict, # any article
@@ -370,7 +371,7 @@ def lead(
     "The passages before the first section"
     return "\n".join(passage for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #4fea75c9
+# %% ../nbs/10_wiki.ipynb #7ce23a47
 def meanings(
     article:dict, # a disambiguation page
 ) -> dict:
@@ -378,7 +379,7 @@ def meanings(
     lines = [passage for passage in article["passages"] if not MEANINGS.search(passage)]
     return {re.split(r"\s*(?:,|;|:| [–—-] )\s*", line)[0]: line for line in lines}
 
-# %% ../nbs/10_wiki.ipynb #b9ed9b9c
+# %% ../nbs/10_wiki.ipynb #cf6266c9
 def settled(
     listed:dict, # a disambiguation page as an article
     superclass:str|None, # what the class is a kind of
@@ -393,7 +394,7 @@ def settled(
     if len(fitting) == 1: return next(iter(fitting.values())) | {"how": "disambiguation", "note": f"one of the meanings of {listed['page']}"}
     return listed | {"passages": [], "sections": [], "how": "ambiguous", "note": f"{listed['page']} may be " + ", ".join((list(fitting) or list(lines))[:limit])}
 
-# %% ../nbs/10_wiki.ipynb #20bb28bb
+# %% ../nbs/10_wiki.ipynb #753a2c83
 def searched(
     name:str, # a class name
     source, # where to look
@@ -406,7 +407,7 @@ def searched(
         if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
             return article | {"how": "search", "note": f"found by searching for {name}"}
 
-# %% ../nbs/10_wiki.ipynb #d0221d9b
+# %% ../nbs/10_wiki.ipynb #38805afc
 def find(
     name:str, # a class name
     source, # where to look
@@ -416,14 +417,15 @@ def find(
     named = source.article(name)
     clear = named and named["how"] != "ambiguous"
     if clear and (not superclass or mentions(lead(named), superclass)): return named
-    if superclass and (article := source.article(f"{name} ({superclass})")) and article["how"] != "ambiguous":
-        return article | {"how": "disambiguation", "note": f"{name} as a {superclass}"}
+    for kind in superclass.split(" or ") if superclass else []:
+        if (article := source.article(f"{name} ({kind})")) and article["how"] != "ambiguous":
+            return article | {"how": "disambiguation", "note": f"{name} as a {kind}"}
     listed = source.article(f"{name} (disambiguation)") if clear else named
     article = settled(listed, superclass, source) if listed and listed["how"] == "ambiguous" else None
     if clear: return article if article and article["passages"] else named
     return article or searched(name, source, superclass)
 
-# %% ../nbs/10_wiki.ipynb #ea23797c
+# %% ../nbs/10_wiki.ipynb #819d23f8
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
@@ -431,7 +433,7 @@ def article_titles(
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
         return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
-# %% ../nbs/10_wiki.ipynb #e9006ebf
+# %% ../nbs/10_wiki.ipynb #d4ed9d9f
 def article_for(
     name:str, # a class name
     title:str|None, # its English title in the table; '' where none tells its look, None for a class that is not in the table
@@ -447,7 +449,7 @@ def article_for(
     article = find(name, source, superclass) if title and superclass else None
     return article if article and mentions(lead(article), superclass) else None
 
-# %% ../nbs/10_wiki.ipynb #113eb187
+# %% ../nbs/10_wiki.ipynb #5cc863b0
 def look_up(
     classes, # class names
     source, # a `Wikipedia`, `Snapshot` or `Zim`
@@ -464,7 +466,7 @@ def look_up(
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 
-# %% ../nbs/10_wiki.ipynb #38323441
+# %% ../nbs/10_wiki.ipynb #c4229335
 APPEARANCE = re.compile(r"""\b(?: descri | appear | identif | plumage | morpholog | characteristic | features?\b | physical | anatom | colou?r | coat\b | markings? | looks?\b
   | design\b | structure | texture | shape | body | ingredient | prepar | presentation | serving | variet | dimorphism
   | beschreib | aussehen | merkmal | kennzeich | erscheinung | äußer | gefieder | zubereit | apparen | caractéristi | aspect | aparien | caracter | plumaje
@@ -477,7 +479,7 @@ def about_appearance(
     "Whether the title promises a description"
     return bool(APPEARANCE.search(section))
 
-# %% ../nbs/10_wiki.ipynb #288f9163
+# %% ../nbs/10_wiki.ipynb #85c35e6d
 def singular(
     words, # in lower case
 ) -> list:
@@ -490,7 +492,7 @@ def words_of(
     "T lists of words, in lower case and singular"
     return bm25s.tokenize(list(texts), stopwords=None, stemmer=singular, return_ids=False, show_progress=False)
 
-# %% ../nbs/10_wiki.ipynb #7b0bf188
+# %% ../nbs/10_wiki.ipynb #1376f74f
 @lru_cache(maxsize=8)
 def indexed(
     passages:tuple, # P texts
@@ -510,7 +512,7 @@ def relevance(
     scores = index.get_scores(question) if question else np.zeros(len(passages))
     return scores / max(scores.max(initial=0), 1e-9)
 
-# %% ../nbs/10_wiki.ipynb #9a471004
+# %% ../nbs/10_wiki.ipynb #687757f6
 def score(
     article, # dict with passages and, if they are known, their sections
     part:str, # one part of the class's look
@@ -520,14 +522,14 @@ def score(
     if not isinstance(sections, (list, tuple, np.ndarray)) or len(sections) != len(article["passages"]): sections = [""] * len(article["passages"])
     return relevance(article["passages"], part) + [1 if about_appearance(title) else .5 if title == "" else 0 for title in sections]
 
-# %% ../nbs/10_wiki.ipynb #b195ec79
+# %% ../nbs/10_wiki.ipynb #1165b9e3
 def about_four_characters(
     text:str, # any text
 ) -> int:
     "Its number of tokens, estimated as one for four characters"
     return -(-len(text) // 4)
 
-# %% ../nbs/10_wiki.ipynb #0320e61f
+# %% ../nbs/10_wiki.ipynb #0a2ca624
 def cut(
     text:str, # a passage
     max_tokens:int, # what it may cost
@@ -538,7 +540,7 @@ def cut(
     ends = [end.end() for end in re.finditer(r"[.!?](?=\s)|[。！？]", text[:fits + 1])]
     return text if fits == len(text) else text[:max([end for end in ends if end <= fits], default=0)]
 
-# %% ../nbs/10_wiki.ipynb #5104ede6
+# %% ../nbs/10_wiki.ipynb #cfd3ee39
 def passages_about(
     article, # dict with passages and, if they are known, their sections
     part:str, # what they should be about

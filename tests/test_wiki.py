@@ -158,6 +158,12 @@ def test_the_table_speaks_english_and_the_wiki_need_not():
         assert [(asked["path"], asked["titles"]) for asked in server.asked] == [("/en/api.php", "Northern cardinal"), ("/de/api.php", "Rotkardinal"), ("/en/api.php", "Blue jay")]
 
 
+def test_a_wikipedia_has_the_language_of_its_host():
+    for host, language, name in (("de.wikipedia.org", "de", "de.wikipedia.org"), ("zh-yue.wikipedia.org", "zh-yue", "zh-yue.wikipedia.org"), (None, "en", "en.wikipedia.org"), ("wiki.example", "en", "wiki.example")):
+        source = Wikipedia(host)
+        assert (source.client.language, source.name) == (language, name)
+
+
 @pytest.mark.parametrize("host", ["http://localhost:8080", "https://wiki.example/wiki", "en.wikipedia.org/w", "file:///api.php", "ftp://wiki/api.php"])
 def test_a_host_that_is_none(host):
     with pytest.raises(WikiError, match="full address of a wiki's api.php"): Wikipedia(host)
