@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'SPLIT_FOLDERS', 'EXTENSIONS', 'PackedImage', 'ImageSet', '
            'find_images', 'fault', 'drop_unreadable', 'hold_out', 'complete_splits', 'from_table', 'from_folder',
            'read_csv', 'check_csv', 'from_csv', 'load', 'pixels_key', 'repeated', 'few_shot']
 
-# %% ../nbs/05_data.ipynb #4950fcf1
+# %% ../nbs/05_data.ipynb #19a81ea1
 import io, os, random, unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .store import digest, key_of, stand_in
 
-# %% ../nbs/05_data.ipynb #da3ec179
+# %% ../nbs/05_data.ipynb #39aa59f7
 SPLITS = "train", "val", "test"
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -62,7 +62,7 @@ class ImageSet:
         "32 hexadecimal digits for class names, splits, labels and what the images hold, wherever their files lie"
         return key_of(classes=self.classes, samples=[(split, label, Content(image)) for split, samples in self.samples.items() for image, label in samples])
 
-# %% ../nbs/05_data.ipynb #4018d5c0
+# %% ../nbs/05_data.ipynb #d306526f
 @dataclass(frozen=True)
 class Content:
     "What an image holds, as a part of a key"
@@ -74,7 +74,7 @@ def _(value: Content):
     if isinstance(content, bytes): return {"file": digest(content)}
     return stand_in(Path(content) if isinstance(content, (str, Path)) else np.asarray(open_image(content)))
 
-# %% ../nbs/05_data.ipynb #b6e89ea9
+# %% ../nbs/05_data.ipynb #6be0ce01
 def to_eight_bits(
     image: Image.Image,  # grey, with 16 or 32 bits a pixel
 ):
@@ -83,7 +83,7 @@ def to_eight_bits(
     white = max(1 if image.mode == "F" else 65535, pixels.max())
     return Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))
 
-# %% ../nbs/05_data.ipynb #7e7dcf24
+# %% ../nbs/05_data.ipynb #2712bb48
 def on_white(
     image: Image.Image,  # with transparent parts
 ):
@@ -91,7 +91,7 @@ def on_white(
     sheet = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(sheet, image.convert("RGBA")).convert("RGB")
 
-# %% ../nbs/05_data.ipynb #0580852b
+# %% ../nbs/05_data.ipynb #7cdb2999
 def upright_rgb(
     image: Image.Image,  # in any mode
 ):
@@ -100,7 +100,7 @@ def upright_rgb(
     if image.mode == "F" or image.mode.startswith("I"): image = to_eight_bits(image)
     return on_white(image) if image.has_transparency_data else image.convert("RGB")
 
-# %% ../nbs/05_data.ipynb #bda721b1
+# %% ../nbs/05_data.ipynb #f45a026a
 def reason(
     error: Exception,  # what opening the image raised
     image,             # a path, or any other image
@@ -111,7 +111,7 @@ def reason(
         if os.path.getsize(image) == 0: return "the file is empty"
     return "it is not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
 
-# %% ../nbs/05_data.ipynb #e302e92a
+# %% ../nbs/05_data.ipynb #fe93c080
 def decoded(
     image,        # an image of an `ImageSet`
     rough=False,  # at the least size that still reads a JPEG file to its end
@@ -135,7 +135,7 @@ def open_image(
         name = f"an array of {image.dtype} {image.shape} as an image" if isinstance(image, np.ndarray) else f"image '{image}'"
         raise ValueError(f"Cannot read {name}: {reason(error, image)}") from error
 
-# %% ../nbs/05_data.ipynb #c5a66928
+# %% ../nbs/05_data.ipynb #190d677d
 def visible(
     folder,  # any folder
 ):
@@ -144,7 +144,7 @@ def visible(
     paths = [Path(folder) / name for name in names]
     return [path for path in paths if path.is_dir()], [path for path in paths if not path.is_dir()]
 
-# %% ../nbs/05_data.ipynb #677eef93
+# %% ../nbs/05_data.ipynb #5990d844
 def files_below(
     folder,    # any folder
     above=(),  # the real folders on the way here
@@ -155,7 +155,7 @@ def files_below(
     folders, files = visible(folder)
     return files + [file for inner in folders for file in files_below(inner, (*above, real))]
 
-# %% ../nbs/05_data.ipynb #05c2453e
+# %% ../nbs/05_data.ipynb #dab6df8e
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 def splits_in(
@@ -170,7 +170,7 @@ def splits_in(
         if count > 1: raise ValueError(f"'{root}' has {count} folders for the split '{split}': {', '.join(folder.name for folder in parts if splits[folder] == split)}. Keep one.")
     return splits or {Path(root): ""}
 
-# %% ../nbs/05_data.ipynb #6ca121f2
+# %% ../nbs/05_data.ipynb #f95d6544
 EXTENSIONS = ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
 
 def images_in(
@@ -182,7 +182,7 @@ def images_in(
     if not images: raise ValueError(f"Class folder '{folder}' holds no image ({', '.join(EXTENSIONS)}): add some, or remove the folder.")
     return images, others
 
-# %% ../nbs/05_data.ipynb #a028ea15
+# %% ../nbs/05_data.ipynb #43e5352c
 def find_images(
     root,  # <root>/<class>/* or <root>/<split>/<class>/*
 ):
@@ -199,7 +199,7 @@ def find_images(
     if Path(root) not in parts: skipped += [f"{path}: not in a split's folder" for kind in visible(root) for path in kind if path not in parts]
     return pd.DataFrame(rows, columns=["path", "label", "split"]), skipped
 
-# %% ../nbs/05_data.ipynb #fe4c1294
+# %% ../nbs/05_data.ipynb #193a169f
 def fault(
     image,  # a path, or any other image of an `ImageSet`
 ):
@@ -207,7 +207,7 @@ def fault(
     try: decoded(image, rough=True)
     except Exception as error: return reason(error, image)
 
-# %% ../nbs/05_data.ipynb #714b03ee
+# %% ../nbs/05_data.ipynb #e9e2a4be
 def drop_unreadable(
     table: pd.DataFrame,  # path (or another form of image), label, split
     bad_images="stop",    # or "skip"
@@ -223,7 +223,7 @@ def drop_unreadable(
         raise ValueError(f"Cannot read image {bad[0]}{more}. Repair or remove it, or leave such images out: bad_images='skip', on the command line --on-bad-image skip.")
     return table[[not why for why in faults]], bad
 
-# %% ../nbs/05_data.ipynb #a4c1fa8f
+# %% ../nbs/05_data.ipynb #f636ecea
 def hold_out(
     table: pd.DataFrame,  # path, label, split
     split,                # "val" or "test"
@@ -238,7 +238,7 @@ def hold_out(
         table.loc[drawn, "split"] = split
     return table
 
-# %% ../nbs/05_data.ipynb #8bbb6eab
+# %% ../nbs/05_data.ipynb #04db048f
 def complete_splits(
     table: pd.DataFrame,  # path, label, split; '' where nobody said
     seed=0,               # for the splits drawn here
@@ -249,7 +249,7 @@ def complete_splits(
         if split not in set(table.split): table = hold_out(table, split, seed=seed)
     return table
 
-# %% ../nbs/05_data.ipynb #7e10fb2c
+# %% ../nbs/05_data.ipynb #8537d7b2
 def from_table(
     table: pd.DataFrame,  # path (or another form of image), label (the class's name), split ('' in every row: to be drawn)
     name,                 # what to call the dataset
@@ -273,7 +273,7 @@ def from_table(
     samples = {split: [(row.path, places[row.label]) for row in table[table.split == split].itertuples()] for split in SPLITS}
     return ImageSet(name, tuple(places), samples, superclass, (*skipped, *bad), tuple(notes))
 
-# %% ../nbs/05_data.ipynb #749cfc08
+# %% ../nbs/05_data.ipynb #f822a91c
 def from_folder(
     root,               # <root>/<class>/* or <root>/<split>/<class>/*
     superclass=None,    # what all classes are kinds of: "bird"
@@ -286,7 +286,7 @@ def from_folder(
     table, skipped = find_images(root)
     return from_table(table, root.resolve().name, superclass, bad_images, seed, skipped)
 
-# %% ../nbs/05_data.ipynb #2788f99d
+# %% ../nbs/05_data.ipynb #73150227
 def read_csv(
     path,  # a CSV with columns path, label and perhaps split
 ):
@@ -299,7 +299,7 @@ def read_csv(
     if "split" not in table: table["split"] = ""
     return table[["path", "label", "split"]].apply(lambda column: column.str.strip())
 
-# %% ../nbs/05_data.ipynb #b72f17dc
+# %% ../nbs/05_data.ipynb #b23aaad1
 def check_csv(
     table: pd.DataFrame,  # from `read_csv`
     path,                 # where it came from
@@ -315,7 +315,7 @@ def check_csv(
     if len(twice): raise ValueError(f"'{table.path[twice[0]]}' in line {twice[0] + 2} of '{path}' was listed before: an image has one label and belongs to one split.")
     return table.assign(split=table.split.str.lower().map(splits))
 
-# %% ../nbs/05_data.ipynb #9bd619c5
+# %% ../nbs/05_data.ipynb #9b42faa7
 def from_csv(
     path,               # a CSV with columns path (relative to its folder), label and perhaps split
     superclass=None,    # what all classes are kinds of: "bird"
@@ -330,13 +330,13 @@ def from_csv(
     table["label"] = [unicodedata.normalize("NFC", label) for label in table.label]
     return from_table(table, path.stem, superclass, bad_images, seed)
 
-# %% ../nbs/05_data.ipynb #37c9b21d
+# %% ../nbs/05_data.ipynb #68ed0fc2
 def load(
     name_or_path,      # "meadow", a folder, a CSV, "cub" or another published dataset, "hf:NAME_OR_FOLDER" or "wds:SHARDS"
     data_root=None,    # of a published dataset: the folder that holds such datasets
     split="official",  # or "paper_sizes", of a published dataset
     download=False,    # of a published dataset: fetch what is missing
-    **options,         # superclass and bad_images; seed, for splits that have to be drawn; meadow is as it is
+    **options,         # superclass and bad_images; of your own images also seed, for splits that have to be drawn; meadow is as it is
 ):
     "The `ImageSet` of that name or place"
     from datadesc import datasets, meadow
@@ -350,7 +350,7 @@ def load(
     raise FileNotFoundError(f"No dataset '{name}': expected meadow, a folder <root>/<class>/<image>.jpg, a CSV with columns path, label and perhaps split, "
                             f"hf:NAME_OR_FOLDER, wds:SHARDS, or one of {', '.join(datasets.NAMES)}.")
 
-# %% ../nbs/05_data.ipynb #3390f415
+# %% ../nbs/05_data.ipynb #bf2f6f55
 def pixels_key(
     image,  # an image of an `ImageSet`
 ):
@@ -369,7 +369,7 @@ def repeated(
     table = table[keys.duplicated(keep=False)].assign(group=pd.factorize(keys[keys.duplicated(keep=False)])[0])
     return table.assign(across=table.groupby("group").split.transform("nunique") > 1).sort_values("group", kind="stable", ignore_index=True)
 
-# %% ../nbs/05_data.ipynb #b5018a1f
+# %% ../nbs/05_data.ipynb #3554520d
 def few_shot(
     labels,  # (N,) class of every image
     shots,   # images of each class
