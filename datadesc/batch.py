@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENDPOINT', 'LINES', 'BYTES', 'MARK', 'PASSING', 'OVER', 'line_of', 'portions', 'Note', 'notes_folder', 'new_note',
-           'read_notes', 'found', 'order', 'ordered_id', 'known', 'ended', 'unheard_of', 'lines_of', 'result',
-           'ordering', 'take_in', 'on_record', 'ticket_of', 'asked_first', 'ordered', 'ordered_by_now', 'in_batches',
-           'refused', 'explained', 'ask_batch']
+           'read_notes', 'found', 'order', 'ordered_id', 'known', 'ended', 'unheard_of', 'ordered_before', 'lines_of',
+           'result', 'ordering', 'take_in', 'on_record', 'ticket_of', 'asked_first', 'ordered', 'ordered_by_now',
+           'in_batches', 'refused', 'explained', 'ask_batch']
 
-# %% ../nbs/17_batch.ipynb #74917d42
+# %% ../nbs/17_batch.ipynb #99b17e53
 import asyncio, json, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +26,7 @@ from .llm import Server, book_replayed, openai_client, recorded, stage_of
 from .record import Record, Request
 from .store import writable_folder, write_json
 
-# %% ../nbs/17_batch.ipynb #e161b037
+# %% ../nbs/17_batch.ipynb #c1255598
 ENDPOINT = "/v1/chat/completions"
 LINES, BYTES = 50_000, 200_000_000 # OpenAI's limits for one file, by its API reference
 
@@ -52,7 +52,7 @@ def portions(
         size += len(line)
     if portion: yield portion
 
-# %% ../nbs/17_batch.ipynb #19392d0a
+# %% ../nbs/17_batch.ipynb #190861ac
 @dataclass
 class Note:
     "What was ordered where; kept as JSON in a file of its own"
@@ -74,7 +74,7 @@ def notes_folder(
     "Where their batches are noted: answers.sqlite -> answers.batches"
     return record.path.with_suffix(".batches")
 
-# %% ../nbs/17_batch.ipynb #4b5d6bef
+# %% ../nbs/17_batch.ipynb #15617769
 def new_note(
     record:Record, # where the answers will go
     server:str, # the server's address
@@ -87,15 +87,14 @@ def new_note(
 
 def read_notes(
     record:Record, # the answers
-    server:str, # a server's address
     keys, # content keys of questions
 ) -> list:
-    "The notes of what was ordered there and holds one of these questions"
+    "The notes of what was ordered, at whatever server, and holds one of these questions"
     notes = [Note(path, **json.loads(path.read_text(encoding="utf-8"))) for path in sorted(notes_folder(record).glob("*.json"))]
     for note in notes: note.requests = [Request(**row | {"messages": tuple(map(tuple, row["messages"]))}) for row in note.requests]
-    return [note for note in notes if note.server == server and any(request.key in keys for request in note.requests)]
+    return [note for note in notes if any(request.key in keys for request in note.requests)]
 
-# %% ../nbs/17_batch.ipynb #02fde853
+# %% ../nbs/17_batch.ipynb #de16da8b
 MARK = "datadesc" # the name under which a batch carries its note's name
 PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) # faults that go away, and leave it open what was done
 
@@ -107,7 +106,7 @@ async def found(
     async for batch in api.batches.list(limit=100):
         if (batch.metadata or {}).get(MARK) == name: return batch.id
 
-# %% ../nbs/17_batch.ipynb #877a8a64
+# %% ../nbs/17_batch.ipynb #b5def951
 async def order(
     api, # the openai client
     note:Note, # of what is ordered
@@ -137,7 +136,7 @@ async def ordered_id(
         if arrived := await found(api, note.name): return arrived
         if not left: raise error
 
-# %% ../nbs/17_batch.ipynb #659261af
+# %% ../nbs/17_batch.ipynb #35a152b0
 async def known(
     api, # the openai client
     notes, # as `read_notes` gives them
@@ -148,7 +147,7 @@ async def known(
         note.write() if note.id else note.path.unlink()
     return [note for note in notes if note.id]
 
-# %% ../nbs/17_batch.ipynb #8c699323
+# %% ../nbs/17_batch.ipynb #b6445a60
 OVER = ("completed", "failed", "expired", "cancelled")
 
 async def ended(
@@ -170,14 +169,22 @@ async def ended(
             if batch.status in OVER: return batch
         await asyncio.sleep(poll)
 
-# %% ../nbs/17_batch.ipynb #c0e228ef
+# %% ../nbs/17_batch.ipynb #15e69d36
 def unheard_of(
     note:Note, # of a batch that its server does not know
 ) -> str:
     "What to do about it"
     return (f"{note.server} knows no batch '{note.id}': use the key with which it was ordered, or delete '{note.path}', and its {len(note.requests)} questions will be ordered again.")
 
-# %% ../nbs/17_batch.ipynb #767368ba
+
+def ordered_before(
+    notes, # of batches that hold questions which shall be asked at once now
+) -> str:
+    "What to do about them, since both would be paid for"
+    return (f"{sum(len(note.requests) for note in notes)} question(s) were ordered as a batch at {notes[0].server}: take in its answers (-p llm_batch=true), "
+            f"or delete '{notes[0].path}' to ask, and pay, once more.")
+
+# %% ../nbs/17_batch.ipynb #bb0c9bba
 async def lines_of(
     api, # the openai client
     batch, # one that is over
@@ -187,7 +194,7 @@ async def lines_of(
     lines = [json.loads(line) for content in contents for line in content.split(b"\n") if line.strip()]
     return {line["custom_id"]: line for line in lines}
 
-# %% ../nbs/17_batch.ipynb #9d5d48b1
+# %% ../nbs/17_batch.ipynb #49e0860b
 def result(
     line:dict, # what came back for the question; empty if nothing did
     request:Request, # the question
@@ -203,7 +210,7 @@ def result(
     except CallError as error: return error, None
     return said(choice) or empty(choice, request), usage_of(body)
 
-# %% ../nbs/17_batch.ipynb #2d89c843
+# %% ../nbs/17_batch.ipynb #8afe4cf4
 @contextmanager
 def ordering(
     record:Record, # the answers
@@ -211,7 +218,7 @@ def ordering(
     "Nobody else orders or takes in batches for that record until the block ends, or the process does"
     with FileLock(writable_folder(notes_folder(record))/"lock", thread_local=False): yield
 
-# %% ../nbs/17_batch.ipynb #665f6e18
+# %% ../nbs/17_batch.ipynb #02f2253c
 def take_in(
     llm, # an `LLM`: its record and its ledger
     note:Note, # of a batch that is over
@@ -249,7 +256,7 @@ def ticket_of(
     "Its ticket"
     return (llm.ledger.reserve if held else llm.ledger.ticket)(stage_of(request), request.messages, request.max_tokens, batch=True)
 
-# %% ../nbs/17_batch.ipynb #c05e033f
+# %% ../nbs/17_batch.ipynb #99272b80
 async def asked_first(
     llm, # an `LLM`
     api, # the openai client
@@ -281,7 +288,7 @@ async def ordered(
         await order(api, notes[-1], [line for _, line in portion])
     return notes
 
-# %% ../nbs/17_batch.ipynb #52521c47
+# %% ../nbs/17_batch.ipynb #cbe9db12
 async def ordered_by_now(
     llm, # an `LLM`
     api, # the openai client
@@ -291,7 +298,8 @@ async def ordered_by_now(
     "What was answered meanwhile (key -> answer or `CallError`), and the notes of all batches that the others are in"
     with ordering(llm.record):
         came = on_record(llm, requests.values())
-        notes = await known(api, read_notes(llm.record, address(api), requests.keys() - came.keys()))
+        notes = read_notes(llm.record, requests.keys() - came.keys())
+        notes = await known(api, [note for note in notes if note.server == address(api)]) # what another server has is none of its business
         settled = came.keys() | {request.key for note in notes for request in note.requests}
         new = [request for key, request in requests.items() if key not in settled]
         if new: came[new[0].key] = await asked_first(llm, api, new[0])
@@ -317,7 +325,7 @@ async def in_batches(
         for ticket in tickets.values(): llm.ledger.release(ticket, lost=False)
     return {key: came[key] for key in requests if key in came}
 
-# %% ../nbs/17_batch.ipynb #4a035f32
+# %% ../nbs/17_batch.ipynb #70028097
 def refused(
     note:Note, # of a batch that the server did not begin, thrown away here
     batch, # what the server says of it

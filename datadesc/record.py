@@ -6,7 +6,7 @@
 __all__ = ['Request', 'LLMError', 'connect', 'row_of', 'Record', 'claim', 'claim_one', 'clear_claims', 'write_bundle',
            'bundle_rows', 'read_bundle', 'import_bundle']
 
-# %% ../nbs/12_record.ipynb #4ab8fe2c
+# %% ../nbs/12_record.ipynb #ed4745c6
 import gzip, json, sqlite3
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from copy import copy
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .store import key_of, whole, writable_folder
 
-# %% ../nbs/12_record.ipynb #5f1b5b70
+# %% ../nbs/12_record.ipynb #09ae2032
 @dataclass(frozen=True)
 class Request:
     "A question to a language model: all that determines its answer, and what it is about"
@@ -40,7 +40,7 @@ class Request:
     def __str__(self):
         return ", ".join(f"{name} {value!r}" for name, value in self.about.items()) or f"{self.messages[-1][1]:.60}"
 
-# %% ../nbs/12_record.ipynb #d3949ec1
+# %% ../nbs/12_record.ipynb #02e959c7
 class LLMError(RuntimeError): "What went wrong between a question and its answer, and what to do about it"
 
 @contextmanager
@@ -57,7 +57,7 @@ def connect(
     except sqlite3.Error as error:
         raise LLMError(f"The record '{path}' cannot be used ({error}): move that file away, or name another.") from None
 
-# %% ../nbs/12_record.ipynb #c2c2dbf4
+# %% ../nbs/12_record.ipynb #d2bf5ab5
 def row_of(
     request:Request, # the question
     answer:str, # what the model said
@@ -69,7 +69,7 @@ def row_of(
     if not request.attempt: del kept["attempt"]
     return {"request": kept, "answer": answer} | ({"usage": [*usage]} if usage else {})
 
-# %% ../nbs/12_record.ipynb #ebe808b3
+# %% ../nbs/12_record.ipynb #73752133
 class Record:
     "Answers found by the key of their question, in one SQLite file that only grows; made at the first answer"
     def __init__(self,
@@ -107,7 +107,7 @@ class Record:
             db.execute("insert or ignore into answers values (?, ?)", [request.key, json.dumps(row_of(request, answer, usage))])
             return json.loads(db.execute("select value from answers where key = ?", [request.key]).fetchone()[0])["answer"]
 
-# %% ../nbs/12_record.ipynb #a008fc6d
+# %% ../nbs/12_record.ipynb #03e10c6e
 @contextmanager
 def claim(
     record:Record, # the record that the answers will go to
@@ -134,7 +134,7 @@ def claim_one(
         path.unlink(missing_ok=True)
         lock.release()
 
-# %% ../nbs/12_record.ipynb #917ac096
+# %% ../nbs/12_record.ipynb #f43e5712
 def clear_claims(
     record:Record, # a record
 ):
@@ -142,7 +142,7 @@ def clear_claims(
     for path in record.path.parent.glob(f".{record.path.name}.*.asked"):
         with suppress(Timeout), claim_one(path): pass
 
-# %% ../nbs/12_record.ipynb #b79e43b8
+# %% ../nbs/12_record.ipynb #2ff75133
 def write_bundle(
     record:Record, # the answers
     path, # a *.jsonl or *.jsonl.gz file
@@ -175,7 +175,7 @@ def read_bundle(
     "Key -> answer for every line"
     return {key: row["answer"] for key, row in bundle_rows(path)}
 
-# %% ../nbs/12_record.ipynb #275c4480
+# %% ../nbs/12_record.ipynb #78f442c4
 def import_bundle(
     record:Record, # where the answers go
     path, # a *.jsonl or *.jsonl.gz file

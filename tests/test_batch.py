@@ -287,6 +287,17 @@ def test_both_who_wait_for_a_batch_hear_what_failed_in_it():
     assert len(server.batches) == 1 and one == two and len(one) == 6 and sum("not in time" in answer for answer in one) == 1
 
 
+def test_what_was_ordered_is_not_asked_at_once_as_well():
+    with batch_server() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "ended", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError): ask(LLM("m", server.url), questions(LLM("m"), 6))
+        here = LLM("m", server.url)
+        with pytest.raises(LLMError, match="5 question.s. were ordered as a batch at .*take in its answers .-p llm_batch=true., or delete '.*json' to ask"): here.ask(questions(here, 4))
+        assert len(server.chats) == 1 and here.ask(questions(here, 2, "another question")) == ["answer to another question 0", "answer to another question 1"]
+        noted(here)[0].unlink()
+        assert here.ask(questions(here, 4))[3] == "answer to question 3"
+
+
 def test_questions_of_a_batch_that_nobody_asks_any_more_are_recorded():
     with batch_server(looks=10**6) as server, pytest.MonkeyPatch.context() as patch:
         llm = LLM("m", server.url)
