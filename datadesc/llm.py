@@ -7,7 +7,7 @@ __all__ = ['MOMENT', 'HOPELESS', 'MANY', 'STAND_IN', 'ATTEMPTS', 'stage_of', 'bo
            'openai_client', 'asking', 'recorded', 'Answers', 'grouped', 'ask_new', 'planned', 'in_batch',
            'unanswerable', 'answered', 'unusable', 'ask_in_attempts', 'LLM']
 
-# %% ../nbs/15_llm.ipynb #762e6258
+# %% ../nbs/15_llm.ipynb #9c937eac
 import asyncio, os, random, time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ from .cost import BudgetReached, Ledger, prompt_tokens
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .store import default_root
 
-# %% ../nbs/15_llm.ipynb #f21b4b7d
+# %% ../nbs/15_llm.ipynb #da6d71d2
 MOMENT = .1 # seconds until one looks again whether others are done
 
 def stage_of(
@@ -59,7 +59,7 @@ async def paid(
         ledger.release(ticket, lost=getattr(error, "lost", True))
         raise
 
-# %% ../nbs/15_llm.ipynb #38dbc50c
+# %% ../nbs/15_llm.ipynb #c3dbb979
 class Gate:
     "Where calls wait for their turn"
     def __init__(self,
@@ -81,7 +81,7 @@ class Gate:
         await take(self.tokens, tokens)
         while (left := self.opens - time.monotonic()) > 0: await asyncio.sleep(left + random.uniform(0, PAUSE))
 
-# %% ../nbs/15_llm.ipynb #a2373ed6
+# %% ../nbs/15_llm.ipynb #c15a5d0a
 class Server:
     "A server as one learns to know it while asking"
     def __init__(self,
@@ -119,7 +119,7 @@ class Server:
             self.llm.refused.add(error.refused)
         return await self.ask(requests)
 
-# %% ../nbs/15_llm.ipynb #7fb68ce6
+# %% ../nbs/15_llm.ipynb #a879be6e
 @asynccontextmanager
 async def openai_client(
     llm, # an `LLM`: its address and its time limit
@@ -128,7 +128,7 @@ async def openai_client(
     async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "no-key", base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
 
-# %% ../nbs/15_llm.ipynb #76492e91
+# %% ../nbs/15_llm.ipynb #e91c2587
 @asynccontextmanager
 async def asking(
     llm, # an `LLM`
@@ -144,7 +144,7 @@ async def asking(
     else:
         async with openai_client(llm) as api: yield Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #13b5261b
+# %% ../nbs/15_llm.ipynb #2825d66d
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -152,12 +152,12 @@ def recorded(
 ) -> dict:
     "Key -> answer for those questions that were answered before"
     keys = {request.key for request in requests}
-    found = {key: row["answer"] for key, row in record.rows(keys).items()}
+    found = {key: row["answer"] for key, row in record.stored(keys)} # the questions, which are long, are not kept
     for path in bundles:
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #3f620cd7
+# %% ../nbs/15_llm.ipynb #bedd85cd
 HOPELESS = 20 # questions that fail one after another before we stop asking
 
 class Answers:
@@ -207,7 +207,7 @@ class Answers:
             except Exception as error: self.give_up(group, error)
             await asyncio.sleep(pause)
 
-# %% ../nbs/15_llm.ipynb #b1f75b9d
+# %% ../nbs/15_llm.ipynb #09a1e685
 def grouped(
     requests, # open questions
     together:bool, # whether samples of one question are asked in one call
@@ -217,7 +217,7 @@ def grouped(
     for request in requests: groups.setdefault(replace(request, sample=0).key if together else request.key, []).append(request)
     return [*groups.values()]
 
-# %% ../nbs/15_llm.ipynb #61a234a4
+# %% ../nbs/15_llm.ipynb #41ef45e6
 MANY = 20 # open questions that are worth a progress bar
 
 def ask_new(
@@ -243,7 +243,7 @@ def ask_new(
     else: came.stop.add_note(f"{len(came.answers)} of {len(requests)} answers came first and are on record: run again to go on from there.")
     raise came.stop
 
-# %% ../nbs/15_llm.ipynb #9594aea1
+# %% ../nbs/15_llm.ipynb #5f716d65
 STAND_IN = ", ".join(f"part {n}" for n in range(1, 11)) # the answer of a dry run: good as a list of ten parts and as a line
 
 def planned(
@@ -255,7 +255,7 @@ def planned(
         llm.ledger.planned(stage_of(group[0]), group[0].messages, group[0].max_tokens, len(group), batch=llm.batch)
     return {request.key: STAND_IN for request in requests}, {}
 
-# %% ../nbs/15_llm.ipynb #110ae282
+# %% ../nbs/15_llm.ipynb #cad8382a
 def in_batch(
     llm, # an `LLM`
     requests, # open questions
@@ -267,7 +267,7 @@ def in_batch(
     failed = {key: answer for key, answer in came.items() if isinstance(answer, Exception)}
     return {key: answer for key, answer in came.items() if key not in failed}, failed
 
-# %% ../nbs/15_llm.ipynb #acceaabf
+# %% ../nbs/15_llm.ipynb #6346360b
 def unanswerable(
     requests, # questions that are not on record, where nobody can be asked
 ) -> str:
@@ -290,7 +290,7 @@ def answered(
     came, failed = planned(llm, new) if llm.dry_run else in_batch(llm, new, progress) if llm.batch else ask_new(llm, new, progress)
     return answers | came, failed
 
-# %% ../nbs/15_llm.ipynb #18682560
+# %% ../nbs/15_llm.ipynb #2dc19f4c
 ATTEMPTS = 3 # how often a question is put until its answer is usable
 
 def unusable(
@@ -320,7 +320,7 @@ def ask_in_attempts(
         if not tries: break
     return answers, failed | {key: LLMError(f"No usable answer in {ATTEMPTS} attempts, at last: {why}") for key, why in wrong.items()}
 
-# %% ../nbs/15_llm.ipynb #67a562a2
+# %% ../nbs/15_llm.ipynb #eb13f0de
 @dataclass(repr=False, eq=False)
 class LLM:
     "A language model with a memory: `ask` replays what is on record and asks only what is new"

@@ -6,7 +6,7 @@
 __all__ = ['Request', 'LLMError', 'connect', 'row_of', 'Record', 'claim', 'claim_one', 'clear_claims', 'write_bundle',
            'bundle_rows', 'read_bundle', 'import_bundle']
 
-# %% ../nbs/12_record.ipynb #ed4745c6
+# %% ../nbs/12_record.ipynb #36a86d26
 import gzip, json, sqlite3
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from copy import copy
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .store import key_of, whole, writable_folder
 
-# %% ../nbs/12_record.ipynb #09ae2032
+# %% ../nbs/12_record.ipynb #93b9ef3e
 @dataclass(frozen=True)
 class Request:
     "A question to a language model: all that determines its answer, and what it is about"
@@ -40,7 +40,7 @@ class Request:
     def __str__(self):
         return ", ".join(f"{name} {value!r}" for name, value in self.about.items()) or f"{self.messages[-1][1]:.60}"
 
-# %% ../nbs/12_record.ipynb #02e959c7
+# %% ../nbs/12_record.ipynb #4dbd118f
 class LLMError(RuntimeError): "What went wrong between a question and its answer, and what to do about it"
 
 @contextmanager
@@ -57,7 +57,7 @@ def connect(
     except sqlite3.Error as error:
         raise LLMError(f"The record '{path}' cannot be used ({error}): move that file away, or name another.") from None
 
-# %% ../nbs/12_record.ipynb #d2bf5ab5
+# %% ../nbs/12_record.ipynb #edd263e3
 def row_of(
     request:Request, # the question
     answer:str, # what the model said
@@ -69,7 +69,7 @@ def row_of(
     if not request.attempt: del kept["attempt"]
     return {"request": kept, "answer": answer} | ({"usage": [*usage]} if usage else {})
 
-# %% ../nbs/12_record.ipynb #73752133
+# %% ../nbs/12_record.ipynb #e9cb820f
 class Record:
     "Answers found by the key of their question, in one SQLite file that only grows; made at the first answer"
     def __init__(self,
@@ -88,14 +88,18 @@ class Record:
 
     def connection(self): return nullcontext(self.db) if self.db else connect(self.path)
 
-    def rows(self,
+    def stored(self,
         keys=None, # content keys of questions; None: all
-    ) -> dict:
-        "Key -> {request, answer, usage} for those keys that are on record"
-        if not self.path.exists(): return {}
+    ):
+        "(key, {request, answer, usage}) for those that are on record, one after the other"
+        if not self.path.exists(): return
         query = "select key, value from answers where ?1 is null or key in (select value from json_each(?1)) order by key"
-        with self.connection() as db: found = db.execute(query, [None if keys is None else json.dumps([*keys])]).fetchall()
-        return {key: json.loads(value) for key, value in found}
+        with self.connection() as db:
+            for key, value in db.execute(query, [None if keys is None else json.dumps([*keys])]): yield key, json.loads(value)
+
+    def rows(self, keys=None) -> dict:
+        "What is `stored`, as a dict"
+        return dict(self.stored(keys))
 
     def put(self,
         request:Request, # the question
@@ -107,7 +111,7 @@ class Record:
             db.execute("insert or ignore into answers values (?, ?)", [request.key, json.dumps(row_of(request, answer, usage))])
             return json.loads(db.execute("select value from answers where key = ?", [request.key]).fetchone()[0])["answer"]
 
-# %% ../nbs/12_record.ipynb #03e10c6e
+# %% ../nbs/12_record.ipynb #8564228b
 @contextmanager
 def claim(
     record:Record, # the record that the answers will go to
@@ -134,7 +138,7 @@ def claim_one(
         path.unlink(missing_ok=True)
         lock.release()
 
-# %% ../nbs/12_record.ipynb #f43e5712
+# %% ../nbs/12_record.ipynb #1daf6739
 def clear_claims(
     record:Record, # a record
 ):
@@ -142,14 +146,14 @@ def clear_claims(
     for path in record.path.parent.glob(f".{record.path.name}.*.asked"):
         with suppress(Timeout), claim_one(path): pass
 
-# %% ../nbs/12_record.ipynb #2ff75133
+# %% ../nbs/12_record.ipynb #82430b93
 def write_bundle(
     record:Record, # the answers
     path, # a *.jsonl or *.jsonl.gz file
     keys=None, # content keys of the questions whose answers are wanted; None: all
 ) -> Path:
     "The path, after the answers on record were written to it, one JSON object a line"
-    text = "".join(json.dumps({"key": key, **row}) + "\n" for key, row in record.rows(keys).items()).encode()
+    text = "".join(json.dumps({"key": key, **row}) + "\n" for key, row in record.stored(keys)).encode()
     with whole(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return Path(path)
 
@@ -175,7 +179,7 @@ def read_bundle(
     "Key -> answer for every line"
     return {key: row["answer"] for key, row in bundle_rows(path)}
 
-# %% ../nbs/12_record.ipynb #78f442c4
+# %% ../nbs/12_record.ipynb #112c8a86
 def import_bundle(
     record:Record, # where the answers go
     path, # a *.jsonl or *.jsonl.gz file
