@@ -9,10 +9,10 @@ __all__ = ['THINKING', 'THOUGHT', 'AFTER', 'TAG', 'LONGEST', 'MARKS', 'MARKER', 
            'inline_items', 'table_rows', 'item_of', 'items_in', 'outermost', 'parse_list', 'text_in', 'one_line',
            'says_nothing']
 
-# %% ../nbs/18_answers.ipynb #1583f580
+# %% ../nbs/18_answers.ipynb #9a54cda2
 import ast, html, json, re
 
-# %% ../nbs/18_answers.ipynb #8d1f5695
+# %% ../nbs/18_answers.ipynb #79e9138f
 THINKING = "(?:think|thinking|thought|reasoning|reflection)"
 THOUGHT = re.compile(rf"^.*(?:</{THINKING}>|◁/think▷|<\|channel\|>final<\|message\|>)|<{THINKING}>.*|◁think▷.*", re.S | re.I)
 AFTER = re.compile(r"(?:<\|(?:im_end|end|eot_id|endoftext|return)\|>|<end_of_turn>|</s>"
@@ -28,7 +28,7 @@ def aloud(
     said = re.sub(r"<li\b[^<>]*>", "\n- ", said, flags=re.I)
     return TAG.sub(" ", re.sub(r"<(?:br|p|tr)\b[^<>]*>", "\n", said, flags=re.I))
 
-# %% ../nbs/18_answers.ipynb #74d8fa1e
+# %% ../nbs/18_answers.ipynb #e540cef7
 MARKS = {
     "bullet": r"[-*+–—·﹣－→]\s+|[•▪◦‣⁃●○■□▸►▶➤➢❖◆◇★☆✓✔✦⇒※・･]\s*",
     "box, heading, quotation": r"\[[ xX✓]\]\s+|#{1,6}\s+|>\s+",
@@ -48,7 +48,7 @@ def bare(
     line = html.unescape(MARKER.sub("", EMPHASIS.sub("", line)))
     return " ".join(line.strip(" \t\"'`*_“”‘’„«»「」『』,;").split())
 
-# %% ../nbs/18_answers.ipynb #7154e16f
+# %% ../nbs/18_answers.ipynb #1102e2c6
 OPENING = re.compile(r"(?:^|[:`]|[}\]],?)[ \t]*(?:json[ \t]*)?(?=[\[{])", re.M | re.I) # a line, a colon, other JSON
 MOST_VALUES = 50 # places where it is looked for
 STRAIGHT = str.maketrans("“”„‘’", "\"\"\"''")
@@ -80,8 +80,9 @@ def from_json(
 
 
 
-# %% ../nbs/18_answers.ipynb #7fa8d6df
-SHORT = {"cannot": "can not", "can't": "can not", "won't": "will not", "n't": " not", "i'm": "i am", "i'd": "i would", "it's": "it is"}
+# %% ../nbs/18_answers.ipynb #58ba598f
+SHORT = {"cannot": "can not", "can't": "can not", "won't": "will not", "n't": " not",
+         "i'm": "i am", "i'd": "i would", "it's": "it is"}
 
 def written_out(
     text:str, # any text
@@ -91,7 +92,7 @@ def written_out(
     for short, full in SHORT.items(): text = text.replace(short, full)
     return text
 
-# %% ../nbs/18_answers.ipynb #9182df12
+# %% ../nbs/18_answers.ipynb #6c998b07
 REFUSALS = {
     "sorry": (r"^sorry[,.!]", "my apologies", "i apologi[sz]e", r"i (?:am|was) (?:\w+ )?(?:sorry|afraid)"),
     "cannot": (r"i (?:am|was) (?:\w+ )?(?:unable|not (?:able|sure|aware|familiar|certain))", "(?:un|not )able to",
@@ -130,14 +131,14 @@ def is_refusal(
     text = written_out(text)
     return bool(REFUSAL.search(text)) or text.strip(" \n.-–—()[]{}\"'") in NOTHING
 
-# %% ../nbs/18_answers.ipynb #5af27f2e
+# %% ../nbs/18_answers.ipynb #7ce67ebd
 def unique(
     items, # lines of answers
 ) -> list:
     "The items made bare, without repeated ones and those without a letter or digit, in order"
     return list(dict.fromkeys(item for item in map(bare, items) if re.search(r"\w", item)))
 
-# %% ../nbs/18_answers.ipynb #31060cad
+# %% ../nbs/18_answers.ipynb #242f19b0
 BETWEEN = re.compile(r"(?:^|\s)(?:\(?\d{1,2}[.)]|[•·▪●|/–—-])\s+") # marks between items
 LEAD = re.compile(r"^[^,;]*?(?::\s|\b(?:are|includes?|comprises?|namely)\s)")
 
@@ -149,7 +150,7 @@ def inline_items(
     if line.count(": ") < 2: line = LEAD.sub("", line)
     return re.split(r"(?:[,;](?!\d)|[，；、])\s*(?:and\s+)?|\s+and\s+", line.strip(" .。[]{}"))
 
-# %% ../nbs/18_answers.ipynb #436e01b7
+# %% ../nbs/18_answers.ipynb #0cfa943d
 def table_rows(
     lines, # of an answer
 ) -> list:
@@ -159,7 +160,7 @@ def table_rows(
     cells = lambda line: [cell for cell in map(bare, line.split("|")) if re.search(r"[^\W\d_]", cell)]
     return [row for line in lines[rule + 1:] if "|" in line and (row := cells(line))]
 
-# %% ../nbs/18_answers.ipynb #5c52da83
+# %% ../nbs/18_answers.ipynb #280c3de7
 def item_of(
     entry, # of a list of JSON
     fields:bool, # an object's keys are names of fields, and its first text is the item; False: its first key is
@@ -183,7 +184,7 @@ def items_in(
     numbered = all(re.fullmatch(r"\D*\d+", str(key)) for key in value)
     return list(map(str, value.values() if numbered else value))
 
-# %% ../nbs/18_answers.ipynb #8a9d86eb
+# %% ../nbs/18_answers.ipynb #9a8ba3a0
 def outermost(
     lines, # with bullets
 ) -> list:
@@ -192,7 +193,7 @@ def outermost(
     outer = [line for line, indent in zip(lines, indents) if indent < min(indents) + 2]
     return outer if len(outer) > 1 else lines
 
-# %% ../nbs/18_answers.ipynb #f7e6e779
+# %% ../nbs/18_answers.ipynb #28f9c400
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t\r]*$", re.M)
 TALK = re.compile(r"""[:!?：！？]\s*$
   | ^(?:sure|certainly|absolutely|of\ course|okay|great|got\ it|here\ (?:is|are)|here['’]s|below\ (?:is|are)|the\ following
@@ -217,7 +218,7 @@ def parse_list(
     if len(lines) == 1 and not is_refusal(lines[0]): lines = inline_items(lines[0])
     return unique(line for line in lines if not TALK.search(bare(line)) and not is_refusal(line))
 
-# %% ../nbs/18_answers.ipynb #f2a182d1
+# %% ../nbs/18_answers.ipynb #da22b58b
 PREFACE = r"(?:(?:sure|certainly|absolutely|of course|okay)\b[,!.]*\s*)?(?:here(?:['’]s|\s+is)[^:]*:\s*)?(?:(?:based on|according to)\b[^,:]*[,:]\s*)?"
 LABEL = (r"^{preface}(?:\W*(?:final answer|answer|description|summary|line|output|(?:the\s+)?{part})\W*[:：]\W*"
          r"|{part}\s+[-–—]\s+){{0,2}}")
@@ -248,7 +249,7 @@ def one_line(
     line = next((line for line in lines if not TALK.search(line)), " ".join(lines))
     return bare(re.sub(LABEL.format(preface=PREFACE, part=re.escape(part) or "answer"), "", line, flags=re.I)) or line
 
-# %% ../nbs/18_answers.ipynb #d15ca38d
+# %% ../nbs/18_answers.ipynb #7c2b1178
 def says_nothing(
     line:str, # as `one_line` gives it
 ) -> bool:
