@@ -23,19 +23,19 @@ def error(status, message="no", **more): return status, {"error": {"message": me
 
 # -- one fault at a time --
 
-@pytest.mark.parametrize("fault", [error(429), error(500), error(503), error(408), stalls(.6), drips(3), cut, body("{"), body("<html>busy</html>", content_type="text/html"),
+@pytest.mark.parametrize("fault", [error(429), error(500), error(503), error(408), stalls(1.2), drips(3), cut, body("{"), body("<html>busy</html>", content_type="text/html"),
                                    body("<html>bad gateway</html>", 502, "text/html"), {"choices": []}, {"error": {"message": "overloaded"}}, completion("")])
 def test_what_goes_away_is_survived(fault):
     replies = [fault, "at last"]
     with llm_server(lambda chat: replies[min(len(server.chats), 2) - 1]) as (url, server):
-        llm = LLM("m", url, timeout=.4)
+        llm = LLM("m", url, timeout=1)
         assert llm.ask(questions(llm, 1)) == ["at last"] and len(server.chats) == 2
 
 
-@pytest.mark.parametrize("fault, lost", [(error(500), 0), (error(429), 0), (stalls(.6), 1), (cut, 1), (body("{"), 1), ({"choices": []}, 1)])
+@pytest.mark.parametrize("fault, lost", [(error(500), 0), (error(429), 0), (stalls(1.2), 1), (cut, 1), (body("{"), 1), ({"choices": []}, 1)])
 def test_the_ledger_knows_what_may_have_cost_something(fault, lost):
     with llm_server(lambda chat: fault if len(server.chats) == 1 else "ok") as (url, server):
-        llm = LLM("m", url, timeout=.4)
+        llm = LLM("m", url, timeout=1)
         llm.ask(questions(llm, 1))
     assert (llm.ledger.total("calls"), llm.ledger.total("unknown")) == (1, lost)
 
