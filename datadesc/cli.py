@@ -6,20 +6,20 @@
 __all__ = ['app', 'Root', 'HERE', 'NEEDED', 'cache', 'plain', 'setting', 'accuracy_table', 'assignments', 'run', 'list_datasets',
            'status', 'show', 'summary', 'export_answers', 'import_answers', 'explain', 'main']
 
-# %% ../nbs/95_cli.ipynb #e65f42cf
+# %% ../nbs/95_cli.ipynb #b904e164
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 
-# %% ../nbs/95_cli.ipynb #7bfce74f
+# %% ../nbs/95_cli.ipynb #5bd9130f
 app = typer.Typer(help="Describe the classes of an image dataset in words, and prove what the words are worth.",
                   no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Root = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 HERE = Path("papermill_runs") # in the folder that one stands in
 
-# %% ../nbs/95_cli.ipynb #a678662a
+# %% ../nbs/95_cli.ipynb #9d91dce8
 def plain(frame # DataFrame of anything
          )->str: # lines of text
     "The table `frame`, its columns flush left and two blanks apart; what is missing is a dash."
@@ -27,14 +27,14 @@ def plain(frame # DataFrame of anything
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(frame.columns))]
     return "\n".join("  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths)).rstrip() for row in rows)
 
-# %% ../nbs/95_cli.ipynb #e1dfca15
+# %% ../nbs/95_cli.ipynb #6496343b
 def setting(figure # one row of `runs.accuracies`
            )->str:
     "What a method had to go on: no image, a few of each class, or all."
     if figure.protocol == "zero_shot": return "zero-shot"
     return "all images" if figure.shots == "all" else f"{figure.shots} a class"
 
-# %% ../nbs/95_cli.ipynb #ab84312d
+# %% ../nbs/95_cli.ipynb #8e6b5cb6
 def accuracy_table(accuracies # DataFrame, one row a figure, as `runs.accuracies` returns it
                   )->str: # lines of text
     "Accuracy in percent, a row for each method and a column for each setting."
@@ -44,7 +44,7 @@ def accuracy_table(accuracies # DataFrame, one row a figure, as `runs.accuracies
     columns = dict.fromkeys(main.sort_index().apply(setting, axis=1))
     return plain(table.loc[list(dict.fromkeys(main.sort_index().method)), list(columns)].reset_index())
 
-# %% ../nbs/95_cli.ipynb #154113f7
+# %% ../nbs/95_cli.ipynb #2cd77ef5
 def assignments(texts:list[str] # `name=value` each
                )->dict[str, str]: # values by name
     "What was typed behind each `-p`; `ValueError` for what is no assignment."
@@ -52,7 +52,7 @@ def assignments(texts:list[str] # `name=value` each
         if "=" not in text: raise ValueError(f"-p {text}: expected name=value, for example -p top_k=5")
     return dict(text.split("=", 1) for text in texts)
 
-# %% ../nbs/95_cli.ipynb #23c0ed28
+# %% ../nbs/95_cli.ipynb #e4698e30
 @app.command()
 def run(
     name_or_folder: Annotated[str, typer.Argument(help="A dataset of `datadesc list`, a folder of images (<class>/<image>), or a CSV (path,label).")],
@@ -81,8 +81,8 @@ def run(
     place = runs.run(name_or_folder, given, root=out, kernel=kernel, force=force)
     print(f"\n{accuracy_table(runs.accuracies(place.parent, place.name))}\n\nReport: {place / 'report.html'}")
 
-# %% ../nbs/95_cli.ipynb #935b021b
-NEEDED = {"images": "--download fetches them into {folder}, --data-root names another folder that has them",
+# %% ../nbs/95_cli.ipynb #966210de
+NEEDED = {"images": "--download fetches them into {folder}, --data-root or DATADESC_DATA names another folder that has them",
           "a language model": "set OPENAI_API_KEY, or give the address of any other with --llm-base-url",
           "an encyclopaedia": "needs the network; -p wiki_file=... reads a snapshot or a ZIM file, -p knowledge=none does without"}
 
@@ -95,14 +95,14 @@ def list_datasets(out: Root = HERE):
     from datadesc.datasets import data_folder
     print("", *(f"{what}: {NEEDED[what].format(folder=data_folder())}" for what in needed), sep="\n")
 
-# %% ../nbs/95_cli.ipynb #10557637
+# %% ../nbs/95_cli.ipynb #54794167
 @app.command()
 def status(out: Root = HERE):
     "How every run stands: done, failed, running or never."
     from datadesc import runs
     print(plain(runs.status(out)))
 
-# %% ../nbs/95_cli.ipynb #41f9994a
+# %% ../nbs/95_cli.ipynb #511feeed
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A finished run, as in `datadesc status`.")], out: Root = HERE):
     "The sentences that a finished run chose, with their scores."
@@ -110,7 +110,7 @@ def show(name: Annotated[str, typer.Argument(help="A finished run, as in `datade
     for label, texts in runs.chosen_texts(out, name).groupby("class", sort=False):
         print(f"{label}\n" + "\n".join(f"  {score:9.4g}  {text}" for score, text in zip(texts.ift, texts.text)) + "\n")
 
-# %% ../nbs/95_cli.ipynb #b34d0e5f
+# %% ../nbs/95_cli.ipynb #c0ecfd54
 @app.command()
 def summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished runs; default: all of them.")] = None, out: Root = HERE):
     "All finished runs on one page, with one table of every figure: OUT/summary/."
@@ -118,11 +118,11 @@ def summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished 
     place = runs.summarise(names or [], root=out)
     print(f"\nReport: {place / 'report.html'}\nFigures: {place / 'results.csv'}")
 
-# %% ../nbs/95_cli.ipynb #ff1ee615
+# %% ../nbs/95_cli.ipynb #778d25d5
 cache = typer.Typer(help="Recorded answers of language models: give them to others, take theirs.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
-# %% ../nbs/95_cli.ipynb #fa9ed6eb
+# %% ../nbs/95_cli.ipynb #3e71183c
 @cache.command(name="export")
 def export_answers(
     file: Annotated[Path, typer.Argument(help="Where to write them: a *.jsonl or *.jsonl.gz file.")],
@@ -132,9 +132,10 @@ def export_answers(
     "Write recorded answers to a file for others."
     from datadesc import runs
     answers, articles, n = runs.publish(file, out, run)
-    print(f"{answers} answers: {file}" + (f"\n{n} articles: {articles}\nTo repeat the run: datadesc run {run} -p answers={file} -p wiki_file={articles}" if articles else ""))
+    print(f"{answers} answers: {file}" + f"\n{n} articles: {articles}" * bool(articles))
+    if run: print(f"To repeat the run: {runs.repeat_command(out, run)} -p answers={file}" + f" -p wiki_file={articles}" * bool(articles))
 
-# %% ../nbs/95_cli.ipynb #e975dd41
+# %% ../nbs/95_cli.ipynb #b2aef3ea
 @cache.command(name="import")
 def import_answers(file: Annotated[Path, typer.Argument(help="A *.jsonl or *.jsonl.gz file that `datadesc cache export` wrote.")]):
     "Add the answers in a file to those on record; what is on record stays."
@@ -143,13 +144,13 @@ def import_answers(file: Annotated[Path, typer.Argument(help="A *.jsonl or *.jso
     new, known = import_bundle(Record(default_root()/"answers.sqlite"), file)
     print(f"{new} answers added, {known} were on record")
 
-# %% ../nbs/95_cli.ipynb #5599a74b
+# %% ../nbs/95_cli.ipynb #21da5a30
 def explain(error:Exception # caught on its way to the user
            )->str:
     "One line that says what went wrong; a file's error begins with the file."
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
-# %% ../nbs/95_cli.ipynb #59b36f05
+# %% ../nbs/95_cli.ipynb #e6a3befe
 def main():
     "Entry point of the `datadesc` command."
     try: app()

@@ -7,11 +7,12 @@ __all__ = ['MOMENT', 'MESSAGE', 'IMAGE', 'PRICE_COLUMNS', 'DATE', 'MARGIN', 'COU
            'count_tokens', 'counted_by', 'content_tokens', 'prompt_tokens', 'price_table', 'read_prices', 'price_row',
            'price_of', 'dollars', 'Ticket', 'Tally', 'BudgetReached', 'Budget', 'Ledger', 'no_price', 'basis', 'bill']
 
-# %% ../nbs/14_cost.ipynb #d1897c43
+# %% ../nbs/14_cost.ipynb #8953c72b
 import re
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,7 @@ import tiktoken
 
 from .store import default_root
 
-# %% ../nbs/14_cost.ipynb #d42d5570
+# %% ../nbs/14_cost.ipynb #0b5503a2
 MOMENT = 3 # seconds that a vocabulary may take to load
 
 @cache
@@ -37,7 +38,7 @@ def vocabulary(
     loading.join(MOMENT)
     return got[0] if got else None
 
-# %% ../nbs/14_cost.ipynb #d7ebfde9
+# %% ../nbs/14_cost.ipynb #89ce31b5
 def estimated_tokens(
     text:str, # any text
 ) -> int:
@@ -59,7 +60,7 @@ def counted_by(
     known = vocabulary(model)
     return f"tiktoken {known.name}" if known else "estimate: 4 bytes a token"
 
-# %% ../nbs/14_cost.ipynb #1665a19c
+# %% ../nbs/14_cost.ipynb #7ad10bed
 MESSAGE = 4 # tokens around a message: its role and its ends
 IMAGE = 765 # tokens of a 1024 x 1024 image at GPT-4o, by OpenAI's guide to images
 
@@ -78,7 +79,7 @@ def prompt_tokens(
     "Tokens of the whole chat as it is sent"
     return sum(MESSAGE + content_tokens(content, model) for _, content in messages)
 
-# %% ../nbs/14_cost.ipynb #b3f527be
+# %% ../nbs/14_cost.ipynb #bf97a99b
 PRICE_COLUMNS = ["model", "input", "output", "batch", "as_of", "shut_down", "source"]
 
 def price_table(
@@ -99,7 +100,7 @@ def price_table(
         table[name] = numbers
     return table
 
-# %% ../nbs/14_cost.ipynb #2f7508b8
+# %% ../nbs/14_cost.ipynb #a23068f6
 def read_prices(
     path=None, # a price table of your own; None: `prices.csv` in the store, if there is one
 ) -> pd.DataFrame:
@@ -109,7 +110,7 @@ def read_prices(
     tables = [price_table(own)] if own.is_file() else []
     return pd.concat([*tables, price_table(files("datadesc")/"assets"/"prices.csv")]).drop_duplicates("model", ignore_index=True)
 
-# %% ../nbs/14_cost.ipynb #fcd8d917
+# %% ../nbs/14_cost.ipynb #a4db2229
 DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$") # as OpenAI, Anthropic and Mistral end the names of versions
 
 def price_row(
@@ -128,7 +129,7 @@ def price_of(
     row = price_row(model, prices)
     return row and (row["input"], row["output"])
 
-# %% ../nbs/14_cost.ipynb #6f0d4ebb
+# %% ../nbs/14_cost.ipynb #3e3f44f5
 MARGIN = 2 # how many times what we counted a prompt may cost at worst
 
 def dollars(
@@ -149,7 +150,7 @@ class Ticket:
     factor: float # what it costs in parts of the price: less than 1 in a batch
     worst: float # dollars, at most; 0 where the price is unknown
 
-# %% ../nbs/14_cost.ipynb #90d08542
+# %% ../nbs/14_cost.ipynb #07bf07b0
 COUNTS = ["calls", "replayed", "unknown", "prompt_tokens", "completion_tokens", "completion_at_most", "cost", "cost_at_most", "estimated"]
 
 class Tally:
@@ -175,7 +176,7 @@ class Tally:
         table = pd.DataFrame([*rows, {"stage": "total", **{name: self.total(name) for name in COUNTS}}])
         return table.assign(estimated=table["estimated"] > 0)
 
-# %% ../nbs/14_cost.ipynb #04d1409e
+# %% ../nbs/14_cost.ipynb #1dfdf2ee
 class BudgetReached(RuntimeError):
     "The next call could cost more than is left. With calls `in_flight` it may be allowed later, as they rarely cost what is held for them"
     open = None # how many questions are still to be asked, if whoever asks them says so
@@ -192,7 +193,7 @@ class BudgetReached(RuntimeError):
         return (f"${self.spent:.4f} of the budget of ${self.budget:.4f} are spent, and the next call could exceed it. {self.answered:,} questions are answered{left}. "
                 "Their answers are on record and cost nothing again: run the same command with a --budget for the rest.")
 
-# %% ../nbs/14_cost.ipynb #86cd1e76
+# %% ../nbs/14_cost.ipynb #17dbe320
 class Budget:
     "Dollars that may be spent, and how many of them are held for calls in flight"
     def __init__(self,
@@ -220,7 +221,7 @@ class Budget:
         self.flying.discard(ticket)
         if not self.flying: self.held = 0. # rounding errors add up over many calls
 
-# %% ../nbs/14_cost.ipynb #535f0dea
+# %% ../nbs/14_cost.ipynb #8b0727dd
 TYPICAL = 60 # tokens of a typical answer, for plans: a list of ten parts, or a line or two
 
 class Ledger(Tally):
@@ -300,7 +301,7 @@ def no_price(
     return (f"A budget needs a price, and none is known for model '{model}'. Enter it in '{default_root()/'prices.csv'}': first line 'model,input,output', "
             f"then '{model},<dollars a million tokens sent>,<dollars a million received>'; 0,0 for a model on a machine of your own.")
 
-# %% ../nbs/14_cost.ipynb #6146220c
+# %% ../nbs/14_cost.ipynb #a1bec5b7
 def basis(
     ledger:Ledger, # an account
 ) -> str:
@@ -308,7 +309,8 @@ def basis(
     price, counted = ledger.price, f"Tokens of {ledger.model} counted by {counted_by(ledger.model)}"
     if not price: return f"{counted}. Its price is unknown: a file prices.csv in the store can name it (model,input,output)."
     origin = ", ".join(filter(None, (price["source"], price["as_of"]))) or "your own price table"
-    shut = f" Its provider's shutdown date: {price['shut_down']}." if price["shut_down"] else ""
+    gone = price["shut_down"] and price["shut_down"] <= str(date.today())
+    shut = f" Its provider {'shut it down' if gone else 'will shut it down'} on {price['shut_down']}." if price["shut_down"] else ""
     return f"{counted}; ${price['input']:g} a million sent, ${price['output']:g} a million received ({origin}).{shut}"
 
 def bill(

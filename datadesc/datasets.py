@@ -12,7 +12,7 @@ __all__ = ['FOLDER', 'SOURCES', 'CLASSES', 'FILES', 'NAMES', 'LAYOUT', 'READERS'
            'open_huggingface', 'huggingface_rows', 'from_huggingface', 'shards_of', 'bytes_at', 'samples_in',
            'split_of', 'class_names', 'class_name', 'shard_rows', 'from_webdataset']
 
-# %% ../nbs/08_datasets.ipynb #2433813e
+# %% ../nbs/08_datasets.ipynb #b1a38f22
 import hashlib, operator, os, re, shutil, tarfile, zipfile, zlib
 from functools import partial
 from glob import glob
@@ -30,14 +30,14 @@ from tqdm import tqdm
 from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in
 from .store import default_root, writable_folder
 
-# %% ../nbs/08_datasets.ipynb #ac277ec6
+# %% ../nbs/08_datasets.ipynb #d2c30f8c
 FOLDER = files("datadesc")/"assets"/"datasets"
 SOURCES = pd.read_csv(FOLDER/"sources.csv", index_col="dataset")               # a row for each dataset
 CLASSES = pd.read_csv(FOLDER/"classes.csv", dtype=str, keep_default_na=False)  # a row for each class: its name, and what it is called on disk
 FILES = pd.read_csv(FOLDER/"files.csv")                                        # a row for each file that can be fetched
 NAMES = tuple(SOURCES.index)
 
-# %% ../nbs/08_datasets.ipynb #6fc2a115
+# %% ../nbs/08_datasets.ipynb #a92c2118
 def classes_of(
     name,  # one of `NAMES`
 ):
@@ -45,21 +45,21 @@ def classes_of(
     rows = CLASSES[CLASSES.dataset == name]
     return dict(zip(rows.folder, rows["class"]))
 
-# %% ../nbs/08_datasets.ipynb #74ce7c82
+# %% ../nbs/08_datasets.ipynb #fefb6cea
 def superclass_of(
     name,  # one of `NAMES`
 ):
     "What all its classes are kinds of ('bird'), or None"
     return " or ".join(sorted(set(CLASSES.superclass[CLASSES.dataset == name]) - {""})) or None
 
-# %% ../nbs/08_datasets.ipynb #154b055b
+# %% ../nbs/08_datasets.ipynb #d717540a
 def data_folder(
     data_root=None,  # the folder that holds datasets
 ):
     "The folder asked for, else that named by DATADESC_DATA, else `data` in the store's root"
     return Path(data_root or os.environ.get("DATADESC_DATA") or default_root()/"data").expanduser()
 
-# %% ../nbs/08_datasets.ipynb #e87142aa
+# %% ../nbs/08_datasets.ipynb #0bbe0bdf
 LAYOUT = {  # what must be there before anything can be read
     "cub": [f"CUB_200_2011/{part}" for part in ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "images")],
     "cifar10": [f"cifar-10-batches-py/{part}" for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")],
@@ -72,7 +72,7 @@ LAYOUT = {  # what must be there before anything can be read
     "mini_imagenet": ["mini-imagenet"],
 }
 
-# %% ../nbs/08_datasets.ipynb #6f4200e8
+# %% ../nbs/08_datasets.ipynb #b76bed1a
 class Incomplete(FileNotFoundError): "A published dataset is not there, or not all of it"
 
 def origin(
@@ -85,7 +85,7 @@ def origin(
     return (f"It comes from {', '.join(parts.url)} ({parts.bytes.sum() / 1e9:.1f} GB): fetch it with download=True "
             "(on the command line --download), or say with data_root (--data-root) where it lies.")
 
-# %% ../nbs/08_datasets.ipynb #0c7882a9
+# %% ../nbs/08_datasets.ipynb #1b96af9d
 def check_there(
     name,   # one of `NAMES`
     root,   # the folder that holds datasets
@@ -97,7 +97,7 @@ def check_there(
         more = f", and {len(absent) - 1:,} more of {len(paths):,} files" if len(absent) > 1 else ""
         raise Incomplete(f"{SOURCES.title[name]} is not complete: '{Path(root)/absent[0]}' is missing{more}. {origin(name)}")
 
-# %% ../nbs/08_datasets.ipynb #ea831abe
+# %% ../nbs/08_datasets.ipynb #ea2fddde
 def torchvision_datasets():
     "torchvision's module of readers"
     from datadesc.embed import import_torchvision
@@ -114,7 +114,7 @@ def known_digests(
     batches = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
     return {f"{reader.base_folder}/{file}": md5 for file, md5 in batches}
 
-# %% ../nbs/08_datasets.ipynb #80da8f6a
+# %% ../nbs/08_datasets.ipynb #56093552
 def md5_of(
     path,  # a file
 ):
@@ -130,14 +130,14 @@ def check_digests(
         if md5_of(Path(root)/file) != md5:
             raise Incomplete(f"{SOURCES.title[name]} is damaged: '{Path(root)/file}' is not the file that was published. {origin(name)}")
 
-# %% ../nbs/08_datasets.ipynb #5a28a07b
+# %% ../nbs/08_datasets.ipynb #dba2953c
 def by_folder(
     reader,  # one of torchvision's datasets, with the loader `str`
 ):
     "[(path, what its class is called on disk)]"
     return [(path, Path(path).parent.name) for path, _ in map(reader.__getitem__, range(len(reader)))]
 
-# %% ../nbs/08_datasets.ipynb #9658134f
+# %% ../nbs/08_datasets.ipynb #996dec0f
 def by_number(
     reader,  # torchvision's Flowers102, with the loader `str`
 ):
@@ -158,7 +158,7 @@ def in_array(
     images = [PackedImage(f"{place}/{i:05}", partial(operator.getitem, reader.data, i)) for i in range(len(reader.data))]
     return [(image, reader.classes[label]) for image, label in zip(images, reader.targets)]
 
-# %% ../nbs/08_datasets.ipynb #117da0e6
+# %% ../nbs/08_datasets.ipynb #a330219e
 READERS = {  # torchvision's class, how to list what it read, and its options for each of our splits
     "cifar10": ("CIFAR10", in_array, {"train": {"train": True}, "test": {"train": False}}),
     "cifar100": ("CIFAR100", in_array, {"train": {"train": True}, "test": {"train": False}}),
@@ -180,7 +180,7 @@ def read_with_torchvision(
     except Exception as error: raise Incomplete(f"{SOURCES.title[name]} is damaged: its lists in '{root}' cannot be read ({error}). {origin(name)}") from error
     return pd.DataFrame(rows, columns=["path", "folder", "split"])
 
-# %% ../nbs/08_datasets.ipynb #028341c8
+# %% ../nbs/08_datasets.ipynb #ea9293e6
 def read_cub(
     root,  # the folder that holds datasets
 ):
@@ -192,7 +192,7 @@ def read_cub(
     if table.isna().any(axis=None): raise Incomplete(f"CUB-200-2011 is damaged: the lists in '{folder}' do not speak of the same images. {origin('cub')}")
     return table.assign(path=[str(folder/"images"/path) for path in table.path], split=table.train.map({1: "train", 0: "test"}))[["path", "folder", "split"]]
 
-# %% ../nbs/08_datasets.ipynb #e92d18e4
+# %% ../nbs/08_datasets.ipynb #70aaf2cf
 def listed_images(
     folder,  # that holds train.csv, val.csv and test.csv
 ):
@@ -201,7 +201,7 @@ def listed_images(
     table = pd.concat(pd.read_csv(folder/f"{split}.csv", dtype=str) for split in SPLITS)
     return [(str(folder/"images"/file), wnid) for file, wnid in zip(table.filename, table.label)]
 
-# %% ../nbs/08_datasets.ipynb #3ca13c11
+# %% ../nbs/08_datasets.ipynb #ef6fefc5
 def images_by_wnid(
     folder,  # that holds folders named by wnid, or folders of such folders
 ):
@@ -214,7 +214,7 @@ def images_by_wnid(
         raise Incomplete(f"mini-ImageNet is not complete: {missing}. {origin('mini_imagenet')}")
     return [(str(image), path.name) for path in found for image in images_in(path)[0]]
 
-# %% ../nbs/08_datasets.ipynb #74033ed3
+# %% ../nbs/08_datasets.ipynb #4684885e
 def read_mini_imagenet(
     root,  # the folder that holds datasets
 ):
@@ -223,7 +223,7 @@ def read_mini_imagenet(
     listed = any((folder/f"{split}.csv").exists() for split in SPLITS)
     return pd.DataFrame(listed_images(folder) if listed else images_by_wnid(folder), columns=["path", "folder"]).assign(split="")
 
-# %% ../nbs/08_datasets.ipynb #198be82e
+# %% ../nbs/08_datasets.ipynb #1221384f
 def read_published(
     name,  # one of `NAMES`
     root,  # the folder that holds datasets
@@ -240,7 +240,7 @@ def read_published(
     published = SOURCES.loc[name, ["paper_train", "paper_val", "paper_test"]].sum()
     return table[["path", "label", "split"]], [f"{len(table):,} of {published:,} images"] if len(table) != published else []
 
-# %% ../nbs/08_datasets.ipynb #bd6a5232
+# %% ../nbs/08_datasets.ipynb #b210f314
 def apportion(
     counts: pd.Series,  # how many each class has
     total,              # how many are wanted of all together
@@ -251,7 +251,7 @@ def apportion(
     lost_most = (quota - whole).sort_values(ascending=False, kind="stable").index[:total - whole.sum()]
     return whole.add(pd.Series(1, index=lost_most), fill_value=0).astype(int)
 
-# %% ../nbs/08_datasets.ipynb #fbebea3b
+# %% ../nbs/08_datasets.ipynb #83ff8ffd
 def divide(
     table: pd.DataFrame,  # path, label, split
     sizes: dict,          # split -> how many images it shall have, in proportion where the table has more or fewer
@@ -266,7 +266,7 @@ def divide(
         for part in others: split.loc[list(islice(order, shares[part][label]))] = part
     return table.assign(split=split)
 
-# %% ../nbs/08_datasets.ipynb #6266b95c
+# %% ../nbs/08_datasets.ipynb #242f0c7b
 def paper_splits(
     table: pd.DataFrame,  # path, label, official split
     name,                 # one of `NAMES`
@@ -277,14 +277,14 @@ def paper_splits(
     pool = ~table.split.isin(set(paper) - set(redrawn))
     return pd.concat([table[~pool], divide(table[pool], redrawn)]).sort_index() if redrawn else table
 
-# %% ../nbs/08_datasets.ipynb #b0774e58
+# %% ../nbs/08_datasets.ipynb #06131cc1
 def passing(
     error: Exception,  # what fetching raised
 ):
     "Whether to try again: the connection broke, or the server is busy"
     return isinstance(error, httpx.TransportError) or isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (429, 500, 502, 503, 504)
 
-# %% ../nbs/08_datasets.ipynb #c0f5e84c
+# %% ../nbs/08_datasets.ipynb #d7083e54
 def fetch_rest(
     url,            # of a file
     part,           # what has arrived of it, or nothing yet
@@ -302,7 +302,7 @@ def fetch_rest(
         with open(part, "ab" if have else "wb") as file, tqdm(**bar) as fetched:
             for chunk in answer.iter_raw(): fetched.update(file.write(chunk))
 
-# %% ../nbs/08_datasets.ipynb #19416b59
+# %% ../nbs/08_datasets.ipynb #289fadb1
 def fetch_file(
     url,            # of the file
     path,           # where it shall lie
@@ -326,7 +326,7 @@ def fetch_file(
     os.replace(part, path)
     return Path(path)
 
-# %% ../nbs/08_datasets.ipynb #ba716893
+# %% ../nbs/08_datasets.ipynb #034728d3
 def unpack_into(
     archive,  # .zip, .tgz or .tar.gz
     folder,   # an empty folder
@@ -359,7 +359,7 @@ def unpack(
         return Path(folder)
     finally: shutil.rmtree(fresh, ignore_errors=True)
 
-# %% ../nbs/08_datasets.ipynb #603c1e40
+# %% ../nbs/08_datasets.ipynb #e4c4ebd7
 def fetch(
     name,           # one of `NAMES`
     root,           # the folder that holds datasets
@@ -374,7 +374,7 @@ def fetch(
         if file != path: unpack(file, path)
         if not brought and file != path: file.unlink()
 
-# %% ../nbs/08_datasets.ipynb #98e4e5fb
+# %% ../nbs/08_datasets.ipynb #beec77e6
 def split_notes(
     name,   # one of `NAMES`
     split,  # "official" or "paper_sizes"
@@ -386,7 +386,7 @@ def split_notes(
     if split == "paper_sizes" and drawn: return [f"{', '.join(drawn)}: the paper's sizes, drawn here from seed 0{rest}"]
     return [] if SOURCES.val[name] else ["official train and test; val is a fifth of the official train images, drawn here from seed 0"]
 
-# %% ../nbs/08_datasets.ipynb #8effc77b
+# %% ../nbs/08_datasets.ipynb #ade0c10a
 def read_or_fetch(
     name,           # one of `NAMES`
     root,           # the folder that holds datasets
@@ -400,7 +400,7 @@ def read_or_fetch(
         except Incomplete: fetch(name, root, progress)
     return read_published(name, root)
 
-# %% ../nbs/08_datasets.ipynb #9a4a5d95
+# %% ../nbs/08_datasets.ipynb #daa7048a
 def load_dataset(
     name,               # one of `NAMES`
     data_root=None,     # the folder that holds datasets; None: see `data_folder`
@@ -419,7 +419,7 @@ def load_dataset(
     return from_table(table, name, superclass or superclass_of(name), bad_images,
                       classes=classes_of(name).values(), notes=notes + split_notes(name, split), progress=progress)
 
-# %% ../nbs/08_datasets.ipynb #40d67fb1
+# %% ../nbs/08_datasets.ipynb #c1413595
 def split_lists(
     images: ImageSet,
     root=None,  # the folder that paths shall be relative to; a file outside of it keeps its whole path
@@ -434,7 +434,7 @@ def split_lists(
     rows = [(name_of(image, place), images.classes[label], split) for split, samples in images.samples.items() for place, (image, label) in enumerate(samples)]
     return pd.DataFrame(rows, columns=["path", "class", "split"])
 
-# %% ../nbs/08_datasets.ipynb #2b060eb2
+# %% ../nbs/08_datasets.ipynb #82343f54
 def offered(
     name,  # one of `NAMES`
 ):
@@ -449,17 +449,19 @@ def needs(
 ):
     "'' if the dataset seems to be there, else where it should lie and how to get it"
     root = data_folder(data_root)
-    if all((root/path).exists() for path in LAYOUT[name]): return ""
-    return f"images in {root/LAYOUT[name][0].split('/')[0]} ({offered(name)}{'; --download fetches them' * (name in set(FILES.dataset))})"
+    absent = [path for path in LAYOUT[name] if not (root/path).exists()]
+    if not absent: return ""
+    part = f", of which '{absent[0]}' is missing," * (len(absent) < len(LAYOUT[name]))
+    return f"images in {root/absent[0].split('/')[0]}{part} ({offered(name)}{'; --download fetches them' * (name in set(FILES.dataset))})"
 
-# %% ../nbs/08_datasets.ipynb #c999ea8c
+# %% ../nbs/08_datasets.ipynb #de49fbe4
 def huggingface():
     "The library `datasets`, which is an extra of this package"
     try: import datasets
-    except ModuleNotFoundError as error: raise ImportError("Datasets of Hugging Face need the library datasets: pip install 'datadesc[huggingface]'") from error
+    except ModuleNotFoundError as error: raise ImportError("Datasets of Hugging Face need the library datasets: pip install datasets") from error
     return datasets
 
-# %% ../nbs/08_datasets.ipynb #1a75794f
+# %% ../nbs/08_datasets.ipynb #467c2380
 def column_of(
     kind,      # "image" or "label"
     features,  # {column: feature} of a Hugging Face dataset
@@ -474,7 +476,7 @@ def column_of(
     example = f"hf:NAME?{kind}={(fitting or ['COLUMN'])[0]}"
     raise ValueError(f"Which column is the {kind}? There are {', '.join(features)}: name one at the end of the address, as in {example}")
 
-# %% ../nbs/08_datasets.ipynb #252a9704
+# %% ../nbs/08_datasets.ipynb #f9f5c6cb
 def row_bytes(
     table,   # a Hugging Face dataset whose images are not decoded
     column,  # that of the images
@@ -484,7 +486,7 @@ def row_bytes(
     cell = table[row][column]
     return cell["bytes"] or Path(cell["path"]).read_bytes()
 
-# %% ../nbs/08_datasets.ipynb #6fd58aef
+# %% ../nbs/08_datasets.ipynb #ee4d8498
 def open_huggingface(
     name,     # of a dataset on the hub, or a folder
     options,  # config and revision, as the address has them
@@ -504,7 +506,7 @@ def open_huggingface(
                                 "or a folder of Parquet files or of images.") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
-# %% ../nbs/08_datasets.ipynb #a7327f48
+# %% ../nbs/08_datasets.ipynb #b65ac95d
 def huggingface_rows(
     name,   # what to call the dataset
     part,   # which split of it
@@ -517,7 +519,7 @@ def huggingface_rows(
     read = lambda value: None if value in (None, -1) else feature.int2str(value) if hasattr(feature, "int2str") else str(value)
     return [(PackedImage(f"hf:{name}/{part}/{i}", partial(row_bytes, table_of_images, image, i)), read(value)) for i, value in enumerate(table[label])]
 
-# %% ../nbs/08_datasets.ipynb #6c2410bf
+# %% ../nbs/08_datasets.ipynb #6156c2db
 def from_huggingface(
     address,            # "NAME" or "FOLDER", then perhaps "?label=COLUMN&image=COLUMN&config=NAME&revision=NAME"
     superclass=None,    # what all classes are kinds of: "bird"
@@ -538,13 +540,13 @@ def from_huggingface(
     names = getattr(features[label], "names", None)
     return from_table(table.dropna(subset="label", ignore_index=True), Path(name).name, superclass, bad_images, seed, skipped, names)
 
-# %% ../nbs/08_datasets.ipynb #5a99df9d
+# %% ../nbs/08_datasets.ipynb #98e865ed
 def shards_of(
     pattern,  # of local tar files, with braces or stars, or a folder of them
 ):
     "The shards' paths, in order"
     try: from webdataset.shardlists import expand_urls
-    except ModuleNotFoundError as error: raise ImportError("Shards need the library webdataset: pip install 'datadesc[webdataset]'") from error
+    except ModuleNotFoundError as error: raise ImportError("Shards need the library webdataset: pip install webdataset") from error
     if Path(pattern).is_dir(): return sorted(map(str, Path(pattern).rglob("*.tar")))
     shards = [shard for part in expand_urls(pattern) for shard in (sorted(glob(part)) or [part])]
     check = [shard for shard in shards if not os.path.isfile(shard)]
@@ -561,7 +563,7 @@ def bytes_at(
         file.seek(start)
         return file.read(size)
 
-# %% ../nbs/08_datasets.ipynb #e310f38d
+# %% ../nbs/08_datasets.ipynb #fb75d854
 def samples_in(
     shard,  # a tar file
 ):
@@ -576,7 +578,7 @@ def samples_in(
     except tarfile.TarError as error: raise ValueError(f"Cannot read shard '{shard}': {error}. Expected a whole tar file that is not compressed.") from error
     return samples
 
-# %% ../nbs/08_datasets.ipynb #f41d5052
+# %% ../nbs/08_datasets.ipynb #e26a7402
 IMAGE_KINDS = "jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff"
 
 def split_of(
@@ -586,7 +588,7 @@ def split_of(
     words = re.split(r"[^a-z]", Path(shard).name.lower())[0], Path(shard).parent.name.lower()
     return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "")
 
-# %% ../nbs/08_datasets.ipynb #ce7d9e4a
+# %% ../nbs/08_datasets.ipynb #08221adb
 def class_names(
     shard,  # path of a tar file
 ):
@@ -605,7 +607,7 @@ def class_name(
     raise ValueError(f"{where} is the number {word}, and no classnames.txt says what it means: "
                      f"expected one beside the shards or a folder up, with a name a line (found {len(names)} lines).")
 
-# %% ../nbs/08_datasets.ipynb #59405947
+# %% ../nbs/08_datasets.ipynb #0c22191f
 def shard_rows(
     shard,  # path of a tar file
 ):
@@ -618,7 +620,7 @@ def shard_rows(
         rows.append((PackedImage(f"{shard}/{name}", partial(bytes_at, shard, *image)), class_name(word, names, f"'{name}.cls' in '{shard}'"), split_of(shard)))
     return rows, len(samples) - len(rows)
 
-# %% ../nbs/08_datasets.ipynb #de36aef6
+# %% ../nbs/08_datasets.ipynb #b410c6f0
 def from_webdataset(
     pattern,            # of local tar files, with braces or stars, or a folder of them
     superclass=None,    # what all classes are kinds of: "bird"

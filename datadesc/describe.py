@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'PARTS_EXAMPLE', 'PARTS_FORM', 'EXPLAINED', 'REMARK', 'MOST_
            'without_name', 'kinds_of', 'flagged', 'why_failed', 'parts_of', 'row_of', 'failed_questions', 'undescribed',
            'describe', 'class_id_of', 'read_csv', 'read_sentences', 'checked', 'from_file']
 
-# %% ../nbs/20_describe.ipynb #cce210f7
+# %% ../nbs/20_describe.ipynb #6e10c638
 import csv, json, re, unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
@@ -24,7 +24,7 @@ from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
 from .wiki import passages_about
 
-# %% ../nbs/20_describe.ipynb #70beb36b
+# %% ../nbs/20_describe.ipynb #80d108d9
 PARTS = """Subject: {subject}
 Which visible parts make up the look of the subject in a photograph? Name about ten, the most telling first. \
 Answer with a list, one part a line, and nothing else."""
@@ -55,7 +55,7 @@ def parts_request(
     question = PARTS.format(subject=readable(subject))
     return llm.request((*PARTS_EXAMPLE, ("user", question)), schema=PARTS_FORM, stage="components", subject=subject)
 
-# %% ../nbs/20_describe.ipynb #3d1712b6
+# %% ../nbs/20_describe.ipynb #8f860b52
 EXPLAINED = re.compile(r":(?:\s|$)|：|\s[-–—(=]|（|[,;]\s|\s?[–—→]\s") # where the explanation of a part begins
 REMARK = re.compile(r"(?:notes?|please|remember|disclaimer|in summary|these)\b")
 MOST_PARTS = 15
@@ -73,7 +73,7 @@ def parts_in(
     raise ValueError(f"No parts of '{readable(subject)}' in the model's answer {answer!r:.200}: "
                      "expected a list such as '- wings'. Take another model.")
 
-# %% ../nbs/20_describe.ipynb #a08c7597
+# %% ../nbs/20_describe.ipynb #1301d789
 def check_parts(
     request:Request, # made by `parts_request`
     answer:str, # the model's answer
@@ -88,7 +88,7 @@ def components(
     "The visible parts of the subject: stage 1"
     return parts_in(llm.ask([parts_request(subject, llm)], check=check_parts)[0], subject)
 
-# %% ../nbs/20_describe.ipynb #b84209ed
+# %% ../nbs/20_describe.ipynb #148d9da4
 LOOK = """Subject: {subject}
 Part: {part}
 {knowledge}
@@ -110,7 +110,7 @@ EXAMPLE_ARTICLE = {"url": "https://en.wikipedia.org/wiki/Mute_swan", "passages":
     "Adults are white all over and carry the long neck in an S-shaped curve. The orange bill has a black knob at its base.",
     "Quieter than other swans, it grunts and hisses, and its wings throb in flight."]}
 
-# %% ../nbs/20_describe.ipynb #b1a25714
+# %% ../nbs/20_describe.ipynb #b4b89c3e
 ALIKE = {"<": "\u2329\u3008﹤‹⟨❬❮❰⟪《≪⋘≺˂ᐸᚲ≮≨≰⩽", ">": "\u232a\u3009﹥›⟩❭❯❱⟫》≫⋙≻˃ᐳ≯≩≱⩾",
          "&": "﹠", "[": "﹇⟦【〔❲", "]": "﹈⟧】〕❳", ":": "﹕꞉ː︓"}
 FULL_WIDTH = {code: code - 0xfee0 for code in range(0xff01, 0xff5f)} # of the ASCII characters
@@ -140,7 +140,7 @@ def quoted(
     "The passages as they stand between the tags, one harmless line each"
     return "\n".join(harmless(line) for line in map(seen, passages) if line)
 
-# %% ../nbs/20_describe.ipynb #753d3c85
+# %% ../nbs/20_describe.ipynb #67fbb176
 def excerpt(
     article, # dict with passages, and their sections if they are known
     part:str, # what they should be about
@@ -151,7 +151,7 @@ def excerpt(
     chosen = passages_about(article, part, max_tokens, lambda text: estimated_tokens(harmless(text)))
     return chosen or [article["passages"][0][:max_tokens // 2]] # one endless sentence: escaped, a character costs 5 bytes at most
 
-# %% ../nbs/20_describe.ipynb #c5095be2
+# %% ../nbs/20_describe.ipynb #a0d03f4f
 def knowledge_for(
     knowledge:str, # the kind that was asked for: "text", "url" or "none"
     article:dict|None, # the class's article with `passages` and `url`, if there is one
@@ -161,7 +161,7 @@ def knowledge_for(
     has = {"text": article and any(map(seen, article["passages"])), "url": isinstance(url, str) and url, "none": True}
     return knowledge if has[knowledge] else "none"
 
-# %% ../nbs/20_describe.ipynb #f4c91715
+# %% ../nbs/20_describe.ipynb #d01a57bb
 ADDRESS = "/:?#@!$&'()*+,;=%~" # what stays as it is in an address; the rest is percent-encoded
 
 def look_question(
@@ -175,7 +175,7 @@ def look_question(
              "url": lambda: {"url": quote(article["url"], ADDRESS, errors="replace")}, "none": dict}[knowledge]()
     return LOOK.format(subject=subject, part=part, knowledge=KNOWLEDGE[knowledge].format(**facts))
 
-# %% ../nbs/20_describe.ipynb #65d11da4
+# %% ../nbs/20_describe.ipynb #b690c11e
 LOOK_FORM = form_of("description", {"type": "string"})
 
 def look_requests(
@@ -197,7 +197,7 @@ def look_requests(
     about = {"stage": "describe", "class": name, "component": part, "knowledge": knowledge}
     return [llm.request(messages, sample, schema=LOOK_FORM, **about) for sample in range(samples)]
 
-# %% ../nbs/20_describe.ipynb #ad8b140c
+# %% ../nbs/20_describe.ipynb #8479968d
 def check_line(
     request:Request, # made by `look_requests`
     answer:str, # the model's answer
@@ -206,7 +206,7 @@ def check_line(
     if says_nothing(one_line(answer, request.about.get("component", ""))):
         raise ValueError(f"No description in the model's answer {answer!r:.200}: expected one line. Allow more tokens, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #6fe69f46
+# %% ../nbs/20_describe.ipynb #5299771c
 def name_pattern(
     name:str, # a class name
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
@@ -227,7 +227,7 @@ def without_name(
         return noun.capitalize() if match.start() == 0 and match.group()[0].isupper() else noun
     return name_pattern(name, superclass).sub(other, text)
 
-# %% ../nbs/20_describe.ipynb #147b4432
+# %% ../nbs/20_describe.ipynb #a9d87c5e
 def kinds_of(
     superclass, # one for all classes, {class: superclass} for some, a sequence with one for each class, or None
     classes, # class names
@@ -241,7 +241,7 @@ def kinds_of(
     if len(superclass) == len(classes): return [kind or None for kind in superclass]
     raise ValueError(f"{len(superclass)} superclasses for {len(classes)} classes: expected one for all, or one for each class.")
 
-# %% ../nbs/20_describe.ipynb #c3f1f6be
+# %% ../nbs/20_describe.ipynb #d205d444
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
@@ -254,12 +254,13 @@ def flagged(
     raw = table["text"]
     table["text"] = [without_name(text, classes[c], kinds[c]) for text, c in zip(raw, table["class_id"])]
     table["names_class"] = table["text"] != raw
-    table["refusal"] = [is_refusal(text) for text in table["text"]]
+    left = table["text"].str.lower().str.strip(" .")
+    table["refusal"] = table["text"].map(is_refusal) | table["names_class"] & left.isin(["it", *(f"this {readable(kind).lower()}" for kind in kinds if kind)])
     same = table["text"].str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
-# %% ../nbs/20_describe.ipynb #632f1cab
+# %% ../nbs/20_describe.ipynb #e113059e
 def why_failed(
     request:Request, # a question that got no answer
     llm:LLM, # who was asked
@@ -282,7 +283,7 @@ def parts_of(
         if kind and kind not in found: raise LLMError(f"No class can be described without the parts of '{kind}'. {why_failed(requests[kind], llm)}")
     return {name: found[kind or name] for kind, name in zip(kinds, classes) if (kind or name) in found}
 
-# %% ../nbs/20_describe.ipynb #3f3b6ea2
+# %% ../nbs/20_describe.ipynb #00728711
 def row_of(
     request:Request, # a question of stage 2
     answer:str, # the model's answer
@@ -293,7 +294,7 @@ def row_of(
     return {"class_id": list(classes).index(about["class"]), "component": about["component"], "sample": about["sample"],
             "text": one_line(answer, about["component"]), "source": request.model, "knowledge": about["knowledge"]}
 
-# %% ../nbs/20_describe.ipynb #2978326c
+# %% ../nbs/20_describe.ipynb #216ac6a8
 def failed_questions(
     llm:LLM, # who was asked
 ) -> pd.DataFrame:
@@ -316,7 +317,7 @@ def undescribed(
     return (f"No description of {len(silent)} of {len(classes)} classes:\n" + "\n".join(map(line, silent)) +
             "\nAll answers that came are on record. Run again to ask what the server left unanswered, or take another model.")
 
-# %% ../nbs/20_describe.ipynb #5072c3f3
+# %% ../nbs/20_describe.ipynb #84b11e86
 def describe(
     classes, # class names, by class_id
     llm:LLM, # who is asked
@@ -341,7 +342,7 @@ def describe(
     if silent := [name for name in classes if name not in described]: raise LLMError(undescribed(silent, classes, requests, llm) + " To do without, bring sentences of your own with --descriptions.")
     return flagged(rows, classes, superclass)
 
-# %% ../nbs/20_describe.ipynb #6e0f7fe9
+# %% ../nbs/20_describe.ipynb #bebeb66e
 def class_id_of(
     name:str, # a class name as somebody wrote it
     classes, # the dataset's class names
@@ -352,7 +353,7 @@ def class_id_of(
     if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
     return same[0] if same else None
 
-# %% ../nbs/20_describe.ipynb #a0a095dc
+# %% ../nbs/20_describe.ipynb #c513634f
 def read_csv(
     path, # a CSV file with the columns class and text
 ) -> dict:
@@ -376,7 +377,7 @@ def read_sentences(
     if isinstance(sentences, dict): return sentences
     raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
 
-# %% ../nbs/20_describe.ipynb #309182a9
+# %% ../nbs/20_describe.ipynb #77ff74d3
 def checked(
     sentences, # what the file has for one class
     where:str, # file and class, for the message

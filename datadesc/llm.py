@@ -7,7 +7,7 @@ __all__ = ['MOMENT', 'HOPELESS', 'MANY', 'STAND_IN', 'ATTEMPTS', 'stage_of', 'bo
            'openai_client', 'asking', 'recorded', 'Answers', 'grouped', 'ask_new', 'planned', 'in_batch',
            'unanswerable', 'answered', 'unusable', 'ask_in_attempts', 'LLM']
 
-# %% ../nbs/15_llm.ipynb #9c937eac
+# %% ../nbs/15_llm.ipynb #6182f758
 import asyncio, os, random, time
 from collections import Counter, deque
 from contextlib import asynccontextmanager
@@ -20,12 +20,12 @@ import openai
 from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
 
-from .call import PAUSE, CallError, chat_of, choices_of, empty, per_minute, persistent, post, said, take, usage_of
-from .cost import BudgetReached, Ledger, prompt_tokens
+from .call import NO_KEY, PAUSE, CallError, chat_of, choices_of, empty, per_minute, persistent, post, said, take, usage_of
+from .cost import BudgetReached, Ledger, dollars, prompt_tokens
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .store import default_root
 
-# %% ../nbs/15_llm.ipynb #da6d71d2
+# %% ../nbs/15_llm.ipynb #7dab0062
 MOMENT = .1 # seconds until one looks again whether others are done
 
 def stage_of(
@@ -59,7 +59,7 @@ async def paid(
         ledger.release(ticket, lost=getattr(error, "lost", True))
         raise
 
-# %% ../nbs/15_llm.ipynb #c3dbb979
+# %% ../nbs/15_llm.ipynb #823c465a
 class Gate:
     "Where calls wait for their turn"
     def __init__(self,
@@ -81,7 +81,7 @@ class Gate:
         await take(self.tokens, tokens)
         while (left := self.opens - time.monotonic()) > 0: await asyncio.sleep(left + random.uniform(0, PAUSE))
 
-# %% ../nbs/15_llm.ipynb #c15a5d0a
+# %% ../nbs/15_llm.ipynb #d39a108a
 class Server:
     "A server as one learns to know it while asking"
     def __init__(self,
@@ -119,16 +119,16 @@ class Server:
             self.llm.refused.add(error.refused)
         return await self.ask(requests)
 
-# %% ../nbs/15_llm.ipynb #a879be6e
+# %% ../nbs/15_llm.ipynb #778fa165
 @asynccontextmanager
 async def openai_client(
     llm, # an `LLM`: its address and its time limit
 ):
     "The openai client for the server, with the key from the environment; its connections close with the block"
-    async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "no-key", base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
+    async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or NO_KEY, base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
 
-# %% ../nbs/15_llm.ipynb #e91c2587
+# %% ../nbs/15_llm.ipynb #a3d58a28
 @asynccontextmanager
 async def asking(
     llm, # an `LLM`
@@ -144,7 +144,7 @@ async def asking(
     else:
         async with openai_client(llm) as api: yield Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #2825d66d
+# %% ../nbs/15_llm.ipynb #3ae02334
 def recorded(
     requests, # questions
     record:Record, # looked into first
@@ -157,7 +157,7 @@ def recorded(
         if len(found) < len(keys): found = {key: answer for key, answer in read_bundle(path).items() if key in keys} | found
     return found
 
-# %% ../nbs/15_llm.ipynb #bedd85cd
+# %% ../nbs/15_llm.ipynb #e5a77e02
 HOPELESS = 20 # questions that fail one after another before we stop asking
 
 class Answers:
@@ -207,7 +207,7 @@ class Answers:
             except Exception as error: self.give_up(group, error)
             await asyncio.sleep(pause)
 
-# %% ../nbs/15_llm.ipynb #09a1e685
+# %% ../nbs/15_llm.ipynb #d0ab1d5e
 def grouped(
     requests, # open questions
     together:bool, # whether samples of one question are asked in one call
@@ -217,7 +217,7 @@ def grouped(
     for request in requests: groups.setdefault(replace(request, sample=0).key if together else request.key, []).append(request)
     return [*groups.values()]
 
-# %% ../nbs/15_llm.ipynb #41ef45e6
+# %% ../nbs/15_llm.ipynb #e85d2d15
 MANY = 20 # open questions that are worth a progress bar
 
 def ask_new(
@@ -243,7 +243,7 @@ def ask_new(
     else: came.stop.add_note(f"{len(came.answers)} of {len(requests)} answers came first and are on record: run again to go on from there.")
     raise came.stop
 
-# %% ../nbs/15_llm.ipynb #5f716d65
+# %% ../nbs/15_llm.ipynb #e90955f5
 STAND_IN = ", ".join(f"part {n}" for n in range(1, 11)) # the answer of a dry run: good as a list of ten parts and as a line
 
 def planned(
@@ -255,7 +255,7 @@ def planned(
         llm.ledger.planned(stage_of(group[0]), group[0].messages, group[0].max_tokens, len(group), batch=llm.batch)
     return {request.key: STAND_IN for request in requests}, {}
 
-# %% ../nbs/15_llm.ipynb #cad8382a
+# %% ../nbs/15_llm.ipynb #b6d0ecd5
 def in_batch(
     llm, # an `LLM`
     requests, # open questions
@@ -267,13 +267,13 @@ def in_batch(
     failed = {key: answer for key, answer in came.items() if isinstance(answer, Exception)}
     return {key: answer for key, answer in came.items() if key not in failed}, failed
 
-# %% ../nbs/15_llm.ipynb #6346360b
+# %% ../nbs/15_llm.ipynb #745d167e
 def unanswerable(
     requests, # questions that are not on record, where nobody can be asked
 ) -> str:
     "What to do about them"
     return (f"{len(requests)} question(s) to model '{requests[0].model}' not on record, the first: ({requests[0]}). "
-            "To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
+            "Answers count for the model that gave them (--llm-model). To ask, set OPENAI_API_KEY or give --llm-base-url; to do without, give sentences of your own with --descriptions, or take a dataset and a knowledge (-p knowledge=none) whose answers are recorded.")
 
 def answered(
     llm, # an `LLM`
@@ -290,7 +290,7 @@ def answered(
     came, failed = planned(llm, new) if llm.dry_run else in_batch(llm, new, progress) if llm.batch else ask_new(llm, new, progress)
     return answers | came, failed
 
-# %% ../nbs/15_llm.ipynb #2dc19f4c
+# %% ../nbs/15_llm.ipynb #43d3bedb
 ATTEMPTS = 3 # how often a question is put until its answer is usable
 
 def unusable(
@@ -320,7 +320,7 @@ def ask_in_attempts(
         if not tries: break
     return answers, failed | {key: LLMError(f"No usable answer in {ATTEMPTS} attempts, at last: {why}") for key, why in wrong.items()}
 
-# %% ../nbs/15_llm.ipynb #eb13f0de
+# %% ../nbs/15_llm.ipynb #48cd8344
 @dataclass(repr=False, eq=False)
 class LLM:
     "A language model with a memory: `ask` replays what is on record and asks only what is new"
@@ -385,3 +385,8 @@ class LLM:
             error.add_note("All other answers are on record: run again to ask what is missing.")
             raise error
         return [answers.get(request.key) for request in requests]
+
+    def worth(self) -> float|None:
+        "Dollars that the recorded answers to all questions put so far come to at today's price; None where price or usage is unknown"
+        usage = [row["usage"] for _, row in self.record.stored(self.asked) if row.get("usage")]
+        return dollars(self.ledger.price, *map(sum, zip(*usage))) if usage and self.ledger.price else None

@@ -6,7 +6,7 @@
 __all__ = ['WORLDS', 'load_images', 'kinds', 'language_model', 'encyclopaedia', 'find_articles', 'subject', 'stand_ins',
            'rehearse']
 
-# %% ../nbs/88_plan.ipynb #ac4ed8d5
+# %% ../nbs/88_plan.ipynb #c12b8f7c
 import pandas as pd
 
 from . import data, datasets, meadow
@@ -17,7 +17,7 @@ from .peers import PEERS, ask
 from .store import Store
 from .wiki import Snapshot, Wikipedia, Zim, look_up
 
-# %% ../nbs/88_plan.ipynb #922be212
+# %% ../nbs/88_plan.ipynb #ae618103
 WORLDS = {"meadow": meadow.load, "heath": lambda: meadow.make_world(7, "heath")}
 
 def load_images(
@@ -29,7 +29,7 @@ def load_images(
         return world.images, world
     return data.load(given["dataset"], **{name: given[name] for name in ("split", "data_root", "download", "superclass", "bad_images")}), None
 
-# %% ../nbs/88_plan.ipynb #d9398896
+# %% ../nbs/88_plan.ipynb #6c4b8aa7
 def kinds(
     given:dict, # the parameters of a run
     superclass, # what all its classes are kinds of, or None
@@ -38,7 +38,7 @@ def kinds(
     own = datasets.CLASSES.superclass[datasets.CLASSES.dataset == given["dataset"]]
     return list(own) if own.nunique() > 1 and not given["superclass"] else superclass
 
-# %% ../nbs/88_plan.ipynb #714c37a4
+# %% ../nbs/88_plan.ipynb #fb9dace4
 def language_model(
     given:dict, # the parameters of a run
     world=None, # the drawn world that it shows
@@ -52,7 +52,7 @@ def language_model(
         bundles += (meadow.records(),)
     return LLM(**options, record=Record(Store(given["store"]).root/"answers.sqlite"), bundles=bundles, dry_run=dry_run)
 
-# %% ../nbs/88_plan.ipynb #d35be75f
+# %% ../nbs/88_plan.ipynb #335d67b0
 def encyclopaedia(
     given:dict, # the parameters of a run
 ):
@@ -65,15 +65,16 @@ def find_articles(
     classes, # class names
     superclass=None, # what they are kinds of
     world=None, # the drawn world that they belong to, which has articles of its own
+    fetch=True, # ask the encyclopaedia; False: only what is here already
 ):
-    "The table of articles that a run quotes, one row a class; None if it quotes none"
+    "The table of articles that a run quotes, one row a class; None if it quotes none, or they are not here"
     if given["knowledge"] == "none" or given["descriptions"]: return None
     if world: return world.articles
     make = lambda: look_up(classes, encyclopaedia(given), given["dataset"], superclass)
     if given["wiki_file"]: return make()
-    return Store(given["store"]).keep("articles", make, classes=list(classes), superclass=superclass, dataset=given["dataset"], host=given["wiki_host"])
+    return Store(given["store"]).keep("articles", make if fetch else None, classes=list(classes), superclass=superclass, dataset=given["dataset"], host=given["wiki_host"])
 
-# %% ../nbs/88_plan.ipynb #f1db5dea
+# %% ../nbs/88_plan.ipynb #e2613acb
 def subject(
     given:dict, # the parameters of a run
 ):
@@ -95,7 +96,8 @@ def rehearse(
     "A language model that was asked, in thought only, all that a run would ask; its ledger says what that takes"
     classes, superclass, world = subject(given)
     llm = language_model(given, world, dry_run=True)
-    articles = world.articles if world else stand_ins(classes, given["article_tokens"])
+    articles = find_articles(given, classes, superclass, world, fetch=False)
+    if articles is None: articles = stand_ins(classes, given["article_tokens"])
     if not given["descriptions"]: describe(classes, llm, kinds(given, superclass), articles, given["knowledge"], given["samples"], given["article_tokens"], progress=False)
     for peer in given["peers"]: ask(PEERS[peer], classes, llm, kinds(given, superclass))
     return llm

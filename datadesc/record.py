@@ -6,7 +6,7 @@
 __all__ = ['Request', 'LLMError', 'connect', 'row_of', 'Record', 'claim', 'claim_one', 'clear_claims', 'write_bundle',
            'bundle_rows', 'read_bundle', 'import_bundle']
 
-# %% ../nbs/12_record.ipynb #36a86d26
+# %% ../nbs/12_record.ipynb #030e79d2
 import gzip, json, sqlite3
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from copy import copy
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .store import key_of, whole, writable_folder
 
-# %% ../nbs/12_record.ipynb #93b9ef3e
+# %% ../nbs/12_record.ipynb #defa99dd
 @dataclass(frozen=True)
 class Request:
     "A question to a language model: all that determines its answer, and what it is about"
@@ -40,7 +40,7 @@ class Request:
     def __str__(self):
         return ", ".join(f"{name} {value!r}" for name, value in self.about.items()) or f"{self.messages[-1][1]:.60}"
 
-# %% ../nbs/12_record.ipynb #4dbd118f
+# %% ../nbs/12_record.ipynb #b33495c1
 class LLMError(RuntimeError): "What went wrong between a question and its answer, and what to do about it"
 
 @contextmanager
@@ -57,7 +57,7 @@ def connect(
     except sqlite3.Error as error:
         raise LLMError(f"The record '{path}' cannot be used ({error}): move that file away, or name another.") from None
 
-# %% ../nbs/12_record.ipynb #edd263e3
+# %% ../nbs/12_record.ipynb #4f674024
 def row_of(
     request:Request, # the question
     answer:str, # what the model said
@@ -69,7 +69,7 @@ def row_of(
     if not request.attempt: del kept["attempt"]
     return {"request": kept, "answer": answer} | ({"usage": [*usage]} if usage else {})
 
-# %% ../nbs/12_record.ipynb #e9cb820f
+# %% ../nbs/12_record.ipynb #9234660a
 class Record:
     "Answers found by the key of their question, in one SQLite file that only grows; made at the first answer"
     def __init__(self,
@@ -111,7 +111,7 @@ class Record:
             db.execute("insert or ignore into answers values (?, ?)", [request.key, json.dumps(row_of(request, answer, usage))])
             return json.loads(db.execute("select value from answers where key = ?", [request.key]).fetchone()[0])["answer"]
 
-# %% ../nbs/12_record.ipynb #8564228b
+# %% ../nbs/12_record.ipynb #b764102d
 @contextmanager
 def claim(
     record:Record, # the record that the answers will go to
@@ -138,7 +138,7 @@ def claim_one(
         path.unlink(missing_ok=True)
         lock.release()
 
-# %% ../nbs/12_record.ipynb #1daf6739
+# %% ../nbs/12_record.ipynb #f5bcf549
 def clear_claims(
     record:Record, # a record
 ):
@@ -146,7 +146,7 @@ def clear_claims(
     for path in record.path.parent.glob(f".{record.path.name}.*.asked"):
         with suppress(Timeout), claim_one(path): pass
 
-# %% ../nbs/12_record.ipynb #82430b93
+# %% ../nbs/12_record.ipynb #d9f0f976
 def write_bundle(
     record:Record, # the answers
     path, # a *.jsonl or *.jsonl.gz file
@@ -171,7 +171,7 @@ def bundle_rows(
                 number += 1
         except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
             raise ValueError(f"'{path}' is no bundle of answers (line {number}: {error}): "
-                             "expected JSON lines with 'key' and 'answer', as write_bundle makes them.") from None
+                             "expected JSON lines with 'key' and 'answer', as `datadesc cache export` or write_bundle make them.") from None
 
 def read_bundle(
     path, # a *.jsonl or *.jsonl.gz file
@@ -179,7 +179,7 @@ def read_bundle(
     "Key -> answer for every line"
     return {key: row["answer"] for key, row in bundle_rows(path)}
 
-# %% ../nbs/12_record.ipynb #112c8a86
+# %% ../nbs/12_record.ipynb #b9bd85e5
 def import_bundle(
     record:Record, # where the answers go
     path, # a *.jsonl or *.jsonl.gz file

@@ -6,7 +6,7 @@
 __all__ = ['ALONE', 'KINDS', 'stand_in', 'digest', 'key_of', 'writable_folder', 'whole', 'write_text', 'plain', 'write_json',
            'write_table', 'read_table', 'write_tensors', 'read_tensors', 'default_root', 'kind_of', 'Store']
 
-# %% ../nbs/00_store.ipynb #0f66bc29
+# %% ../nbs/00_store.ipynb #8a12cef7
 import dataclasses, hashlib, json, os
 from contextlib import contextmanager
 from functools import singledispatch
@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, platformdirs, torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-# %% ../nbs/00_store.ipynb #60c7a938
+# %% ../nbs/00_store.ipynb #40059f8a
 @singledispatch
 def stand_in(
     value, # a JSON-able value, bytes, an array, a tensor, a table, a `Path`, a module or a dataclass
@@ -34,7 +34,7 @@ def stand_in(
 @stand_in.register
 def _(value: None | bool | int | float | str): return value
 
-# %% ../nbs/00_store.ipynb #52ec6ab8
+# %% ../nbs/00_store.ipynb #90e8d238
 @stand_in.register
 def _(value: list | tuple): return [stand_in(item) for item in value]
 
@@ -44,7 +44,7 @@ def _(value: set | frozenset): return {"set": sorted(json.dumps(stand_in(item)) 
 @stand_in.register
 def _(value: dict): return {json.dumps(stand_in(name)): stand_in(item) for name, item in value.items()}
 
-# %% ../nbs/00_store.ipynb #bb2ca2ff
+# %% ../nbs/00_store.ipynb #c9390ca8
 def digest(
     data, # bytes, or anything with the buffer protocol
 ) -> str:
@@ -59,7 +59,7 @@ def _(value: Path):
     if value.is_dir(): return {"folder": [[str(file.relative_to(value)), stand_in(file)] for file in sorted(value.rglob("*")) if file.is_file()]}
     with open(value, "rb") as file: return {"file": hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}
 
-# %% ../nbs/00_store.ipynb #5cafbce3
+# %% ../nbs/00_store.ipynb #80eed182
 @stand_in.register
 def _(value: np.generic): return stand_in(value.item())
 
@@ -73,25 +73,25 @@ def _(value: torch.Tensor):
     flat = value.detach().cpu().contiguous().reshape(-1)
     return {"tensor": [str(value.dtype), list(value.shape), digest(flat.view(torch.uint8).numpy())]}
 
-# %% ../nbs/00_store.ipynb #c134eea6
+# %% ../nbs/00_store.ipynb #db8d602d
 @stand_in.register
 def _(value: pd.Series | pd.Index): return {"column": [str(value.dtype), stand_in(value.to_numpy())]}
 
 @stand_in.register
 def _(value: pd.DataFrame): return {"table": [[str(name), stand_in(column)] for name, column in value.items()] + [stand_in(value.index)]}
 
-# %% ../nbs/00_store.ipynb #9dd81281
+# %% ../nbs/00_store.ipynb #2700c0e6
 @stand_in.register
 def _(value: ModuleType): return {"module": [value.__name__, stand_in(Path(value.__file__))]}
 
-# %% ../nbs/00_store.ipynb #f35d24dc
+# %% ../nbs/00_store.ipynb #b8c16b2d
 def key_of(
     **parts, # what determines a value, by name
 ) -> str:
     "32 hexadecimal digits: the same for the same parts, in whatever order they are given"
     return digest(json.dumps(stand_in(parts), sort_keys=True).encode())
 
-# %% ../nbs/00_store.ipynb #13367145
+# %% ../nbs/00_store.ipynb #d610e6a3
 def writable_folder(
     folder, # a folder, which need not exist yet
 ) -> Path:
@@ -116,7 +116,7 @@ def whole(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/00_store.ipynb #87067b20
+# %% ../nbs/00_store.ipynb #8ef44013
 def write_text(
     path, # the file
     value:str, # its whole content
@@ -143,7 +143,7 @@ def write_json(
     except (TypeError, ValueError) as error: raise type(error)(f"'{path}' cannot be written: {error}") from None
     return write_text(path, text + "\n")
 
-# %% ../nbs/00_store.ipynb #cd1cb216
+# %% ../nbs/00_store.ipynb #53352032
 def write_table(
     path, # the file, by custom *.parquet
     value:pd.DataFrame, # the table
@@ -161,7 +161,7 @@ def read_table(
         table[name] = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in table[name]]
     return table
 
-# %% ../nbs/00_store.ipynb #cf01b963
+# %% ../nbs/00_store.ipynb #d5935e37
 ALONE = "tensor"
 
 def write_tensors(
@@ -182,7 +182,7 @@ def read_tensors(
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors[ALONE] if (file.metadata() or {}).get("alone") == "True" else tensors
 
-# %% ../nbs/00_store.ipynb #04b94eb6
+# %% ../nbs/00_store.ipynb #c321ad51
 def default_root() -> Path:
     "The folder named by DATADESC_STORE, otherwise this user's cache"
     return Path(os.environ.get("DATADESC_STORE") or platformdirs.user_cache_path("datadesc")).expanduser()
@@ -199,7 +199,7 @@ def kind_of(
     if torch.is_tensor(value) or (isinstance(value, dict) and value and all(map(torch.is_tensor, value.values()))): return "safetensors"
     return "json"
 
-# %% ../nbs/00_store.ipynb #aebddfaa
+# %% ../nbs/00_store.ipynb #3cca2cd3
 class Store:
     "Values under `<root>/<name>/<key>.<kind>`, made once and read ever after; processes may share a root"
     def __init__(self,
@@ -218,12 +218,13 @@ class Store:
 
     def keep(self,
         name:str, # what the value is called: the folder it lies in
-        make, # a function without arguments that makes the value
+        make, # a function without arguments that makes the value; None: the value is None if it was not kept before
         **determined_by, # all that the value depends on
     ):
         "The value: read if it was kept before, otherwise made, written whole and read back"
         key = key_of(datadesc=version("datadesc"), **determined_by)
         path = self.find(name, key)
+        if path is None and make is None: return None
         if path is None:
             writable_folder(self.root/name)
             value = make()

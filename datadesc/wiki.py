@@ -10,7 +10,7 @@ __all__ = ['APPENDIX', 'LONGEST_WAIT', 'MEANINGS', 'APPEARANCE', 'paragraphs', '
            'about_appearance', 'singular', 'words_of', 'indexed', 'relevance', 'score', 'about_four_characters', 'cut',
            'passages_about']
 
-# %% ../nbs/10_wiki.ipynb #679bb41e
+# %% ../nbs/10_wiki.ipynb #bd5108c4
 import csv, gzip, json, re, time
 from bisect import bisect_right
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .store import whole
 
-# %% ../nbs/10_wiki.ipynb #e891d801
+# %% ../nbs/10_wiki.ipynb #a0de7d4b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
   | einzelnachweise | weblinks | literatur | siehe\ auch | quellen | références | notes\ et\ références | voir\ aussi | liens\ externes | bibliographie
   | referencias | véase\ también | enlaces\ externos | bibliografía | note | voci\ correlate | altri\ progetti | collegamenti\ esterni | bibliografia
@@ -45,7 +45,7 @@ def paragraphs(
         elif not any(map(APPENDIX.fullmatch, path)): found.append((" / ".join(path), line))
     return found
 
-# %% ../nbs/10_wiki.ipynb #7fda0e74
+# %% ../nbs/10_wiki.ipynb #3e7eaa4f
 def article_of(
     text:str, # a page as TextExtracts gives it
     source:str, # where it was found
@@ -60,7 +60,7 @@ def article_of(
     return {"class": "", "source": source, "page": page, "revision": revision, "url": url,
             "passages": list(passages), "sections": list(sections), "how": how, "note": note}
 
-# %% ../nbs/10_wiki.ipynb #f173423d
+# %% ../nbs/10_wiki.ipynb #ad281f39
 class WikiError(RuntimeError): "What went wrong between a class name and its article, and what to do about it"
 
 def api_address(
@@ -73,14 +73,14 @@ def api_address(
     raise WikiError(f"No wiki can be asked at '{host}': expected a host such as en.wikipedia.org, or the full address of a wiki's api.php, "
                     "such as http://127.0.0.1:8080/api.php (Special:Version of the wiki names it).")
 
-# %% ../nbs/10_wiki.ipynb #0a4ad416
+# %% ../nbs/10_wiki.ipynb #bf93236d
 def shown(
     url:str, # an address, perhaps with user and password
 ) -> str:
     "The address as it may stand in a message"
     return re.sub(r"//[^/]*@", "//", url)
 
-# %% ../nbs/10_wiki.ipynb #7175c752
+# %% ../nbs/10_wiki.ipynb #82dd3cc7
 LONGEST_WAIT = 300 # seconds that a server may ask us to wait
 
 def seconds_in(
@@ -91,7 +91,7 @@ def seconds_in(
     try: return max(0., (parsedate_to_datetime(retry_after) - datetime.now(timezone.utc)).total_seconds())
     except (ValueError, TypeError): return None
 
-# %% ../nbs/10_wiki.ipynb #d1eb0642
+# %% ../nbs/10_wiki.ipynb #fbb1af62
 class Unreadable(WikiConnectionError): "The reply was not JSON: another try is worth it"
 
 def said(
@@ -108,7 +108,7 @@ def said(
     data.setdefault("query", {}).setdefault("pages", {"-1": {}}) # what cannot be a title gets no pages
     return data
 
-# %% ../nbs/10_wiki.ipynb #f9427e58
+# %% ../nbs/10_wiki.ipynb #fd837eb9
 def fetched(
     client, # an `httpx.Client`
     url:str, # what to get
@@ -126,7 +126,7 @@ def fetched(
     except httpx.RequestError as error: raise WikiConnectionError(url) from error
     return httpx.Response(reply.status_code, headers={"Retry-After": reply.headers.get("Retry-After", "")}, content=bytes(body))
 
-# %% ../nbs/10_wiki.ipynb #dbeebe88
+# %% ../nbs/10_wiki.ipynb #5160deb8
 class Client(wikipediaapi.Wikipedia):
     "Wikipedia-API for any MediaWiki: paced, with a deadline for each reply, and patient with a busy server"
     def __init__(self,
@@ -157,7 +157,7 @@ class Client(wikipediaapi.Wikipedia):
 
     def _build_extracts(self, extract, page): return self._build_info(extract, page)
 
-# %% ../nbs/10_wiki.ipynb #9e5abe23
+# %% ../nbs/10_wiki.ipynb #ef29612a
 @contextmanager
 def explained(
     client:Client, # whose calls are made in the block
@@ -171,9 +171,9 @@ def explained(
     except WikiHttpError as error:
         why = {403: "refuses the call (403): Wikimedia's wikis want to know who asks, so give a contact", 404: "is not there (404): check the address"}
         raise WikiError(f"{shown(error.url)} {why.get(error.status_code, f'failed with status {error.status_code} ({tries})')}.") from None
-    except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or use a snapshot.") from None
+    except WikiConnectionError as error: raise WikiError(f"{shown(error.url)} cannot be reached ({tries}): check the network and the address, or do without: -p wiki_file=... reads articles from a file, -p knowledge=none asks from memory.") from None
 
-# %% ../nbs/10_wiki.ipynb #a81f5dbd
+# %% ../nbs/10_wiki.ipynb #40f64615
 MEANINGS = re.compile(r"""\b(?:may|can)(?:\ also)?\ (?:refer\ to|mean|be)\b.*:$
   | \b(?: steht\ für | bezeichnet | peut\ (?:aussi\ )?désigner | puede\ (?:referirse|designar|hacer\ referencia) | può\ (?:riferirsi|indicare) | pode\ referir-se | kan\ verwijzen )\b.*:$""", re.X)
 
@@ -183,7 +183,7 @@ def lists_meanings(
     "Whether the page only lists what its title may mean"
     return any(MEANINGS.search(passage) for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #a36d80e5
+# %% ../nbs/10_wiki.ipynb #2d75c3d8
 def steps_in(
     redirects, # of a reply: [{from, to, tofragment}, ...]
 ) -> str:
@@ -237,7 +237,7 @@ class Wikipedia:
         with explained(self.client): links = self.client.langlinks(page, lllang=self.client.language)
         return links[self.client.language].title if links else None
 
-# %% ../nbs/10_wiki.ipynb #d01e536f
+# %% ../nbs/10_wiki.ipynb #0f6646e7
 def text_of_html(
     page:str, # a page in HTML
 ) -> str:
@@ -251,14 +251,14 @@ def text_of_html(
         if text and not (element.name == "li" and element.find("p")) and not (element.name == "p" and element.find_parent("p")): lines.append(text)
     return "\n".join(lines)
 
-# %% ../nbs/10_wiki.ipynb #90f943f9
+# %% ../nbs/10_wiki.ipynb #8f81da65
 class Zim:
     "An encyclopaedia in a ZIM file; needs the package libzim"
     def __init__(self,
         path, # a *.zim file
     ):
         try: from libzim.reader import Archive
-        except ImportError: raise WikiError("Reading a ZIM file needs libzim: pip install 'datadesc[zim]'.") from None
+        except ImportError: raise WikiError("Reading a ZIM file needs libzim: pip install libzim.") from None
         if not Path(path).is_file(): raise WikiError(f"No file '{path}': expected a ZIM file.")
         try: self.archive = Archive(Path(path))
         except RuntimeError as error: raise WikiError(f"'{path}' is no ZIM file, or not all of one ({error}).") from None
@@ -297,14 +297,14 @@ class Zim:
         paths = Searcher(self.archive).search(Query().set_query(words)).getResults(0, limit)
         return [self.archive.get_entry_by_path(path).title for path in paths]
 
-# %% ../nbs/10_wiki.ipynb #5f57c301
+# %% ../nbs/10_wiki.ipynb #b4088462
 def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
     "The name without case, punctuation and a leading number"
     return re.sub(r"[\W_]+", " ", re.sub(r"^\d+\.", "", name)).casefold().strip()
 
-# %% ../nbs/10_wiki.ipynb #4e11d0c6
+# %% ../nbs/10_wiki.ipynb #ff9b4a6c
 def write_snapshot(
     articles:pd.DataFrame, # from `look_up`
     path, # a *.jsonl or *.jsonl.gz file
@@ -314,7 +314,7 @@ def write_snapshot(
     with whole(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return Path(path)
 
-# %% ../nbs/10_wiki.ipynb #586039b3
+# %% ../nbs/10_wiki.ipynb #9bd1d6e1
 def read_article(
     line:str, # of a snapshot
 ) -> dict:
@@ -325,19 +325,19 @@ def read_article(
     if not isinstance(passages, list) or not all(isinstance(text, str) for text in passages): raise ValueError("no 'passages', a list of texts")
     return article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
-# %% ../nbs/10_wiki.ipynb #b76efc60
+# %% ../nbs/10_wiki.ipynb #d39bc467
 class Snapshot:
     "Articles from a file of JSON lines, each with passages and a page or class"
     def __init__(self,
         path, # a *.jsonl or *.jsonl.gz file, as `write_snapshot` makes it
     ):
-        if not Path(path).is_file(): raise WikiError(f"No snapshot '{path}': expected JSON lines, as write_snapshot makes them.")
+        if not Path(path).is_file(): raise WikiError(f"No snapshot '{path}': expected JSON lines, as `datadesc cache export --run` or write_snapshot make them.")
         self.name, found = Path(path).name, []
         try:
             with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
                 for line in file: found.append(read_article(line))
         except (ValueError, OSError, EOFError) as error:
-            raise WikiError(f"Line {len(found) + 1} of snapshot '{path}' is no article ({error}): expected JSON as write_snapshot makes it.") from None
+            raise WikiError(f"Line {len(found) + 1} of snapshot '{path}' is no article ({error}): expected JSON as `datadesc cache export --run` or write_snapshot make it.") from None
         found = [article for article in found if article["passages"]]
         self.pages = {alike(article["page"]): article for article in found} | {alike(article["class"]): article for article in found}
 
@@ -357,7 +357,7 @@ class Snapshot:
         "Pages or classes that hold all the words"
         return [article["page"] or article["class"] for name, article in self.pages.items() if set(alike(words).split()) <= set(name.split())][:limit]
 
-# %% ../nbs/10_wiki.ipynb #c354eb80
+# %% ../nbs/10_wiki.ipynb #b9a164d9
 def mentions(
     text:str, # a passage
     superclass:str, # what it should be about
@@ -371,7 +371,7 @@ def lead(
     "The passages before the first section"
     return "\n".join(passage for passage, section in zip(article["passages"], article["sections"]) if not section)
 
-# %% ../nbs/10_wiki.ipynb #7ce23a47
+# %% ../nbs/10_wiki.ipynb #873597fc
 def meanings(
     article:dict, # a disambiguation page
 ) -> dict:
@@ -379,7 +379,7 @@ def meanings(
     lines = [passage for passage in article["passages"] if not MEANINGS.search(passage)]
     return {re.split(r"\s*(?:,|;|:| [–—-] )\s*", line)[0]: line for line in lines}
 
-# %% ../nbs/10_wiki.ipynb #cf6266c9
+# %% ../nbs/10_wiki.ipynb #a076b14f
 def settled(
     listed:dict, # a disambiguation page as an article
     superclass:str|None, # what the class is a kind of
@@ -394,7 +394,7 @@ def settled(
     if len(fitting) == 1: return next(iter(fitting.values())) | {"how": "disambiguation", "note": f"one of the meanings of {listed['page']}"}
     return listed | {"passages": [], "sections": [], "how": "ambiguous", "note": f"{listed['page']} may be " + ", ".join((list(fitting) or list(lines))[:limit])}
 
-# %% ../nbs/10_wiki.ipynb #753a2c83
+# %% ../nbs/10_wiki.ipynb #a1e38050
 def searched(
     name:str, # a class name
     source, # where to look
@@ -407,7 +407,7 @@ def searched(
         if article and article["how"] != "ambiguous" and (not superclass or mentions(lead(article), superclass)):
             return article | {"how": "search", "note": f"found by searching for {name}"}
 
-# %% ../nbs/10_wiki.ipynb #38805afc
+# %% ../nbs/10_wiki.ipynb #54e3bec5
 def find(
     name:str, # a class name
     source, # where to look
@@ -425,7 +425,7 @@ def find(
     if clear: return article if article and article["passages"] else named
     return article or searched(name, source, superclass)
 
-# %% ../nbs/10_wiki.ipynb #819d23f8
+# %% ../nbs/10_wiki.ipynb #2d359963
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
@@ -433,7 +433,7 @@ def article_titles(
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
         return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
-# %% ../nbs/10_wiki.ipynb #d4ed9d9f
+# %% ../nbs/10_wiki.ipynb #39b47202
 def article_for(
     name:str, # a class name
     title:str|None, # its English title in the table; '' where none tells its look, None for a class that is not in the table
@@ -449,7 +449,7 @@ def article_for(
     article = find(name, source, superclass) if title and superclass else None
     return article if article and mentions(lead(article), superclass) else None
 
-# %% ../nbs/10_wiki.ipynb #5cc863b0
+# %% ../nbs/10_wiki.ipynb #3d6abed0
 def look_up(
     classes, # class names
     source, # a `Wikipedia`, `Snapshot` or `Zim`
@@ -466,7 +466,7 @@ def look_up(
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 
-# %% ../nbs/10_wiki.ipynb #c4229335
+# %% ../nbs/10_wiki.ipynb #6132109e
 APPEARANCE = re.compile(r"""\b(?: descri | appear | identif | plumage | morpholog | characteristic | features?\b | physical | anatom | colou?r | coat\b | markings? | looks?\b
   | design\b | structure | texture | shape | body | ingredient | prepar | presentation | serving | variet | dimorphism
   | beschreib | aussehen | merkmal | kennzeich | erscheinung | äußer | gefieder | zubereit | apparen | caractéristi | aspect | aparien | caracter | plumaje
@@ -479,7 +479,7 @@ def about_appearance(
     "Whether the title promises a description"
     return bool(APPEARANCE.search(section))
 
-# %% ../nbs/10_wiki.ipynb #85c35e6d
+# %% ../nbs/10_wiki.ipynb #09dc2316
 def singular(
     words, # in lower case
 ) -> list:
@@ -492,7 +492,7 @@ def words_of(
     "T lists of words, in lower case and singular"
     return bm25s.tokenize(list(texts), stopwords=None, stemmer=singular, return_ids=False, show_progress=False)
 
-# %% ../nbs/10_wiki.ipynb #1376f74f
+# %% ../nbs/10_wiki.ipynb #2ae0b24a
 @lru_cache(maxsize=8)
 def indexed(
     passages:tuple, # P texts
@@ -512,7 +512,7 @@ def relevance(
     scores = index.get_scores(question) if question else np.zeros(len(passages))
     return scores / max(scores.max(initial=0), 1e-9)
 
-# %% ../nbs/10_wiki.ipynb #687757f6
+# %% ../nbs/10_wiki.ipynb #9567e50d
 def score(
     article, # dict with passages and, if they are known, their sections
     part:str, # one part of the class's look
@@ -522,14 +522,14 @@ def score(
     if not isinstance(sections, (list, tuple, np.ndarray)) or len(sections) != len(article["passages"]): sections = [""] * len(article["passages"])
     return relevance(article["passages"], part) + [1 if about_appearance(title) else .5 if title == "" else 0 for title in sections]
 
-# %% ../nbs/10_wiki.ipynb #1165b9e3
+# %% ../nbs/10_wiki.ipynb #018bc237
 def about_four_characters(
     text:str, # any text
 ) -> int:
     "Its number of tokens, estimated as one for four characters"
     return -(-len(text) // 4)
 
-# %% ../nbs/10_wiki.ipynb #0a2ca624
+# %% ../nbs/10_wiki.ipynb #b198143c
 def cut(
     text:str, # a passage
     max_tokens:int, # what it may cost
@@ -540,7 +540,7 @@ def cut(
     ends = [end.end() for end in re.finditer(r"[.!?](?=\s)|[。！？]", text[:fits + 1])]
     return text if fits == len(text) else text[:max([end for end in ends if end <= fits], default=0)]
 
-# %% ../nbs/10_wiki.ipynb #cfd3ee39
+# %% ../nbs/10_wiki.ipynb #a5fd6af4
 def passages_about(
     article, # dict with passages and, if they are known, their sections
     part:str, # what they should be about

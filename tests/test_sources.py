@@ -1,6 +1,7 @@
 "A published dataset, an encyclopaedia and a language model on loopback: the whole way, with its bill, its budget, its record and its key"
 import json
 import os
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -124,7 +125,8 @@ def repeated(here, result):
     done = here.datadesc("cache", "export", "eurosat.jsonl.gz", "--run", "eurosat")
     assert done.returncode == 0, done.stderr
     before = len(here.asked), len(here.read)
-    again = here.datadesc("run", "eurosat", "--data-root", "data", "--model", "meadow-clip", *SMALL, "-p", "answers=eurosat.jsonl.gz", "-p", "wiki_file=eurosat.articles.jsonl.gz", "--out", "elsewhere", store="other")
+    command = shlex.split(done.stdout.split("To repeat the run: datadesc ")[1])
+    again = here.datadesc(*command, "--data-root", "data", "--out", "elsewhere", store="other")
     assert again.returncode == 0, again.stderr
     assert before == (len(here.asked), len(here.read))
     return done.stdout, here.folder/"elsewhere"/"eurosat"
@@ -133,9 +135,15 @@ def repeated(here, result):
 def test_others_repeat_the_run_without_a_key(result, repeated):
     said, place = repeated
     assert "41 answers" in said and "10 articles" in said and "-p answers=eurosat.jsonl.gz -p wiki_file=eurosat.articles.jsonl.gz" in said
+    assert "datadesc run eurosat" in said and "-p model=meadow-clip" in said and "-p samples=1" in said and "127.0.0.1" not in said
     first, second = (pd.read_parquet(folder/"tables"/"descriptions.parquet") for folder in (result, place))
     pd.testing.assert_frame_equal(first, second)
     assert pd.DataFrame(json.loads((place/"result.json").read_text())["asked"]).calls.sum() == 0
+
+
+def test_a_dry_run_knows_what_is_on_record(here, result):
+    done = here.datadesc(*here.run, "--dry-run")
+    assert "total                0 calls      41 on record" in done.stdout, done.stdout + done.stderr
 
 
 def test_answers_move_between_machines(here, result):
