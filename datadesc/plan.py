@@ -6,7 +6,7 @@
 __all__ = ['WORLDS', 'load_images', 'kinds', 'language_model', 'encyclopaedia', 'find_articles', 'subject', 'stand_ins',
            'rehearse']
 
-# %% ../nbs/88_plan.ipynb #c12b8f7c
+# %% ../nbs/88_plan.ipynb #847d12fe
 import pandas as pd
 
 from . import data, datasets, meadow
@@ -17,7 +17,7 @@ from .peers import PEERS, ask
 from .store import Store
 from .wiki import Snapshot, Wikipedia, Zim, look_up
 
-# %% ../nbs/88_plan.ipynb #ae618103
+# %% ../nbs/88_plan.ipynb #f381ba4f
 WORLDS = {"meadow": meadow.load, "heath": lambda: meadow.make_world(7, "heath")}
 
 def load_images(
@@ -29,7 +29,7 @@ def load_images(
         return world.images, world
     return data.load(given["dataset"], **{name: given[name] for name in ("split", "data_root", "download", "superclass", "bad_images")}), None
 
-# %% ../nbs/88_plan.ipynb #6c4b8aa7
+# %% ../nbs/88_plan.ipynb #6f03940c
 def kinds(
     given:dict, # the parameters of a run
     superclass, # what all its classes are kinds of, or None
@@ -38,7 +38,7 @@ def kinds(
     own = datasets.CLASSES.superclass[datasets.CLASSES.dataset == given["dataset"]]
     return list(own) if own.nunique() > 1 and not given["superclass"] else superclass
 
-# %% ../nbs/88_plan.ipynb #fb9dace4
+# %% ../nbs/88_plan.ipynb #7da8bb7e
 def language_model(
     given:dict, # the parameters of a run
     world=None, # the drawn world that it shows
@@ -48,11 +48,12 @@ def language_model(
     options = {name.removeprefix("llm_"): value for name, value in given.items() if name.startswith("llm_")}
     bundles = tuple(given["answers"])
     if world and not given["llm_base_url"]:
-        options |= dict(model=f"{world.name}-author", client=world.author)
+        free = dict(model=f"{world.name}-author", input=0., output=0., batch=1., as_of="", shut_down="", source="made up by the package")
+        options |= dict(model=free["model"], client=world.author, prices=pd.DataFrame([free]))
         bundles += (meadow.records(),)
     return LLM(**options, record=Record(Store(given["store"]).root/"answers.sqlite"), bundles=bundles, dry_run=dry_run)
 
-# %% ../nbs/88_plan.ipynb #335d67b0
+# %% ../nbs/88_plan.ipynb #9c5a9ab6
 def encyclopaedia(
     given:dict, # the parameters of a run
 ):
@@ -74,7 +75,7 @@ def find_articles(
     if given["wiki_file"]: return make()
     return Store(given["store"]).keep("articles", make if fetch else None, classes=list(classes), superclass=superclass, dataset=given["dataset"], host=given["wiki_host"])
 
-# %% ../nbs/88_plan.ipynb #e2613acb
+# %% ../nbs/88_plan.ipynb #76235037
 def subject(
     given:dict, # the parameters of a run
 ):
