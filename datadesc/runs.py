@@ -12,7 +12,7 @@ __all__ = ['ELSEWHERE', 'BUNDLED', 'THIS_PYTHON', 'MANNER', 'ASSUMED', 'SUMMARY'
            'bill', 'state', 'run_names', 'status', 'missing', 'datasets', 'result', 'accuracies', 'chosen_texts',
            'publish', 'repeat_command', 'finished', 'summarise']
 
-# %% ../nbs/90_runs.ipynb #021fb986
+# %% ../nbs/90_runs.ipynb #58ff75c8
 import ast, difflib, json, logging, os, re, shlex, shutil, sys, tempfile, textwrap, time, typing
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from pydantic import TypeAdapter, ValidationError
 
-# %% ../nbs/90_runs.ipynb #34300ef3
+# %% ../nbs/90_runs.ipynb #7aed86ec
 @dataclass(frozen=True)
 class Parameter:
     "One annotated name of a run notebook's parameters cell."
@@ -35,14 +35,14 @@ class Parameter:
     default: object # its value when nothing is said
     help: str # the comment beside it
 
-# %% ../nbs/90_runs.ipynb #7e8602d4
+# %% ../nbs/90_runs.ipynb #a733b8f9
 def read_cells(notebook:Path # a notebook file
               )->list[dict]: # its cells; `source` is one string
     "The cells of `notebook`, read as plain JSON."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
-# %% ../nbs/90_runs.ipynb #cadd1621
+# %% ../nbs/90_runs.ipynb #99689772
 def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
               )->dict[str, Parameter]: # in the order of the cell
     "The annotated names of the parameters cell of `notebook`."
@@ -55,7 +55,7 @@ def parameters(notebook:Path # a run notebook with a cell tagged `parameters`
         found[line.target.id] = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value), comment)
     return found
 
-# %% ../nbs/90_runs.ipynb #cbb042c8
+# %% ../nbs/90_runs.ipynb #79799d8d
 def fitting(parameter:Parameter, # what the notebook declares
             value:object # what somebody gave
            )->object: # the same value
@@ -65,21 +65,21 @@ def fitting(parameter:Parameter, # what the notebook declares
         reason = error.errors()[0]["msg"].lower()
         raise ValueError(f"Parameter '{parameter.name}' is {parameter.annotation} ({parameter.help}), got {value!r}: {reason}") from None
 
-# %% ../nbs/90_runs.ipynb #ae5ee775
+# %% ../nbs/90_runs.ipynb #80249c6d
 def from_json(text:str # one value as somebody types it
              )->object: # the value, or `text` itself where it is no JSON
     "`text` as a number, a boolean, a list ... if it is one."
     with suppress(ValueError): return json.loads(text.lower() if text in ("True", "False") else text)
     return text
 
-# %% ../nbs/90_runs.ipynb #f459b1a8
+# %% ../nbs/90_runs.ipynb #fb88d9b3
 def readings(text:str # what stands behind `name=` on the command line
             )->list: # the most literal first
     "The values that `text` may stand for."
     parts = [part.strip() for part in text.split(",")]
     return [text, from_json(text), [from_json(part) for part in parts], parts]
 
-# %% ../nbs/90_runs.ipynb #2fc0651e
+# %% ../nbs/90_runs.ipynb #781c0974
 def read_value(parameter:Parameter, # what the notebook declares
                text:str # what stands behind `name=` on the command line
               )->object:
@@ -88,7 +88,7 @@ def read_value(parameter:Parameter, # what the notebook declares
         with suppress(ValueError): return fitting(parameter, value)
     return fitting(parameter, text)
 
-# %% ../nbs/90_runs.ipynb #add32fdd
+# %% ../nbs/90_runs.ipynb #d76aa5da
 def known_name(name:str, # what somebody wrote
                known:dict # what there is
               )->str: # the same name
@@ -97,7 +97,7 @@ def known_name(name:str, # what somebody wrote
     near = difflib.get_close_matches(name, known, n=1)
     raise ValueError(f"No parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else f": there are {', '.join(known)}"))
 
-# %% ../nbs/90_runs.ipynb #d5da7f00
+# %% ../nbs/90_runs.ipynb #d6648855
 def check_parameters(given:dict, # values by name; a text is read as its parameter wants
                      known:dict[str, Parameter] # from `parameters`
                     )->dict: # values by name, each of its parameter's type
@@ -105,7 +105,7 @@ def check_parameters(given:dict, # values by name; a text is read as its paramet
     read = lambda parameter, value: read_value(parameter, value) if isinstance(value, str) else fitting(parameter, value)
     return {name: read(known[known_name(name, known)], value) for name, value in given.items()}
 
-# %% ../nbs/90_runs.ipynb #5630ca49
+# %% ../nbs/90_runs.ipynb #bccee543
 def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     "Folders of a clone where the package is used from one, else the copies in the installed package."
     package = Path(str(files("datadesc")))
@@ -113,13 +113,13 @@ def sources()->tuple[Path, Path]: # (run notebooks, parameter files)
     if (clone/"nbs"/"runs").is_dir(): return clone/"nbs"/"runs", clone/"papermill_runs"
     return package/"assets"/"runs", package/"assets"/"runs"
 
-# %% ../nbs/90_runs.ipynb #b1041b0f
+# %% ../nbs/90_runs.ipynb #0848ae09
 def parameter_files(root:Path # folder that holds the runs
                    )->dict[str, Path]: # by dataset name
     "The parameter files of the project and of `root`; those of `root` come first."
     return {file.stem: file for folder in (sources()[1], Path(root)) for file in sorted(folder.glob("*.yaml"))}
 
-# %% ../nbs/90_runs.ipynb #14d50603
+# %% ../nbs/90_runs.ipynb #8322bd05
 def read_parameter_file(file:Path # YAML: one `name: value` a line
                        )->dict: # values by name
     "The values in `file`; `ValueError` where it is not a YAML mapping."
@@ -128,7 +128,7 @@ def read_parameter_file(file:Path # YAML: one `name: value` a line
     if not isinstance(values, dict): raise ValueError(f"{file} must hold one 'name: value' a line, it holds {values!r}")
     return values
 
-# %% ../nbs/90_runs.ipynb #7afbc4c6
+# %% ../nbs/90_runs.ipynb #22082e92
 ELSEWHERE = ("hf:", "wds:") # datasets of Hugging Face, and shards of WebDataset
 
 def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
@@ -144,7 +144,7 @@ def find_dataset(name_or_path:str, # a dataset name, a folder of images or a CSV
     raise ValueError(f"'{name_or_path}' is no dataset and no folder" + (f", did you mean '{near[0]}'?" if near else
         f": give one of {', '.join(files)}, a folder of images (<class>/<image>), a CSV (path,label), hf:NAME or wds:SHARDS"))
 
-# %% ../nbs/90_runs.ipynb #2e48cb94
+# %% ../nbs/90_runs.ipynb #b422c480
 BUNDLED = ("meadow", "heath") # datasets that travel with the package, or are drawn by it
 
 def method_file(spec:str # NAME=FILE, or NAME=FILE.py:FUNCTION
@@ -154,7 +154,7 @@ def method_file(spec:str # NAME=FILE, or NAME=FILE.py:FUNCTION
     if not (name and given and place): raise ValueError(f"methods: {spec!r} names no file, expected NAME=FILE.json or NAME=FILE.py:FUNCTION")
     return place.rpartition(":")[0] if ".py:" in place else place
 
-# %% ../nbs/90_runs.ipynb #ca9939fd
+# %% ../nbs/90_runs.ipynb #4548bed6
 def missing_images(given:dict, # the parameters of a dataset
                    short=False # say what it is, not where it belongs
                   )->str: # empty if they seem to be there
@@ -168,16 +168,16 @@ def missing_images(given:dict, # the parameters of a dataset
     if not place or place in BUNDLED or place.startswith(ELSEWHERE) or Path(place).exists(): return ""
     return f"dataset: {place}"
 
-# %% ../nbs/90_runs.ipynb #1ddba354
+# %% ../nbs/90_runs.ipynb #36279833
 def missing_files(given:dict # the parameters of a dataset
                  )->list[str]: # one `name: path` each
     "The files among the parameters of a dataset that are not there."
-    places = [(name, given[name]) for name in ("checkpoint", "descriptions", "wiki_file") if given.get(name)]
-    if places[:1] == [("checkpoint", given.get("checkpoint"))] and not Path(given["checkpoint"]).suffix: places = places[1:] # open_clip knows it by that name
+    published = lambda name: name == "checkpoint" and not Path(given[name]).suffix # open_clip knows it by that name
+    places = [(name, given[name]) for name in ("checkpoint", "descriptions", "wiki_file") if given.get(name) and not published(name)]
     places += [("methods", method_file(spec)) for spec in given.get("methods", [])] + [("answers", file) for file in given.get("answers", [])]
     return [f"{name}: {place}" for name, place in places if not Path(place).exists()]
 
-# %% ../nbs/90_runs.ipynb #07e091a2
+# %% ../nbs/90_runs.ipynb #a1763ff3
 def asks(given:dict # the parameters of a dataset
         )->bool:
     "Whether a run asks a language model."
@@ -195,7 +195,7 @@ def check_answers(given:dict # the parameters of a dataset
     if not asks(given) or can_ask(given) or given.get("answers") or (Store(given.get("store")).root/"answers.sqlite").exists(): return
     raise ValueError("Nobody can be asked what the classes look like: set OPENAI_API_KEY, give the address of a language model with --llm-base-url, or bring sentences with --descriptions")
 
-# %% ../nbs/90_runs.ipynb #e09035dd
+# %% ../nbs/90_runs.ipynb #bfd87d7a
 THIS_PYTHON = "this environment" # not a name that a kernel may have, so it hides none
 
 class KernelSpecs(KernelSpecManager):
@@ -208,7 +208,7 @@ class KernelSpecs(KernelSpecManager):
         try: return super().get_kernel_spec(kernel_name)
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
-# %% ../nbs/90_runs.ipynb #776233e6
+# %% ../nbs/90_runs.ipynb #9a827f45
 class SocketKernelManager(AsyncKernelManager):
     "Starts a kernel and talks to it through Unix sockets in a temporary folder of its own."
     def __init__(self, **kwargs):
@@ -216,7 +216,7 @@ class SocketKernelManager(AsyncKernelManager):
         connection = f"{self.folder.name}/kernel.json"
         super().__init__(transport="ipc", connection_file=connection, kernel_spec_manager=KernelSpecs(), **kwargs)
 
-# %% ../nbs/90_runs.ipynb #015f3d5c
+# %% ../nbs/90_runs.ipynb #f5af3a45
 def is_running(root:Path, # folder that holds the runs
                name:str # of the run
               )->bool:
@@ -227,7 +227,7 @@ def is_running(root:Path, # folder that holds the runs
         with FileLock(lock, timeout=0): return False
     except Timeout: return True
 
-# %% ../nbs/90_runs.ipynb #ec2c2f0c
+# %% ../nbs/90_runs.ipynb #f3a223d4
 @contextmanager
 def working_folder(root:Path, # folder that holds the runs
                    name:str # of the run
@@ -242,7 +242,7 @@ def working_folder(root:Path, # folder that holds the runs
             yield work
     except Timeout: raise ValueError(f"'{name}' is running already in {root}: see `datadesc status`, or wait for it") from None
 
-# %% ../nbs/90_runs.ipynb #4e85bcd4
+# %% ../nbs/90_runs.ipynb #f8f7e880
 def put(work:Path, # a folder that is complete
         place:Path # where it belongs, on the same file system
        )->Path: # `place`
@@ -254,13 +254,13 @@ def put(work:Path, # a folder that is complete
     shutil.rmtree(old, ignore_errors=True)
     return place
 
-# %% ../nbs/90_runs.ipynb #5caa44e9
+# %% ../nbs/90_runs.ipynb #bdb8997a
 def heading(source:str # of a markdown cell
            )->str|None:
     "The text of the cell's `## ` heading, if it opens with one."
     return source.splitlines()[0][3:].strip() if source.startswith("## ") else None
 
-# %% ../nbs/90_runs.ipynb #d00a3a6b
+# %% ../nbs/90_runs.ipynb #ac968fbb
 def announce_parts(notebook:Path # a run notebook
                   )->typing.Callable: # a hook for nbclient's `on_cell_start`
     "Prints each part of the report as its turn comes, with the seconds since the start."
@@ -269,7 +269,7 @@ def announce_parts(notebook:Path # a run notebook
         if (part := heading(cell.source)): print(f"{time.monotonic() - start:5.0f} s  {parts.index(part) + 1}/{len(parts)}  {part}", flush=True)
     return announce
 
-# %% ../nbs/90_runs.ipynb #72fb69a2
+# %% ../nbs/90_runs.ipynb #6c3716d5
 def tidy(report:Path, # an executed notebook, written anew
          work:Path, # the folder it was executed for
          place:Path # the folder that this becomes
@@ -286,7 +286,7 @@ def tidy(report:Path, # an executed notebook, written anew
     nbformat.write(notebook, report)
     return notebook
 
-# %% ../nbs/90_runs.ipynb #f21232f9
+# %% ../nbs/90_runs.ipynb #807ae334
 def report_html(notebook:dict # an executed notebook
                )->str: # a page that needs nothing but itself
     "The web page of `notebook`."
@@ -296,11 +296,11 @@ def report_html(notebook:dict # an executed notebook
     page = HTMLExporter(template_name="report", extra_template_basedirs=[templates], embed_images=True)
     return page.from_notebook_node(notebook)[0]
 
-# %% ../nbs/90_runs.ipynb #eb539d01
+# %% ../nbs/90_runs.ipynb #e9b202c8
 class RunFailed(RuntimeError):
     "A run that started and did not finish; the message says where and why."
 
-# %% ../nbs/90_runs.ipynb #fe1953fd
+# %% ../nbs/90_runs.ipynb #6f05c184
 def where(cells:list[dict], # of a report, in order
           index:int # of the cell that failed
          )->str:
@@ -308,7 +308,7 @@ def where(cells:list[dict], # of a report, in order
     parts = [h for cell in cells[:index + 1] if (h := heading(cell["source"]))]
     return f"under '{parts[-1]}'" if parts else "before the first heading"
 
-# %% ../nbs/90_runs.ipynb #18afe2bd
+# %% ../nbs/90_runs.ipynb #981f3089
 def open_cell(cells:list[dict] # of a report, in order
              )->int: # its index
     "The first code cell that has not come to a good end: the one a run is at, or died in."
@@ -316,7 +316,7 @@ def open_cell(cells:list[dict] # of a report, in order
     ended_well = lambda cell: cell["execution_count"] and all(output["output_type"] != "error" for output in cell["outputs"])
     return next((index for index in code if not ended_well(cells[index])), code[-1])
 
-# %% ../nbs/90_runs.ipynb #51df7a16
+# %% ../nbs/90_runs.ipynb #3e335d33
 def progress(report:Path # the executed notebook of a run that has not finished
             )->tuple[str, str]: # (where it is, what it said if it failed)
     "How far a run came. papermill writes the report before and after each cell, so it may be missing or half written."
@@ -326,14 +326,14 @@ def progress(report:Path # the executed notebook of a run that has not finished
     errors = [f"{output['ename']}: {output['evalue']}".removesuffix(": ") for output in cells[index].get("outputs", []) if output["output_type"] == "error"]
     return where(cells, index), "".join(errors[:1])
 
-# %% ../nbs/90_runs.ipynb #5a183e40
+# %% ../nbs/90_runs.ipynb #ac007533
 def unfinished(report:Path # the executed notebook of a run that has not finished
               )->str:
     "One line on where a run stopped and why."
     place, error = progress(report)
     return f"stopped {place}: {error or 'from outside'}"
 
-# %% ../nbs/90_runs.ipynb #a7fc7679
+# %% ../nbs/90_runs.ipynb #e6b61886
 def execute(notebook:Path, # a run notebook
             work:Path, # empty folder for what it makes
             given:dict, # values of its parameters; the others keep their defaults
@@ -348,7 +348,7 @@ def execute(notebook:Path, # a run notebook
         stderr_file=sys.stderr if sys.stderr.isatty() else None)
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
 
-# %% ../nbs/90_runs.ipynb #af2e1987
+# %% ../nbs/90_runs.ipynb #c5e31d2a
 def finish(work:Path, # folder of an executed run
            place:Path # where it belongs
           )->Path: # `place`
@@ -359,7 +359,7 @@ def finish(work:Path, # folder of an executed run
     shutil.rmtree(place.with_name(f"{place.name}.failed"), ignore_errors=True)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #b23f8401
+# %% ../nbs/90_runs.ipynb #9e75271c
 def keep_failed(work:Path, # folder of a run that did not finish
                 place:Path # where its result would belong
                )->Path: # where it lies now
@@ -369,7 +369,7 @@ def keep_failed(work:Path, # folder of a run that did not finish
     if (work/"report.ipynb").exists(): tidy(work/"report.ipynb", work, place)
     return put(work, place)
 
-# %% ../nbs/90_runs.ipynb #1ebd91d4
+# %% ../nbs/90_runs.ipynb #07e63518
 def attempt(notebook:Path, # a run notebook
             work:Path, # empty folder of its own
             place:Path, # where the result belongs
@@ -385,7 +385,7 @@ def attempt(notebook:Path, # a run notebook
         reason = error if isinstance(error, RunFailed) else unfinished(work/"report.ipynb")
         raise RunFailed(f"'{place.name}' {reason}\nThe report so far: {keep_failed(work, place)/'report.ipynb'}") from None
 
-# %% ../nbs/90_runs.ipynb #f9f6077c
+# %% ../nbs/90_runs.ipynb #759ee762
 MANNER = ("data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout", "llm_samples_in_one_call", "llm_batch",
           "answers", "store") # how a result is come by, not what it is
 
@@ -399,7 +399,7 @@ def changes(place:Path, # folder of a finished run
     return [f"{name}: {had.get(name, value)} -> {given.get(name, value)}" for name, value in default.items()
             if had.get(name, value) != given.get(name, value)]
 
-# %% ../nbs/90_runs.ipynb #1b2b751b
+# %% ../nbs/90_runs.ipynb #2f3e62d0
 def is_current(place:Path, # folder of a run, or nothing
                given:dict, # values asked for
                known:dict[str, Parameter] # from `parameters`
@@ -411,7 +411,7 @@ def is_current(place:Path, # folder of a run, or nothing
     else: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
     return not different
 
-# %% ../nbs/90_runs.ipynb #b1e244d0
+# %% ../nbs/90_runs.ipynb #a5fbd4a9
 def settled(name_or_path:str, # a dataset name, a folder of images or a CSV
             given:dict|None, # values of the notebook's parameters; texts are read by annotation
             root:Path, # folder that holds the runs
@@ -423,7 +423,7 @@ def settled(name_or_path:str, # a dataset name, a folder of images or a CSV
     known = {name: parameter for name, parameter in parameters(notebook).items() if name != "out"}
     return name, check_parameters(own | given, known), known
 
-# %% ../nbs/90_runs.ipynb #4d8bd14f
+# %% ../nbs/90_runs.ipynb #bc88c4b5
 def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         given:dict|None=None, # values of the notebook's parameters; texts are read by annotation
         root:Path="papermill_runs", # folder that holds the runs
@@ -443,7 +443,7 @@ def run(name_or_path:str, # a dataset name, a folder of images or a CSV
         return root/name
     with working_folder(root, name) as work: return attempt(notebook, work, root/name, given, kernel)
 
-# %% ../nbs/90_runs.ipynb #c61932b5
+# %% ../nbs/90_runs.ipynb #88b480fe
 ASSUMED = "Where parts are not on record, ten are assumed for each kind of thing; articles that were not fetched yet fill their quotation."
 
 def bill(name_or_path:str, # a dataset name, a folder of images or a CSV
@@ -458,7 +458,7 @@ def bill(name_or_path:str, # a dataset name, a folder of images or a CSV
     ledger = plan.rehearse({name: parameter.default for name, parameter in known.items()} | given).ledger
     return cost.bill(ledger) + f"\n{ASSUMED}" * bool(ledger.table().calls.sum())
 
-# %% ../nbs/90_runs.ipynb #70f83e17
+# %% ../nbs/90_runs.ipynb #4f003185
 def state(root:Path, # folder that holds the runs
           name:str # of a run
          )->tuple[str, str]: # ("done" | "failed" | "running" | "never", what there is to say)
@@ -469,7 +469,7 @@ def state(root:Path, # folder that holds the runs
         if folder.exists() and not (folder/"result.json").exists(): return "failed", unfinished(folder/"report.ipynb")
     return ("done", str(place/"report.html")) if place.exists() else ("never", f"datadesc run {name}")
 
-# %% ../nbs/90_runs.ipynb #45a390d2
+# %% ../nbs/90_runs.ipynb #6b7f821f
 def run_names(root:Path # folder that holds the runs
              )->list[str]:
     "Every dataset with a name, and every run in `root` of one without."
@@ -477,28 +477,28 @@ def run_names(root:Path # folder that holds the runs
     begun = [folder.name for folder in Path(root).glob(".running/*/")]
     return sorted({*parameter_files(root), *held, *begun})
 
-# %% ../nbs/90_runs.ipynb #32525d39
+# %% ../nbs/90_runs.ipynb #8aa096ea
 def status(root:Path="papermill_runs" # folder that holds the runs
           )->pd.DataFrame: # columns run, state, note
     "How every run stands."
     rows = [(name, *state(root, name)) for name in run_names(root)]
     return pd.DataFrame([(name, how, textwrap.shorten(note, 110, placeholder=" ...")) for name, how, note in rows], columns=["run", "state", "note"])
 
-# %% ../nbs/90_runs.ipynb #4b1f9346
+# %% ../nbs/90_runs.ipynb #a677eacd
 def missing(given:dict # the parameters of a dataset
            )->list[str]: # in the order in which a run would ask for it; empty texts for what is here
     "All that a run will need and that is not known to be here."
     reads = asks(given) and given.get("knowledge", "text") != "none" and not given.get("wiki_file")
     return [missing_images(given, short=True), *missing_files(given), "a language model" if asks(given) and not can_ask(given) else "", "an encyclopaedia" if reads else ""]
 
-# %% ../nbs/90_runs.ipynb #db67fcdf
+# %% ../nbs/90_runs.ipynb #5c5d7717
 def datasets(root:Path="papermill_runs" # folder that holds the runs
             )->pd.DataFrame: # columns dataset, needs
     "Every dataset with a name, and what it still needs."
     needs = {name: missing(read_parameter_file(file)) for name, file in parameter_files(root).items()}
     return pd.DataFrame([(name, ", ".join(filter(None, lacks)) or "nothing") for name, lacks in sorted(needs.items())], columns=["dataset", "needs"])
 
-# %% ../nbs/90_runs.ipynb #ef89b440
+# %% ../nbs/90_runs.ipynb #2f823cd5
 def result(root:Path, # folder that holds the runs
            name:str # of a run
           )->dict: # what result.json says
@@ -507,14 +507,14 @@ def result(root:Path, # folder that holds the runs
     if not file.exists(): raise ValueError(f"No finished run '{name}' in {root}: datadesc run {name}")
     return json.loads(file.read_text(encoding="utf-8"))
 
-# %% ../nbs/90_runs.ipynb #16453265
+# %% ../nbs/90_runs.ipynb #1475e421
 def accuracies(root:Path, # folder that holds the runs
                name:str # of a run
               )->pd.DataFrame: # one row a figure, as in result.json
     "The accuracies of the finished run `name`."
     return pd.DataFrame(result(root, name)["accuracy"])
 
-# %% ../nbs/90_runs.ipynb #3efa13e5
+# %% ../nbs/90_runs.ipynb #c4f6d273
 def chosen_texts(root:Path, # folder that holds the runs
                  name:str # of a run
                 )->pd.DataFrame: # columns class_id, class, text, ift, rank; best first
@@ -525,7 +525,7 @@ def chosen_texts(root:Path, # folder that holds the runs
     rows = ift.merge(texts, on="text_id").sort_values(["class_id", "rank"])
     return rows.assign(**{"class": rows.class_id.map(dict(enumerate(facts["classes"])))})[["class_id", "class", "text", "ift", "rank"]]
 
-# %% ../nbs/90_runs.ipynb #e8251ec5
+# %% ../nbs/90_runs.ipynb #32c5fbf7
 def publish(file:Path, # a *.jsonl or *.jsonl.gz file for the answers
             root:Path="papermill_runs", # folder that holds the runs
             name:str|None=None # of a finished run whose answers to publish; None: all that are on record, without articles
@@ -543,7 +543,7 @@ def publish(file:Path, # a *.jsonl or *.jsonl.gz file for the answers
     articles = read_table(tables/"articles.parquet")
     return answers, write_snapshot(articles, beside), len(articles)
 
-# %% ../nbs/90_runs.ipynb #6a0254b3
+# %% ../nbs/90_runs.ipynb #7f5330c1
 def repeat_command(root:Path, # folder that holds the runs
                    name:str # of a finished run
                   )->str:
@@ -551,12 +551,12 @@ def repeat_command(root:Path, # folder that holds the runs
     had = json.loads((Path(root)/name/"report.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
     files = parameter_files(root)
     own = read_parameter_file(files[name]) if name in files else {}
-    away = {*MANNER, "out", "wiki_host", "wiki_file", "llm_base_url", *({"dataset"} if name in files or not had.get("dataset") else ())}
-    given = {key: value for key, value in had.items() if key not in away | {"dataset"} and own.get(key, ...) != value}
-    target = name if "dataset" in away else had["dataset"]
+    away = {*MANNER, "dataset", "out", "wiki_host", "wiki_file", "llm_base_url"}
+    given = {key: value for key, value in had.items() if key not in away and own.get(key, ...) != value}
+    target = name if name in files else had.get("dataset") or name
     return shlex.join(["datadesc", "run", target, *(word for key, value in given.items() for word in ("-p", f"{key}={value if isinstance(value, str) else json.dumps(value)}"))])
 
-# %% ../nbs/90_runs.ipynb #6232adfb
+# %% ../nbs/90_runs.ipynb #dd8d3fa1
 SUMMARY = "summary" # no dataset may have this name
 
 def finished(root:Path # folder that holds the runs
