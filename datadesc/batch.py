@@ -24,7 +24,8 @@ from .call import PATIENCE, PAUSE, CallError, address, censored, chat_of, choice
 from .cost import BudgetReached
 from .llm import Server, book_replayed, openai_client, recorded, stage_of
 from .record import Record, Request
-from .store import writable_folder, write_json
+from .files import writable_folder
+from .store import write_json
 
 # %% ../nbs/17_batch.ipynb #c1255598
 ENDPOINT = "/v1/chat/completions"

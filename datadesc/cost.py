@@ -21,7 +21,7 @@ from threading import RLock, Thread
 import pandas as pd
 import tiktoken
 
-from .store import default_root
+from .files import default_root
 
 # %% ../nbs/14_cost.ipynb #0b5503a2
 MOMENT = 3 # seconds that a vocabulary may take to load

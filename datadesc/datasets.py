@@ -28,7 +28,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from tqdm import tqdm
 
 from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in
-from .store import default_root, writable_folder
+from .files import default_root, writable_folder
 
 # %% ../nbs/08_datasets.ipynb #d2c30f8c
 FOLDER = files("datadesc")/"assets"/"datasets"

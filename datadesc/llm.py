@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .call import NO_KEY, PAUSE, CallError, chat_of, choices_of, empty, per_minute, persistent, post, said, take, usage_of
 from .cost import BudgetReached, Ledger, dollars, prompt_tokens
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
-from .store import default_root
+from .files import default_root
 
 # %% ../nbs/15_llm.ipynb #7dab0062
 MOMENT = .1 # seconds until one looks again whether others are done

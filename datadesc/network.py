@@ -26,7 +26,8 @@ from .data import ImageSet
 from .embed import encode_in_memory, hub_or_cache, pick_device, prepared, quiet  # before timm: it mends torchvision
 from .head import Checkpoint, HeadOptions, checkpoint_epochs, errors, learning_rate
 from .influence import Influence, block_rows, collect, self_influence
-from .store import key_of, read_tensors, write_json, write_tensors, writable_folder
+from .files import writable_folder
+from .store import key_of, read_tensors, write_json, write_tensors
 
 import timm, torchvision
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .store import key_of, whole, writable_folder
+from .files import whole, writable_folder
+from .store import key_of
 
 # %% ../nbs/12_record.ipynb #defa99dd
 @dataclass(frozen=True)

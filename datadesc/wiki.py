@@ -27,7 +27,7 @@ from bs4 import BeautifulSoup
 from tqdm import tqdm
 from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttpTimeoutError, WikiRateLimitError
 
-from .store import whole
+from .files import whole
 
 # %% ../nbs/10_wiki.ipynb #a0de7d4b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery

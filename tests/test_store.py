@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 
 import datadesc.store
-from datadesc.store import Store, default_root, key_of, read_table, whole, write_json, write_table
+from datadesc.files import default_root, whole
+from datadesc.store import Store, key_of, read_table, write_json, write_table
 
 
 @pytest.mark.parametrize("a, b", [
