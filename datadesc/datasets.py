@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in
 from .files import default_root, writable_folder
+from .proxy import mend_no_proxy
 
 # %% ../nbs/08_datasets.ipynb #d2c30f8c
 FOLDER = files("datadesc")/"assets"/"datasets"
@@ -293,6 +294,7 @@ def fetch_rest(
     "The rest of the file, appended to `part`; all of it where the server knows no ranges"
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    mend_no_proxy()
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=60) as answer:
         if answer.status_code == 416: return   # no more to be had
         answer.raise_for_status()

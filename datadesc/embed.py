@@ -24,6 +24,7 @@ from huggingface_hub import constants as hub
 from tqdm import tqdm
 
 from .data import open_image
+from .proxy import mend_no_proxy
 from .store import key_of
 
 # %% ../nbs/30_embed.ipynb #f009f04e
@@ -82,7 +83,7 @@ def address(
 def hub_answers():
     "Whether a connection to the hub can be opened; behind a proxy we take it for granted"
     place = urlsplit(hub.ENDPOINT)
-    if urllib.request.getproxies(): return True
+    if urllib.request.getproxies().keys() - {"no"}: return True
     try: socket.create_connection((place.hostname, place.port or {"http": 80, "https": 443}[place.scheme]), timeout=5).close()
     except OSError: return False
     return True
@@ -90,6 +91,7 @@ def hub_answers():
 @contextmanager
 def hub_or_cache():
     "Inside, the hub's client looks in its cache only if the hub does not answer; gives whether that is so"
+    mend_no_proxy()
     before = hub.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = before or not hub_answers()
     try: yield hub.HF_HUB_OFFLINE

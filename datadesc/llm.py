@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .call import NO_KEY, PAUSE, CallError, chat_of, choices_of, empty, per_minute, persistent, post, said, take, usage_of
 from .cost import BudgetReached, Ledger, dollars, prompt_tokens
+from .proxy import mend_no_proxy
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .files import default_root
 
@@ -125,6 +126,7 @@ async def openai_client(
     llm, # an `LLM`: its address and its time limit
 ):
     "The openai client for the server, with the key from the environment; its connections close with the block"
+    mend_no_proxy()
     async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or NO_KEY, base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
 

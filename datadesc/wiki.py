@@ -28,6 +28,7 @@ from tqdm import tqdm
 from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttpTimeoutError, WikiRateLimitError
 
 from .files import whole
+from .proxy import mend_no_proxy
 
 # %% ../nbs/10_wiki.ipynb #a0de7d4b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery
@@ -138,6 +139,7 @@ class Client(wikipediaapi.Wikipedia):
         **options, # max_retries, retry_wait
     ):
         agent = f"datadesc/{version('datadesc')}" + (f" ({contact})" if contact else "")
+        mend_no_proxy()
         super().__init__(agent, language, timeout=timeout, transport=None, follow_redirects=True, extra_api_params={"maxlag": 5}, **options)
         self.address, self.timeout, self.pause, self.turn = address, timeout, 1 / requests_per_second, 0
 
