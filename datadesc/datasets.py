@@ -27,7 +27,9 @@ from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from tqdm import tqdm
 
-from .data import SPLIT_FOLDERS, SPLITS, ImageSet, PackedImage, from_table, images_in
+from .data import SPLITS, ImageSet, PackedImage, from_table
+from .folders import images_below, split_named, split_names
+from .names import printable
 from .files import default_root, writable_folder
 from .proxy import mend_no_proxy
 
@@ -213,7 +215,7 @@ def images_by_wnid(
     if len(here) < len(wnids):
         missing = f"'{folder}' has folders for {len(here)} of {len(wnids)} classes, {min(set(wnids) - here)} is missing"
         raise Incomplete(f"mini-ImageNet is not complete: {missing}. {origin('mini_imagenet')}")
-    return [(str(image), path.name) for path in found for image in images_in(path)[0]]
+    return [(image, path.name) for path in found for image in images_below(path)]
 
 # %% ../nbs/08_datasets.ipynb #4684885e
 def read_mini_imagenet(
@@ -418,8 +420,9 @@ def load_dataset(
     root = data_folder(data_root)
     table, notes = read_or_fetch(name, root, progress) if download and name in set(FILES.dataset) else read_published(name, root)
     if split == "paper_sizes" or not SOURCES.train[name]: table = paper_splits(table, name)
+    folders = {label: folder for folder, label in classes_of(name).items()}
     return from_table(table, name, superclass or superclass_of(name), bad_images,
-                      classes=classes_of(name).values(), notes=notes + split_notes(name, split), progress=progress)
+                      classes=folders, notes=notes + split_notes(name, split), progress=progress, raw_names=folders)
 
 # %% ../nbs/08_datasets.ipynb #c1413595
 def split_lists(
@@ -432,7 +435,7 @@ def split_lists(
         if isinstance(image, PackedImage): return image.name
         if not isinstance(image, (str, Path)): return str(place)
         path = Path(image).resolve()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
     rows = [(name_of(image, place), images.classes[label], split) for split, samples in images.samples.items() for place, (image, label) in enumerate(samples)]
     return pd.DataFrame(rows, columns=["path", "class", "split"])
 
@@ -534,10 +537,10 @@ def from_huggingface(
     parts = open_huggingface(name, options)
     features = next(iter(parts.values())).features
     image, label = column_of("image", features, options.get("image"), hf.Image), column_of("label", features, options.get("label"), hf.ClassLabel)
-    splits = {part: SPLIT_FOLDERS.get(part.lower()) for part in parts} if len(parts) > 1 else dict.fromkeys(parts, "")
-    rows = [(*row, split, part) for part, split in splits.items() if split is not None for row in huggingface_rows(Path(name).name, part, parts[part], image, label)]
+    splits = split_names(parts) if len(parts) > 1 else dict.fromkeys(parts, "train")
+    rows = [(*row, split, part) for part, split in splits.items() if split for row in huggingface_rows(Path(name).name, part, parts[part], image, label)]
     table = pd.DataFrame(rows, columns=["path", "label", "split", "part"])
-    skipped = [f"split '{part}': not one of {', '.join(SPLIT_FOLDERS)}" for part, split in splits.items() if split is None]
+    skipped = [f"split '{part}': not called like train, val or test" for part, split in splits.items() if not split]
     skipped += [f"{count:,} images of split '{part}': their class is not given" for part, count in table.part[table.label.isna()].value_counts().items()]
     names = getattr(features[label], "names", None)
     return from_table(table.dropna(subset="label", ignore_index=True), Path(name).name, superclass, bad_images, seed, skipped, names)
@@ -588,7 +591,7 @@ def split_of(
 ):
     "The split that its name begins with, or its folder is called by; '' if neither says"
     words = re.split(r"[^a-z]", Path(shard).name.lower())[0], Path(shard).parent.name.lower()
-    return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "")
+    return next(filter(None, map(split_named, words)), "")
 
 # %% ../nbs/08_datasets.ipynb #08221adb
 def class_names(
@@ -639,4 +642,4 @@ def from_webdataset(
     table = pd.DataFrame(rows, columns=["path", "label", "split"])
     if "" in set(table.split): table["split"] = ""   # as soon as one shard does not say, none is believed
     folder = Path(shards[0]).resolve().parent
-    return from_table(table, folder.parent.name if folder.name in SPLIT_FOLDERS else folder.name, superclass, bad_images, seed, skipped)
+    return from_table(table, folder.parent.name if split_named(folder.name) else folder.name, superclass, bad_images, seed, skipped)
