@@ -17,25 +17,21 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter, adapted
-from .describe import class_id_of, flagged
+from .describe import flagged
 from .head import SCORING_HEAD, center, common_part, train_head
 from .influence import Influence, influence
-from .peers import PEERS, match_classes, peer_texts, read_texts
-from .selection import choose, ift
+from .peers import PEERS, match_classes, peer_texts
+from .selection import choose, ift, scored_text
+from .sentences import for_classes, read_sentences
 from .transfer import Split, random_words, take_shots, text_scores, transfer
 from .zeroshot import AGGREGATIONS, names_only, with_names, zero_shot
 
 # %% ../nbs/65_benchmark.ipynb #1498fcd6
-def _from_dict(described, classes, name):
-    "The table of {class: [texts]}; ValueError for a class that the dataset lacks."
-    found = {c: class_id_of(str(c), classes) for c in described}
-    if strange := [c for c, i in found.items() if i is None]:
-        raise ValueError(f"{name!r} describes {', '.join(map(repr, strange[:5]))}, which the dataset lacks: its classes are {', '.join(map(repr, classes))}")
-    rows = [dict(class_id=found[c], component="", sample=n, text=" ".join(t.split()), source=name, knowledge="given") for c, texts in described.items() for n, t in enumerate(texts)]
-    if not rows: return pd.DataFrame(columns=["class_id", "text"])
-    table = flagged(rows, classes)
-    bare = with_names(table["text"], table["class_id"], classes)
-    return table.assign(prompt=[row["text"] if named else prompt for row, named, prompt in zip(rows, table["names_class"], bare)])
+def _from_dict(described, classes, name, superclass):
+    "The table of {class: [texts]}; ValueError for a class that the dataset lacks, or one without texts."
+    found = for_classes({str(c): [" ".join(t.split()) for t in texts] for c, texts in described.items()}, classes, name)
+    rows = [dict(class_id=c, component="", sample=n, text=t, source=name, knowledge="given") for c, texts in enumerate(found.values()) for n, t in enumerate(texts)]
+    return flagged(rows, classes, superclass)
 
 # %% ../nbs/65_benchmark.ipynb #20daaec6
 def _check_list(said, name, c):
@@ -62,15 +58,16 @@ def as_texts(
     given: Mapping | pd.DataFrame,  # {class: [texts]}, or a table with class_id and `text`, `prompt` or both
     classes: Sequence[str],  # C names
     name: str = "texts",  # what the method is called, for messages
+    superclass: str | None = None,  # what the classes are kinds of: stands in place of a name in a dict's texts
 ) -> pd.DataFrame:  # class_id, prompt, and text unless there is nothing to say without the name
     "The texts of a method as a table; ValueError that names the method where a class has none, or what it gives is no texts."
     _check(given, name)
-    table = given if isinstance(given, pd.DataFrame) else _from_dict(given, classes, name)
+    table = given if isinstance(given, pd.DataFrame) else _from_dict(given, classes, name, superclass)
     about = set(table["class_id"])
     if strange := about - set(range(len(classes))): raise ValueError(f"{name!r} has texts about class_id {min(strange)}: expected 0 to {len(classes) - 1}")
     if missing := sorted(set(range(len(classes))) - about):
         raise ValueError(f"{name!r} says nothing about {', '.join(repr(classes[c]) for c in missing[:5])}: expected at least one text for each of the {len(classes)} classes")
-    return table if "prompt" in table else table.assign(prompt=with_names(table["text"], table["class_id"], classes))
+    return table if "prompt" in table else table.assign(prompt=with_names(table["text"], table["class_id"], classes, named=table.get("names_class")))
 
 # %% ../nbs/65_benchmark.ipynb #905defe0
 @dataclass(frozen=True, eq=False)
@@ -147,12 +144,13 @@ def at_most(
 
 # %% ../nbs/65_benchmark.ipynb #5ddcd2a1
 def _dealt_out(texts, seed):
-    "The table with its classes dealt out anew, so that no text is where it belongs but by chance."
-    return texts.assign(class_id=texts["class_id"].sample(frac=1, random_state=seed).to_numpy())
+    "The table with its classes dealt out anew, so that no text is where it belongs but by chance; of texts that name their class the copies without the name."
+    dealt = texts["class_id"].sample(frac=1, random_state=seed).to_numpy()
+    return texts.assign(class_id=dealt, text=scored_text(texts)).drop(columns=["scored_text", "names_class"], errors="ignore")
 
 def _in_random_words(texts, seed):
     "The table with each text replaced by as many words, drawn from all of them."
-    return texts[["class_id"]].assign(text=random_words(list(texts["text"]), seed))
+    return texts[["class_id"]].assign(text=random_words(list(scored_text(texts)), seed))
 
 # %% ../nbs/65_benchmark.ipynb #fe5290b5
 def controls(
@@ -174,6 +172,7 @@ def method_from(
     spec: str,  # NAME=FILE, or NAME=FILE.py:FUNCTION
     classes: Sequence[str],  # C names
     superclass: str | None = None,  # what the classes are kinds of
+    aliases: Sequence[str] = (),  # C other names of the classes, such as the folders'; () for none
 ) -> tuple[str, object, pd.DataFrame | None]:
     "Name and method, and for texts from a file how their classes were matched; ValueError for a function that is not in the file, or a class without texts."
     name, _, place = spec.partition("=")
@@ -181,10 +180,10 @@ def method_from(
     if file.endswith(".py"):
         if function in (found := runpy.run_path(file)): return name, found[function], None
         raise ValueError(f"methods: {file!r} has no {function!r}, expected a function of what a setting shows that returns {{class: [texts]}}")
-    theirs = read_texts(place)
-    described, report = match_classes(theirs, classes, empty="name")
-    if (report.how == "missing").any(): match_classes(theirs, classes)  # says which
-    return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else as_texts(described, classes, name), report
+    theirs = read_sentences(place)
+    described, report = match_classes(theirs, classes, empty="name", aliases=aliases)
+    if (report.how == "missing").any(): match_classes(theirs, classes, aliases=aliases)  # says which
+    return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else as_texts(described, classes, name, superclass), report
 
 # %% ../nbs/65_benchmark.ipynb #615e095c
 def _answer(name, method, seen):
@@ -218,8 +217,8 @@ def remembered(
 def _embedded(texts, names, embed, device):
     "A method's texts as (T, D) embeddings, (T,) classes and (T,) scores or None, as `zero_shot` and `transfer` take them."
     score = torch.tensor(texts["score"].to_numpy(copy=True), dtype=torch.float32) if "score" in texts else None
-    column = "text" if names == "without" and "text" in texts else "prompt"
-    return embed(list(texts[column])).to(device), torch.tensor(texts["class_id"].to_numpy(copy=True)).to(device), score
+    wanted = scored_text(texts) if names == "without" and "text" in texts else texts["prompt"]
+    return embed(list(wanted)).to(device), torch.tensor(texts["class_id"].to_numpy(copy=True)).to(device), score
 
 # %% ../nbs/65_benchmark.ipynb #856ee3b4
 @dataclass(frozen=True, eq=False)
@@ -297,5 +296,5 @@ def benchmark(
     rows = [without_training(asked, seeds, fixed)]
     if shots: rows += [_named(transfer(image_emb, labels, texts(names), shots=shots, seeds=seeds, zero_shot_start=start, joint=joint), names, only)]
     if paper_shots: rows += [_named(transfer(image_emb, labels, texts("with"), shots=paper_shots, seeds=seeds, protocol="paper"), "with", only)]
-    rows += [_named(adapted(image_emb, labels, texts(names, of), {name: adapter}, shots, seeds), names, only) for name, (adapter, of) in adapters.items()]
+    rows += [_named(adapted(image_emb, labels, texts(names, of), {name: adapter}, shots, seeds), names, only) for name, (adapter, of) in adapters.items() if shots]
     return pd.concat(rows, ignore_index=True)

@@ -8,10 +8,10 @@ __all__ = ['PARTS', 'PARTS_EXAMPLE', 'PARTS_FORM', 'EXPLAINED', 'REMARK', 'MOST_
            'readable', 'form_of', 'parts_request', 'parts_in', 'check_parts', 'components', 'seen', 'harmless',
            'quoted', 'excerpt', 'knowledge_for', 'look_question', 'look_requests', 'check_line', 'name_pattern',
            'without_name', 'kinds_of', 'flagged', 'why_failed', 'parts_of', 'row_of', 'failed_questions', 'undescribed',
-           'describe', 'class_id_of', 'read_csv', 'read_sentences', 'checked', 'from_file']
+           'describe', 'from_file']
 
 # %% ../nbs/20_describe.ipynb #6e10c638
-import csv, json, re, unicodedata
+import re, unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,8 @@ import pandas as pd
 from .answers import is_refusal, one_line, parse_list, says_nothing, unique
 from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
+from .names import composed, parts_of_name
+from .sentences import for_classes, read_sentences
 from .wiki import passages_about
 
 # %% ../nbs/20_describe.ipynb #80d108d9
@@ -212,7 +214,7 @@ def name_pattern(
     superclass:str|None=None, # what the class is a kind of: swallowed where it follows the name
 ) -> re.Pattern:
     "Finds the name, with its article and plural, in any case and with any spacing"
-    words = r"[\s_’'-]*".join(map(re.escape, re.findall(r"[^\W_]+", name))) or re.escape(name)
+    words = r"[\s_’'-]*".join("s?" if part == "s" else re.escape(part) for part in parts_of_name(name)) or re.escape(name)
     kind = rf"(?:\s+{re.escape(readable(superclass))}(?!\w))?" if superclass else ""
     return re.compile(rf"(?<![\w-])(?:(?:the|an?)\s+)?(?<![\w-]){words}(?:e?s)?(?![\w-]){kind}(?P<own>['’]s?)?", re.I)
 
@@ -242,21 +244,21 @@ def kinds_of(
     raise ValueError(f"{len(superclass)} superclasses for {len(classes)} classes: expected one for all, or one for each class.")
 
 # %% ../nbs/20_describe.ipynb #d205d444
-COLUMNS = ["text_id", "class_id", "component", "sample", "text", "source", "knowledge", "refusal", "duplicate", "names_class"]
+COLUMNS = ["text_id", "class_id", "component", "sample", "text", "scored_text", "source", "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
     rows, # dicts of class_id, component, sample, text, source, knowledge
     classes, # class names, by class_id
     superclass=None, # what the classes are kinds of, as `kinds_of` takes it
 ) -> pd.DataFrame:
-    "The table of candidate descriptions: texts without class names, with their flags"
+    "The table of candidate descriptions: each text as it was written, the copy that is scored, and the flags"
     table, kinds = pd.DataFrame(rows), kinds_of(superclass, classes)
-    raw = table["text"]
-    table["text"] = [without_name(text, classes[c], kinds[c]) for text, c in zip(raw, table["class_id"])]
-    table["names_class"] = table["text"] != raw
-    left = table["text"].str.lower().str.strip(" .")
-    table["refusal"] = table["text"].map(is_refusal) | table["names_class"] & left.isin(["it", *(f"this {readable(kind).lower()}" for kind in kinds if kind)])
-    same = table["text"].str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
+    table["text"] = table["text"].map(composed)
+    table["scored_text"] = [without_name(text, classes[c], kinds[c]) for text, c in zip(table["text"], table["class_id"])]
+    table["names_class"] = table["scored_text"] != table["text"]
+    left = table["scored_text"].str.lower().str.strip(" .")
+    table["refusal"] = table["scored_text"].map(is_refusal) | table["names_class"] & left.isin(["it", *(f"this {readable(kind).lower()}" for kind in kinds if kind)])
+    same = table["scored_text"].str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
@@ -332,77 +334,26 @@ def describe(
     if knowledge not in KNOWLEDGE: raise ValueError(f"knowledge={knowledge!r}: expected one of {', '.join(map(repr, KNOWLEDGE))}.")
     for option, value in (("samples", samples), ("article_tokens", article_tokens)):
         if value < 1: raise ValueError(f"{option}={value}: expected at least 1.")
-    found = {} if articles is None else {row["class"]: row for row in articles.to_dict("records")}
+    kept = {} if articles is None else {composed(row["class"]): row for row in articles.to_dict("records")}
+    found = {name: kept.get(composed(name)) for name in classes}
     kinds, parts = dict(zip(classes, kinds_of(superclass, classes))), parts_of(classes, llm, superclass, progress)
     requests = [request for name in parts for part in parts[name] for request in
-                look_requests(llm, name, part, kinds[name], found.get(name), knowledge_for(knowledge, found.get(name)), samples, article_tokens)]
+                look_requests(llm, name, part, kinds[name], found[name], knowledge_for(knowledge, found[name]), samples, article_tokens)]
     answers = llm.ask(requests, check=check_line, on_failure="none", progress=progress)
     rows = [row_of(request, answer, classes) for request, answer in zip(requests, answers) if answer is not None]
     described = {classes[row["class_id"]] for row in rows}
     if silent := [name for name in classes if name not in described]: raise LLMError(undescribed(silent, classes, requests, llm) + " To do without, bring sentences of your own with --descriptions.")
     return flagged(rows, classes, superclass)
 
-# %% ../nbs/20_describe.ipynb #bebeb66e
-def class_id_of(
-    name:str, # a class name as somebody wrote it
-    classes, # the dataset's class names
-) -> int|None:
-    "The class that is meant, whatever its case, spaces and underscores; None if there is none, an error if there are two"
-    alike = lambda text: re.sub(r"[\W_]+", " ", text).casefold().strip() or text
-    same = [c for c, own in enumerate(classes) if own == name] or [c for c, own in enumerate(classes) if alike(own) == alike(name)]
-    if len(same) > 1: raise ValueError(f"Class '{name}' may be {' or '.join(repr(classes[c]) for c in same)}: write it as the dataset does.")
-    return same[0] if same else None
-
-# %% ../nbs/20_describe.ipynb #c513634f
-def read_csv(
-    path, # a CSV file with the columns class and text
-) -> dict:
-    "Class name -> sentences"
-    sentences = {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for row in (rows := csv.DictReader(file)):
-            if None in row: raise ValueError(f"line {rows.line_num} has too many columns; put its sentence in quotes")
-            sentences.setdefault(row.get("class"), []).append(row.get("text"))
-        if missing := {"class", "text"} - {*(rows.fieldnames or ())}: raise ValueError(f"no column {' and no column '.join(sorted(missing))}")
-    return sentences
-
-def read_sentences(
-    path, # a JSON file {class: [sentences]}, or a CSV file with the columns class and text
-) -> dict:
-    "Class name -> sentences, as they stand in the file"
-    path, wanted = Path(path), "expected JSON of {class: [sentences]}, or CSV with the columns class and text"
-    if not path.is_file(): raise FileNotFoundError(f"No file '{path}': {wanted}.")
-    try: sentences = read_csv(path) if path.suffix.lower() == ".csv" else json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, csv.Error) as error: raise ValueError(f"'{path}' cannot be read ({error}): {wanted}.") from None
-    if isinstance(sentences, dict): return sentences
-    raise ValueError(f"'{path}' holds a {type(sentences).__name__}: {wanted}.")
-
 # %% ../nbs/20_describe.ipynb #77ff74d3
-def checked(
-    sentences, # what the file has for one class
-    where:str, # file and class, for the message
-) -> list:
-    "The sentences in one line each; an error if there is none, or one that is empty or no text"
-    if not isinstance(sentences, list): raise ValueError(f"{where}: expected a list of sentences, got {sentences!r:.60}.")
-    if not sentences: raise ValueError(f"{where}: the list is empty. Give at least one sentence, or take the class out of the dataset.")
-    for n, text in enumerate(sentences, 1):
-        if not isinstance(text, str): raise ValueError(f"{where}: description {n} is {text!r:.60}, expected a sentence in quotes.")
-        if not text.strip(): raise ValueError(f"{where}: description {n} is empty. Write it or delete it.")
-    return [" ".join(text.split()) for text in sentences]
-
 def from_file(
-    path, # a JSON file {class: [sentences]}, or a CSV file with the columns class and text
+    path, # what `read_sentences` reads: JSON {class: [sentences]}, a CSV with the columns class and text, and others
     classes, # the dataset's class names
     superclass=None, # what the classes are kinds of, as `kinds_of` takes it
+    aliases=(), # other names of the classes, in their order, such as the folders'
 ) -> pd.DataFrame:
     "The table of descriptions in the file, as `describe` would give it, with knowledge \"given\""
-    sentences = read_sentences(path)
-    found = {name: class_id_of(name, classes) for name in sentences}
-    if strange := [name for name, c in found.items() if c is None]:
-        raise ValueError(f"'{path}' describes {', '.join(map(repr, strange))}, which the dataset lacks. "
-                         f"Its classes are {', '.join(map(repr, classes))}.")
-    if missing := [name for c, name in enumerate(classes) if c not in found.values()]:
-        raise ValueError(f"'{path}' does not describe {', '.join(map(repr, missing))}: expected at least one sentence for every class.")
+    sentences = for_classes(read_sentences(path), classes, path, aliases)
     rows = [{"class_id": c, "component": "", "sample": n, "text": text, "source": Path(path).name, "knowledge": "given"}
-            for name, c in found.items() for n, text in enumerate(checked(sentences[name], f"'{path}', class '{name}'"))]
-    return flagged(sorted(rows, key=lambda row: row["class_id"]), classes, superclass)
+            for c, texts in enumerate(sentences.values()) for n, text in enumerate(texts)]
+    return flagged(rows, classes, superclass)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'check_unit', 'Evidence', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own',
-           'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'choose',
+           'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'scored_text', 'choose',
            'proponent_images']
 
 # %% ../nbs/45_selection.ipynb #b4c9c526
@@ -238,9 +238,15 @@ def precision_at(
     return precision_by_class(scores, truth, k, true).mean().to_dict()
 
 # %% ../nbs/45_selection.ipynb #4aef0afd
+def scored_text(
+    descriptions: pd.DataFrame,  # texts, as `describe` or anybody else made them
+) -> pd.Series:
+    "What an encoder reads of each text: the copy without the name of its class; the text itself in a table that has no such copies."
+    return descriptions["scored_text" if "scored_text" in descriptions else "text"]
+
 def _said_first(descriptions):
     "For each text the text_id of the first text of its class in the same words, small letters and punctuation aside."
-    words = descriptions["text"].str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
+    words = scored_text(descriptions).str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
     return descriptions.groupby([descriptions["class_id"], words])["text_id"].transform("first")
 
 # %% ../nbs/45_selection.ipynb #ad8d6867

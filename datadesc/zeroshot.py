@@ -107,9 +107,11 @@ def with_names(
     class_ids: Sequence[int],  # class of each
     classes: Sequence[str],  # C class names
     template: str = "{class}, {text}",
+    named: Sequence[bool] | None = None,  # T, whether a sentence names its class already, and so stays as it is; None: none does
 ) -> list[str]:
     "The T sentences with the name of their class put in by the template."
-    return [_filled(template, **{"class": classes[int(c)], "text": t}) for t, c in zip(texts, class_ids, strict=True)]
+    named = [False] * len(texts) if named is None else named
+    return [t if has else _filled(template, **{"class": classes[int(c)], "text": t}) for t, c, has in zip(texts, class_ids, named, strict=True)]
 
 def names_only(
     classes: Sequence[str],  # C class names

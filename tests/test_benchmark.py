@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from datadesc.adapters import adapters
-from datadesc.benchmark import ask_all, at_most, benchmark, blind, controls, method_from
+from datadesc.benchmark import as_texts, ask_all, at_most, benchmark, blind, controls, method_from
 from datadesc.comparison import correct_matrix
 from datadesc.describe import flagged
 from datadesc.zeroshot import names_only
@@ -201,11 +201,11 @@ def broken(seen): raise KeyError("what is not there")
 
 
 @pytest.mark.parametrize("answer, words", [
-    ({name: SAID[name] for name in CLASSES[:3]}, ["nothing about 'dog'"]),
-    (SAID | {"dog": []}, ["nothing about 'dog'"]),
+    ({name: SAID[name] for name in CLASSES[:3]}, ["does not describe 'dog'"]),
+    (SAID | {"dog": []}, ["class 'dog'", "the list is empty"]),
     (SAID | {"emu": ["feathers"]}, ["'emu'", "'ant'"]),
-    ({}, ["nothing about 'ant'"]),
-    ({0: ["a tail"]}, ["describes 0", "'ant'"]),
+    ({}, ["does not describe 'ant'"]),
+    ({0: ["a tail"]}, ["describes '0'", "'ant'"]),
     (SAID | {"dog": "a tail"}, ["'dog'", "list of texts"]),
     (SAID | {"dog": ["a tail", 7]}, ["'dog'", "7"]),
     (SAID | {"dog": ["a tail", "  "]}, ["'dog'", "empty"]),
@@ -237,3 +237,26 @@ def test_a_class_without_test_images_is_no_obstacle(images):
     kept = labels["test"] < 3
     table = tried((emb | {"test": emb["test"][kept]}, labels | {"test": labels["test"][kept]}), {"dict": SAID}, paper_shots=[2])
     assert set(table.n_test) == {90} and table.query("method == 'dict' and protocol == 'zero_shot' and names == 'without'").accuracy.min() > .5
+
+
+def test_a_text_that_names_its_class_is_scored_without_it_and_prompts_as_it_came(images):
+    "The encoder reads the copy without names, the prompt is the text itself, and a table with `text` alone is scored by that."
+    said = {name: [f"a {name} with looks{c} legs", f"looks{c} tail"] for c, name in enumerate(CLASSES)}
+    table = as_texts(said, CLASSES, superclass="animal")
+    assert table.text[0] == table.prompt[0] == "a ant with looks0 legs" and table.scored_text[0] == "this animal with looks0 legs" and table.prompt[1] == "ant, looks0 tail"
+    read = []
+    def spy(texts):
+        read.extend(texts)
+        return embed(texts)
+    benchmark({"mine": table, "bare": table[["class_id", "text"]].iloc[1::2]} | controls(lambda seen: table.assign(score=1.), table, CLASSES, "mine", k=1), *images, CLASSES, spy, shots=(), paper_shots=(), seeds=[0])
+    assert {"this animal with looks0 legs", "looks0 tail", "a ant with looks0 legs", "ant, looks0 tail"} <= set(read)
+    assert not [text for text in read if any(text.startswith(f"{name}, a {name}") for name in CLASSES)]
+    assert all(sum(name in text.split() for name in CLASSES) <= 1 for text in (t.replace(",", "") for t in read))
+
+
+def test_published_names_find_classes_by_their_folders(tmp_path):
+    (tmp_path/"labo.json").write_text(json.dumps({"artic tern": ["a black cap", ""], "brewer blackbird": ["a brewer blackbird's yellow eye"]}))
+    birds, folders = ("Brewer's Blackbird", "Arctic Tern"), ("009.Brewer_Blackbird", "141.Artic_Tern")
+    _, table, report = method_from(f"labo={tmp_path/'labo.json'}", birds, "bird", folders)
+    assert table.text.tolist() == ["a brewer blackbird's yellow eye", "a black cap"] and table.scored_text.tolist() == ["this bird's yellow eye", "a black cap"] and set(report.how) == {"spelling"}
+    with pytest.raises(ValueError, match="'Arctic Tern' \\(not found; nearest: 'artic tern'\\)"): method_from(f"labo={tmp_path/'labo.json'}", birds, "bird")

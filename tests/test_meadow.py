@@ -74,7 +74,7 @@ def test_both_stages_replay_without_a_key(world, knowledge, monkeypatch, tmp_pat
     assert not (tmp_path/"answers.sqlite").exists()
     truth = meadow.truth_of(table, world)
     assert (truth[table.refusal] == "refusal").all() and (truth == "refusal").sum() == table.refusal.sum()
-    assert not any(name.lower() in text.lower() for name, text in zip(table.class_id.map(dict(enumerate(world.classes))), table.text))
+    assert not any(name.lower() in text.lower() for name, text in zip(table.class_id.map(dict(enumerate(world.classes))), table.scored_text))
 
 
 def test_worlds_differ(world, other):

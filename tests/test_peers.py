@@ -1,86 +1,20 @@
 "Peers' published files in all their layouts, the real ones where they are at hand, and the questions of their recipes."
 import json
-import pickle
 from pathlib import Path
 
 import pytest
-import torch
 
 from datadesc import meadow
 from datadesc.llm import LLM, LLMError
-from datadesc.peers import (ALIASES, PEERS, TEMPLATES, alias, ask, from_templates, match_classes, peer_texts, questions_of, read_templates, read_texts,
-                            spelling, texts_in, waffle, words)
+from datadesc.peers import PEERS, TEMPLATES, ask, from_templates, match_classes, peer_texts, questions_of, read_templates, texts_in, waffle
+from datadesc.sentences import read_sentences
 
 REAL = Path(__file__).parents[2]/"shared"/"data"/"peers"
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")  # what torch says of a pickle that it did not write
 real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the published files in ../shared/data/peers")
 
 
-# Files
-
-class Harm:
-    def __init__(self, path): self.path = str(path)
-    def __reduce__(self): return exec, (f"open({self.path!r}, 'w')",)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_saved_dict_is_read_in_both_of_torchs_formats(tmp_path, legacy):
-    torch.save({"hen": ["Hen is a bird\n with a comb", " "]}, tmp_path/"a.pt", _use_new_zipfile_serialization=not legacy)
-    assert read_texts(tmp_path/"a.pt") == {"hen": ["Hen is a bird with a comb"]}
-
-
-@pytest.mark.parametrize("name", ["a.pt", "a.json"])
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False),
-                                   lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2)), lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, write, name):
-    write({"hen": Harm(tmp_path/"harm")}, tmp_path/name)
-    with pytest.raises(ValueError, match=r"a\.(pt|json)' (wants to run|is no file of plain data)"):
-        read_texts(tmp_path/name)
-    assert not (tmp_path/"harm").exists()
-
-
-@pytest.mark.parametrize("content", [b"PK\x03\x04 not a zip", b"\x80\x04", b"\x80"])
-def test_a_broken_saved_file_is_an_error_that_names_it(tmp_path, content):
-    (tmp_path/"a.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.pt' .*expected a dict"):
-        read_texts(tmp_path/"a.pt")
-
-
-@pytest.mark.parametrize("content, said", [("{", "is no JSON"), ("[1]", "holds a list"), ('{"hen": "a comb"}', "class 'hen': expected a list of texts, got 'a comb'"),
-                                           ('{"hen": [1]}', "class 'hen'"), ('{"hen": null}', "got None")])
-def test_json_of_another_shape_is_an_error(tmp_path, content, said):
-    (tmp_path/"a.json").write_text(content)
-    with pytest.raises(ValueError, match=said):
-        read_texts(tmp_path/"a.json")
-
-
-def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No file .*none.json"):
-        read_texts(tmp_path/"none.json")
-
-
-def test_json_with_a_byte_order_mark(tmp_path):
-    (tmp_path/"a.json").write_text('{"hen": ["a comb"]}', encoding="utf-8-sig")
-    assert read_texts(tmp_path/"a.json") == {"hen": ["a comb"]}
-
-
 # Names
-
-@pytest.mark.parametrize("a, b", [("012.Yellow_headed_Blackbird", "yellow-headed blackbird"), ("Crème brûlée", "creme_brulee"), ("Straße", "STRASSE"), ("t-shirt", "T Shirt")])
-def test_the_same_spelling(a, b):
-    assert spelling(a) == spelling(b)
-
-
-@pytest.mark.parametrize("a, b", [("glasses", "glass"), ("berries", "berry"), ("box", "boxes"), ("lake or sea", "sea or lake"), ("lotus lotus", "lotus"), ("french fries", "French_fry"),
-                                  ("roses", "rose"), ("cookies", "cookie"), ("bus", "bus"), ("churches", "church")])
-def test_the_same_words(a, b):
-    assert words(a) == words(b)
-
-
-@pytest.mark.parametrize("a, b", [("newt", "eft"), ("crane", "cranefly"), ("7", "8"), ("red bird", "bird"), ("pin", "pine"), ("猫", "犬")])
-def test_other_classes(a, b):
-    assert spelling(a) != spelling(b) and words(a) != words(b)
-
 
 def test_numbers_are_names():
     digits = [str(i) for i in range(10)]
@@ -95,7 +29,7 @@ def test_a_name_is_given_to_one_class_only():
 
 def test_what_is_ambiguous_is_left_open_and_what_is_named_is_taken():
     theirs = {"Crane": ["a beak"], "crane_": ["a hook"]}
-    with pytest.raises(ValueError, match="1 of the classes end without a text: 'CRANE'"):
+    with pytest.raises(ValueError, match="1 of the classes end without a text: 'CRANE' \\(not found; nearest: 'Crane or crane_'\\)"):
         match_classes(theirs, ["CRANE"])
     matched, report = match_classes(theirs, ["CRANE"], renamed={"CRANE": "crane_"})
     assert matched == {"CRANE": ["a hook"]} and list(report.how) == ["renamed", "extra"]
@@ -117,16 +51,18 @@ def test_classes_need_names_of_their_own():
         match_classes({"missile": ["a"]}, ["hen", "missile", "missile"])
 
 
-def test_every_alias_leads_to_one_class():
-    names = [name for group in ALIASES for name in group]
-    assert len(set(map(spelling, names))) >= len(names) - 2  # Forest and River are known by one name in two cases
-    assert all(alias(name) == group[0] for group in ALIASES for name in group)
+def test_a_folders_name_is_an_alias():
+    theirs = {"Artic Tern": ["a black cap"], "Brewer Blackbird": ["a yellow eye", ""]}
+    matched, report = match_classes(theirs, ["Brewer's Blackbird", "Arctic Tern"], aliases=["009.Brewer_Blackbird", "141.Artic_Tern"])
+    assert matched == {"Brewer's Blackbird": ["a yellow eye"], "Arctic Tern": ["a black cap"]} and list(report.how) == ["spelling", "spelling"] and list(report.texts) == [1, 1]
+    with pytest.raises(ValueError, match="'Arctic Tern' \\(not found; nearest: 'Artic Tern'\\)"): match_classes(theirs, ["Brewer's Blackbird", "Arctic Tern"])
 
 
 # The published files
 
 def names_of(dataset): return list(dict.fromkeys(json.loads((REAL/"clip_benchmark"/"en_classnames.json").read_text())[dataset]))
-def published(file): return read_texts(REAL/file)
+def published(file): return read_sentences(REAL/file)
+FOLDERS = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River", "SeaLake"]
 
 
 FILES = {  # file -> where the class names are, how they are matched, classes without a text
@@ -149,7 +85,7 @@ FILES = {  # file -> where the class names are, how they are matched, classes wi
 @pytest.mark.parametrize("file", FILES)
 def test_published_names_are_matched(file):
     where, how, without = FILES[file]
-    classes = [group[0] for group in ALIASES] if where == "folders" else list(published(where)) if "/" in where else names_of(where)
+    classes = FOLDERS if where == "folders" else list(published(where)) if "/" in where else names_of(where)
     matched, report = match_classes(published(file), classes, empty="name")
     assert report.how.value_counts().to_dict() == how
     assert sorted(c for c in classes if not matched[c]) == without
@@ -188,7 +124,7 @@ def test_a_template_needs_its_field():
 
 def test_refusals_repetitions_and_names_are_flagged():
     table = peer_texts(PEERS["cupl"], {"hen": ["A hen has a comb.", "a hen has a comb", "I'm sorry, I cannot describe it."]}, ["hen"], "bird")
-    assert list(table.text[:2]) == ["This bird has a comb.", "this bird has a comb"]
+    assert list(table.scored_text[:2]) == ["This bird has a comb.", "this bird has a comb"] and list(table.text[:2]) == ["A hen has a comb.", "a hen has a comb"]
     assert (list(table.duplicate), list(table.refusal), list(table.names_class)) == ([False, True, False], [False, False, True], [True, True, False])
 
 
