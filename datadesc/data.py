@@ -152,7 +152,8 @@ def open_image(
 # %% ../nbs/05_data.ipynb #a8e6a84f
 def _table(listing):
     "The rows of a `Listing` as a table"
-    return pd.DataFrame(listing.rows, columns=["path", "label", "split"])
+    paths, labels, splits = zip(*listing.rows)
+    return pd.DataFrame({"path": pd.Series(paths, dtype=object), "label": labels, "split": splits})   # pandas' own strings cannot hold a name that is no UTF-8
 
 # %% ../nbs/05_data.ipynb #193a169f
 def _checked(image):

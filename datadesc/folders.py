@@ -241,7 +241,8 @@ def _labelled(parts, root, listing):
         loose = sum(len(folder.images) for folder in parts)
         why = f" The {counted(loose, 'image')} there lie in no class folder; a CSV with columns path and label can say what they show." * bool(loose)
         at = printable(next(iter(parts)).path if len(parts) == 1 else root)
-        raise ValueError(f"No class folder in '{at}' holds an image: expected {at}/<class>/<image>.jpg{f' or {at}/<split>/<class>/<image>.jpg' * ('' in parts.values())}.{why}")
+        expected = f"{at}/<split>/<class>/<image>.jpg" if len(parts) > 1 else f"{at}/<class>/<image>.jpg"
+        raise ValueError(f"No class folder in '{at}' holds an image: expected {expected}.{why}")
     train = {inner.label for folder, split in parts.items() if split == "train" for inner in folder.holding}
     kept = {}
     for folder, split in parts.items():

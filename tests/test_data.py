@@ -55,6 +55,44 @@ def test_big_endian_sixteen_bits():
 def test_a_dark_sixteen_bit_image_stays_dark():
     assert np.asarray(open_image(Image.fromarray(WIDE//10))).max() == 25
 
+@pytest.mark.parametrize("top, bits", [(255, 8), (200, 8), (1023, 10), (4095, 12), (3000, 12), (16383, 14), (6553, 16), (16382, 16), (65535, 16)])
+def test_fewer_bits_in_sixteen(tmp_path, top, bits):
+    levels = np.array([[0, top // 2], [top, 0]], dtype=np.uint16)
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(levels).save(tmp_path/name)
+        assert np.abs(np.asarray(open_image(tmp_path/name))[..., 0] - levels.astype(float)*255/(2**bits - 1)).max() <= .5
+
+def test_twelve_bits_in_sixteen_are_said(tmp_path):
+    album(tmp_path)
+    for i in range(2): Image.fromarray(np.full((4, 4), 3000 + i, dtype=np.uint16)).save(tmp_path/"cat"/f"dim{i}.png")
+    assert from_folder(tmp_path).notes == (f"2 images with fewer than 16 bits in 16: scaled by the white of those bits ({tmp_path}/cat/dim0.png, {tmp_path}/cat/dim1.png).",)
+
+def test_a_tiff_says_its_bits(tmp_path):
+    "A dark picture of 2 x 1 pixels with 12 bits each, written by hand: 100 and 200 of 4095"
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
+    entry = lambda tag, value: tag.to_bytes(2, "little") + b"\3\0\1\0\0\0" + value.to_bytes(4, "little")
+    pixels = (100 << 12 | 200).to_bytes(3, "big") + b"\0"
+    (tmp_path/"dark.tif").write_bytes(b"II*\0" + (12).to_bytes(4, "little") + pixels + len(tags).to_bytes(2, "little") + b"".join(entry(*tag) for tag in tags) + bytes(4))
+    assert np.asarray(open_image(tmp_path/"dark.tif"))[..., 0].tolist() == [[6, 12]]
+
+def test_the_first_of_several_frames_is_used_and_said(tmp_path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    for name in ("a.gif", "b.tif", "c.webp"): frames[0].save(picture(album(tmp_path)/"cat"/name), save_all=True, append_images=frames[1:])
+    images = from_folder(tmp_path)
+    assert images.notes == (f"3 images of several frames or pages: the first one is used ({tmp_path}/cat/a.gif, {tmp_path}/cat/b.tif, {tmp_path}/cat/c.webp).",)
+    assert open_image(tmp_path/"cat"/"a.gif").getpixel((0, 0))[0] > 250
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("note", [b"no TIFF at all", b"", b"MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0"])
+def test_an_orientation_that_cannot_be_read_is_none(tmp_path, note):
+    Image.new("RGB", (8, 6), (200, 30, 30)).save(tmp_path/"photo.png", exif=b"Exif\0\0" + note if note else b"x")
+    assert open_image(tmp_path/"photo.png").size == (8, 6)
+
+def test_a_broken_image_is_not_excused_by_a_broken_note(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(tmp_path/"photo.png", exif=b"no TIFF")
+    (tmp_path/"photo.png").write_bytes((tmp_path/"photo.png").read_bytes()[:9000])
+    with pytest.raises(ValueError, match="photo.png': image file is truncated"): open_image(tmp_path/"photo.png")
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV"])
 def test_modes(mode):
     image = open_image(Image.new("RGB", (4, 4), "white").convert(mode))
@@ -135,7 +173,7 @@ def test_extensions_clutter_and_hidden_files(tmp_path):
     (tmp_path/".git").mkdir()
     images = from_folder(tmp_path)
     assert images.classes == ("cat", "dog") and len(images) == 7
-    assert sorted(line.removeprefix(f"{tmp_path}/") for line in images.skipped) == ["README.md: not in a class folder", "cat/Thumbs.db: not an image", "cat/notes.txt: not an image"]
+    assert sorted(line.removeprefix(f"{tmp_path}/") for line in images.skipped) == ["README.md: not in a class folder", "cat/notes.txt: not an image"]
 
 def test_folders_inside_a_class_belong_to_it(tmp_path):
     album(tmp_path, n=3)
@@ -159,10 +197,11 @@ def test_a_broken_link_is_named(tmp_path):
 
 def test_classes_called_like_splits(tmp_path):
     assert from_folder(album(tmp_path/"a", ("bus", "train"))).classes == ("bus", "train")
-    with pytest.raises(ValueError, match="No class folder in '.*test'"): from_folder(album(tmp_path/"b", ("test", "train")))
+    with pytest.raises(ValueError, match="No class folder in '.*b' holds an image: expected .*b/<split>/<class>/"): from_folder(album(tmp_path/"b", ("test", "train")))
     album(tmp_path/"c", splits=("train", "test"))
     picture(tmp_path/"c"/"labels"/"0.png")
-    assert [line.split("/")[-1] for line in from_folder(tmp_path/"c").skipped] == ["labels: not in a split's folder"]
+    images = from_folder(tmp_path/"c")
+    assert [line.split("/")[-1] for line in images.skipped] == ["0.png: not in a split's folder"] and "labels (1 image)" in images.notes[0]
 
 def test_two_folders_for_one_split(tmp_path):
     with pytest.raises(ValueError, match="2 folders for the split 'val': val, valid. Keep one"): from_folder(album(tmp_path, splits=("train", "val", "valid")))
@@ -172,13 +211,41 @@ def test_two_folders_for_one_split(tmp_path):
     (lambda root: root, ValueError, "No class folder in"),
     (lambda root: picture(root/"a.png").parent, ValueError, "No class folder in"),
     (lambda root: album(root, ("cat",)), ValueError, "Only one class in .*'cat'"),
-    (lambda root: album(root, n=2), ValueError, "Class 'cat' has too few images to split"),
-    (lambda root: (album(root), (root/"eel").mkdir(), root)[2], ValueError, "Class folder '.*eel' holds no image"),
-    (lambda root: picture(album(root, splits=("train", "val", "test"))/"test"/"eel"/"0.png").parents[2], ValueError, "Class 'eel' of .* has no image in train"),
-    (lambda root: picture(album(root, splits=("train", "val", "test"))/"train"/"eel"/"0.png").parents[2], ValueError, "Class 'eel' of .* has no image in val"),
-], ids=["missing", "empty", "loose", "one class", "too few", "empty class", "test only", "train only"])
+    (lambda root: album(root, n=1), ValueError, "'.*' has no test image, and no class has enough to spare one"),
+    (lambda root: album(root, n=2), ValueError, "'.*' has no validation image, and no class has enough"),
+    (lambda root: album(album(root, splits=("test", "val")), ("cat",), ("train",)), ValueError, "Only one class of '.*' has training images, 'cat'"),
+], ids=["missing", "empty", "loose", "one class", "one image each", "two images each", "one class to learn"])
 def test_folders_that_cannot_be(tmp_path, make, error, says):
     with pytest.raises(error, match=says): from_folder(make(tmp_path))
+
+def test_rare_classes_are_named_in_the_notes(tmp_path):
+    album(tmp_path)
+    for name, n in (("eel", 1), ("fox", 2), ("gnu", 3)):
+        for i in range(n): picture(tmp_path/name/f"{i}.png", (7, 60*i, len(name) + ord(name[0])))
+    images = from_folder(tmp_path)
+    counts = {split: images.labels(split).bincount(minlength=5).tolist() for split in images.samples}
+    assert images.classes == ("cat", "dog", "eel", "fox", "gnu") and counts == {"train": [3, 3, 1, 1, 1], "val": [1, 1, 0, 0, 1], "test": [1, 1, 0, 1, 1]}
+    assert images.notes == ("No validation image of 2 classes (eel, fox): what is measured there says nothing about them.", "No test image of 1 class (eel): what is measured there says nothing about it.")
+
+def test_classes_missing_from_a_split_that_is_there(tmp_path):
+    album(tmp_path, splits=("train", "val", "test"))
+    picture(tmp_path/"test"/"eel"/"0.png"), picture(tmp_path/"train"/"gnu"/"0.png", (1, 2, 3))
+    images = from_folder(tmp_path)
+    assert images.classes == ("cat", "dog", "eel", "gnu") and [split for split, _ in images.samples.items() if 2 in images.labels(split)] == ["test"]
+    assert [note.partition(":")[0] for note in images.notes] == ["No training image of 1 class (eel)", "No validation image of 2 classes (eel, gnu)", "No test image of 1 class (gnu)"]
+
+def test_an_empty_class_folder_is_left_out(tmp_path):
+    album(tmp_path), (tmp_path/"eel").mkdir()
+    images = from_folder(tmp_path)
+    assert images.classes == ("cat", "dog") and images.skipped == (f"{tmp_path}/eel: holds no image",) and images.notes == ("1 folder without an image, left out: eel.",)
+
+def test_numbers_before_names_are_off_and_kept_in_the_raw_names(tmp_path):
+    images = from_folder(album(tmp_path/"birds", ("001.Black_footed_Albatross", "009.Brewer_Blackbird")))
+    assert images.classes == ("Black_footed_Albatross", "Brewer_Blackbird") and images.raw_names == ("001.Black_footed_Albatross", "009.Brewer_Blackbird")
+    assert Path(images.samples["test"][0][0]).parent.name == images.raw_names[images.samples["test"][0][1]]
+    assert len(images.notes) == 1 and "'Black_footed_Albatross' for '001.Black_footed_Albatross'" in images.notes[0]
+    plain = from_folder(album(tmp_path/"pets"))
+    assert plain.raw_names == plain.classes == ("cat", "dog") and plain.notes == ()
 
 def test_bad_images_stop_or_are_skipped(tmp_path):
     album(tmp_path)
@@ -190,10 +257,14 @@ def test_bad_images_stop_or_are_skipped(tmp_path):
     assert len(images) == 10 and "empty" in images.skipped[0] and "truncated" in images.skipped[1]
     with pytest.raises(ValueError, match="bad_images is 'ignore': expected 'stop' or 'skip'"): from_folder(tmp_path, bad_images="ignore")
 
+def test_a_split_whose_images_are_all_bad(tmp_path):
+    for file in album(tmp_path, splits=("train", "test")).glob("test/*/*"): file.write_bytes(b"")
+    with pytest.raises(ValueError, match="No image of '.*' in test can be read: .*the file is empty"): from_folder(tmp_path, bad_images="skip")
+
 def test_a_class_whose_images_are_all_bad(tmp_path):
     album(tmp_path)
     for file in (tmp_path/"cat").iterdir(): file.write_bytes(b"")
-    with pytest.raises(ValueError, match="Class 'cat' of .* has no readable image in train"): from_folder(tmp_path, bad_images="skip")
+    with pytest.raises(ValueError, match="Fewer than two classes of .* can be read: expected two or more. .*cat/0.png: the file is empty"): from_folder(tmp_path, bad_images="skip")
 
 
 # Lists
@@ -211,12 +282,12 @@ def test_csv_without_splits_and_with_absolute_paths(tmp_path):
     assert images.fingerprint == from_folder(tmp_path/"img").fingerprint
 
 @pytest.mark.parametrize("lines, says", [
-    ([""], "Cannot read '.*list.csv' as a CSV"),
+    ([""], "No column 'path' in '.*list.csv', which has no columns"),
     (["path,label"], "No image in '.*list.csv'"),
-    (["file;label", "a;b"], "No column 'path' in '.*', which has file;label"),
+    (["file;label", "a;b"], "No column 'path' in '.*', which has file, label"),
     (["path,label", "0.png,"], "No label in line 2"),
     (["path,label", "0.png,a", ",b"], "No path in line 3"),
-    (["path,label,split", "0.png,a,train", "1.png,a,dev"], "Unknown split 'dev' in line 3"),
+    (["path,label,split", "0.png,a,train", "1.png,a,held-out"], "Unknown split 'held-out' in line 3"),
     (["path,label,split", "0.png,a,train", "1.png,a,"], "Unknown split '' in line 3"),
     (["path,label,split", "0.png,a,train", "0.png,a,test"], "'0.png' in line 3 .* was listed before"),
     (["path,label", "0.png,a", "1.png,b"], "0.png: there is no such file"),
@@ -226,7 +297,7 @@ def test_csvs_that_cannot_be(tmp_path, lines, says):
 
 def test_csv_in_another_encoding(tmp_path):
     (tmp_path/"list.csv").write_bytes("path,label\n0.png,Café".encode("latin-1"))
-    with pytest.raises(ValueError, match="as a CSV in UTF-8"): from_csv(tmp_path/"list.csv")
+    with pytest.raises(ValueError, match=r"Line 2 of '.*list.csv' is not UTF-8 \(byte 0xe9\): save the file as CSV in UTF-8"): from_csv(tmp_path/"list.csv")
 
 
 # The value
@@ -294,19 +365,22 @@ def test_copies_are_found_whatever_holds_them(tmp_path):
     image.save(tmp_path/"a.png"), image.save(tmp_path/"b.bmp"), image.resize((4, 3)).save(tmp_path/"small.png")
     images = ImageSet("copies", ("x", "y"), {"train": [(tmp_path/"a.png", 0), (pixels.copy(), 0)], "val": [(tmp_path/"small.png", 0), (pixels[::-1], 1)], "test": [(image, 1), (tmp_path/"b.bmp", 0)]})
     table = data.repeated(images, progress=False)
-    assert list(table.itertuples(index=False, name=None)) == [("train", 0, 0, 0, True), ("train", 1, 0, 0, True), ("test", 0, 1, 0, True), ("test", 1, 0, 0, True)]
+    assert list(table.itertuples(index=False, name=None)) == [("train", 0, 0, 0, True, True), ("train", 1, 0, 0, True, True), ("test", 0, 1, 0, True, True), ("test", 1, 0, 0, True, True)]
 
 
 def test_a_copy_in_its_own_split_does_not_span_splits(tmp_path):
     root = album(tmp_path/"album", splits=("train", "val", "test"))
     (root/"train"/"dog"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
     table = data.repeated(from_folder(root), progress=False)
-    assert set(table.split) == {"train"} and len(table) == 2 and not table.across.any()
+    assert set(table.split) == {"train"} and len(table) == 2 and not table.across.any() and not table.labels_differ.any()
+    (root/"train"/"cat"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
+    table = data.repeated(from_folder(root), progress=False)
+    assert set(table.split) == {"train"} and len(table) == 3 and table.labels_differ.all() and not table.across.any()
 
 
 def test_a_set_without_copies_gives_an_empty_table(tmp_path):
     table = data.repeated(from_folder(album(tmp_path/"album", splits=("train", "val", "test"))), progress=False)
-    assert len(table) == 0 and list(table) == ["split", "place", "label", "group", "across"]
+    assert len(table) == 0 and list(table) == ["split", "place", "label", "group", "across", "labels_differ"]
 
 
 @clothing
