@@ -56,7 +56,8 @@ def plain(
     name: str,  # a class name
 ) -> str:
     "The name's words in lower case with one blank between them; a name without letters and digits as it is."
-    return " ".join(parts_of_name(name)).casefold() or composed(name).casefold()
+    folded = composed(name).casefold()
+    return " ".join(parts_of_name(folded)) or folded
 
 # %% ../nbs/02_names.ipynb #3a032380
 def _spelling(

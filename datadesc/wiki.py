@@ -28,6 +28,7 @@ from tqdm import tqdm
 from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttpTimeoutError, WikiRateLimitError
 
 from .files import whole
+from .names import class_names, classes_meant, composed, plain
 from .proxy import mend_no_proxy
 
 # %% ../nbs/10_wiki.ipynb #a0de7d4b
@@ -304,7 +305,7 @@ def alike(
     name:str, # a class name as somebody wrote it
 ) -> str:
     "The name without case, punctuation and a leading number"
-    return re.sub(r"[\W_]+", " ", re.sub(r"^\d+\.", "", name)).casefold().strip()
+    return plain(re.sub(r"^\d+\.", "", composed(name)))
 
 # %% ../nbs/10_wiki.ipynb #ff9b4a6c
 def write_snapshot(
@@ -341,7 +342,8 @@ class Snapshot:
         except (ValueError, OSError, EOFError) as error:
             raise WikiError(f"Line {len(found) + 1} of snapshot '{path}' is no article ({error}): expected JSON as `datadesc cache export --run` or write_snapshot make it.") from None
         found = [article for article in found if article["passages"]]
-        self.pages = {alike(article["page"]): article for article in found} | {alike(article["class"]): article for article in found}
+        names = [article["page"] for article in found], class_names([article["class"] for article in found]), [article["class"] for article in found]
+        self.pages = {alike(name): article for of_all in names for name, article in zip(of_all, found)}
 
     def __repr__(self): return f"Snapshot('{self.name}')"
 
@@ -431,9 +433,9 @@ def find(
 def article_titles(
     dataset:str, # name of a dataset
 ) -> dict:
-    "Class name, made alike -> title of its article, '' where none tells its look; {} for a dataset that is not in the table"
+    "Class name -> title of its article, '' where none tells its look; {} for a dataset that is not in the table"
     with (files("datadesc")/"assets"/"articles.csv").open(newline="", encoding="utf-8") as file:
-        return {alike(row["class"]): row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
+        return {row["class"]: row["article"] for row in csv.DictReader(file) if row["dataset"] == dataset}
 
 # %% ../nbs/10_wiki.ipynb #39b47202
 def article_for(
@@ -461,8 +463,11 @@ def look_up(
 ) -> pd.DataFrame:
     "One row a class: class, source, page, revision, url, passages, sections, how, note"
     titles, rows = article_titles(dataset) if dataset else {}, []
-    for name in tqdm(classes, "looking up articles", delay=3, leave=False, disable=not progress):
-        title, readable = titles.get(alike(name)), name.replace("_", " ").strip()
+    called = class_names(classes)
+    known = classes_meant(list(dict.fromkeys(called)), list(titles))
+    for name, own in zip(tqdm(classes, "looking up articles", delay=3, leave=False, disable=not progress), called):
+        places, readable = known[own][0], own.replace("_", " ").strip()
+        title = list(titles.values())[places[0]] if len(places) == 1 else None
         why = "no article tells how it looks" if title == "" else f"{source.name} has no article '{title or readable}'"
         article = article_for(readable, title, source, superclass) or article_of("", source.name, "", how="missing", note=why)
         rows.append(article | {"class": name})

@@ -186,7 +186,7 @@ def test_by_possessives_alone_only_a_misspelt_folder_is_left():
     assert nearest_name("Artic Tern", BIRDS) == "Arctic Tern"
 
 
-@given(st.lists(st.text(max_size=8), unique=True, max_size=8), st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=8))
+@given(st.lists(st.text(max_size=8), unique=True, max_size=8), st.lists(st.text(min_size=1, max_size=8).filter(str.strip), unique=True, min_size=1, max_size=8))
 def test_any_names_are_matched_without_an_error(names, classes):
     meant = classes_meant(names, classes)
     assert list(meant) == names and all(i in range(len(classes)) for ids, _ in meant.values() for i in ids)

@@ -267,6 +267,22 @@ def test_a_snapshot_knows_its_classes(tmp_path):
     assert table["passages"].tolist() == [["It is red."], ["It is a saint."]] and table["how"].tolist() == ["table", "exact"]
 
 
+@pytest.mark.parametrize("written, asked", [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301"), ("n02085620-Chihuahua", "Chihuahua"), ("Black_footed-Albatross", "black footed albatross")])
+def test_a_snapshot_finds_a_class_in_either_form(written, asked, tmp_path):
+    "One form of Unicode, and the numbers and WordNet ids that runs of 0.1 kept in the class."
+    other = "n02085782-Japanese_spaniel" if written.startswith("n0") else "dog"
+    rows = [article_of("It is small.", "w", "Elsewhere") | {"class": written}, article_of("It barks.", "w", "Dog") | {"class": other}]
+    kept = Snapshot(write_snapshot(pd.DataFrame(rows), tmp_path/"a.jsonl"))
+    assert look_up([asked], kept)["passages"].item() == ["It is small."]
+
+
+def test_numbers_before_names_are_not_looked_up():
+    names = ["n02085620-Northern_cardinal", "n02085782-Church"]
+    shelf = Shelf(Northern_cardinal="A bird.", Church="A house.")
+    table = look_up(names, shelf)
+    assert table["class"].tolist() == names and table["passages"].tolist() == [["A bird."], ["A house."]]
+
+
 @pytest.mark.parametrize("line", ["", "[]", "{", '{"page": "A"}', '{"passages": []}', '{"page": "A", "passages": "text"}', '{"page": "A", "passages": [1]}'])
 def test_a_line_that_is_no_article_is_named(line, tmp_path):
     (tmp_path/"a.jsonl").write_text('{"page": "A", "passages": ["a"]}\n' + line + "\n")
