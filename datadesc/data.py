@@ -81,13 +81,14 @@ def _white(image, pixels):
     brightest = pixels.max()
     if image.mode == "F": return max(1, brightest)
     bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]   # BitsPerSample of a TIFF
-    if bits >= 16: bits = 8 if brightest < 256 else 10 if brightest == 1023 else 12 if brightest < 4096 else 14 if brightest == 16383 else 16
+    if bits >= 16 and brightest in (1023, 16383): return brightest
+    if bits >= 16: bits = next((fewer for fewer in (8, 12) if brightest < 2**fewer), 16)
     return max(2**bits - 1, brightest)
 
 def to_eight_bits(
     image: Image.Image,  # grey, with 16 or 32 bits a pixel
 ):
-    "The grey picture with 8 bits a pixel; white is 65535, less for 8, 10, 12 or 14 bits in 16, 1.0 for floats, or the brightest pixel if that is brighter"
+    "The grey picture with 8 bits a pixel; white is 65535, less for 8 to 14 bits in 16, 1.0 for floats, or the brightest pixel if that is brighter"
     pixels = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(0)
     return Image.fromarray((pixels * (255 / _white(image, pixels))).round().astype(np.uint8))
 
@@ -100,7 +101,11 @@ def on_white(
     return Image.alpha_composite(sheet, image.convert("RGBA")).convert("RGB")
 
 # %% ../nbs/05_data.ipynb #7cdb2999
-_TURNS = dict(zip(range(2, 9), (Image.Transpose[name] for name in ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"))))
+_TURN = Image.Transpose
+_TURNS = {  # what undoes each orientation
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}
 
 def _orientation(image):
     "The orientation that the image's EXIF notes, 1 to 8; 1 if there is none that can be read."
@@ -123,10 +128,17 @@ def _several(file):
     try: return file.format not in ("MPO", "PSD", "HEIF") and getattr(file, "is_animated", False)
     except Exception: return False
 
+def _remarks(file):
+    "What is worth a remark about an image file, in the words of `_REMARKS`."
+    remarks = ["frames"] * _several(file)
+    if file.mode.startswith("I"): remarks += ["bits"] * bool(_white(file, np.asarray(file)) < 65535)
+    elif file.mode == "RGB" and ";16" in str(file.tile): remarks += ["black"] * bool(np.asarray(file).max() < 16)
+    return remarks
+
 def decoded(
     image,         # an image of an `ImageSet`
     rough=False,   # at the least size that still reads a JPEG file to its end
-    remarks=None,  # a list that gets "frames" if there are several, "bits" if 16 hold fewer
+    remarks=None,  # a list that gets what is worth a remark, in the words of `_REMARKS`
 ):
     "The image as an upright `PIL.Image` in RGB"
     content = image.read() if isinstance(image, PackedImage) else image
@@ -135,9 +147,8 @@ def decoded(
         content = Image.fromarray(content)
     if isinstance(content, Image.Image): return upright_rgb(content)
     with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=image_formats()[0]) as file:
-        if remarks is not None and _several(file): remarks.append("frames")
         if rough: file.draft("RGB", (1, 1))
-        if remarks is not None and file.mode.startswith("I") and _white(file, np.asarray(file)) < 65535: remarks.append("bits")
+        if remarks is not None: remarks.extend(_remarks(file))
         return upright_rgb(file)
 
 def open_image(
@@ -153,7 +164,8 @@ def open_image(
 def _table(listing):
     "The rows of a `Listing` as a table"
     paths, labels, splits = zip(*listing.rows)
-    return pd.DataFrame({"path": pd.Series(paths, dtype=object), "label": labels, "split": splits})   # pandas' own strings cannot hold a name that is no UTF-8
+    paths = pd.Series(paths, dtype=object)   # pandas' own strings cannot hold a name that is no UTF-8
+    return pd.DataFrame({"path": paths, "label": labels, "split": splits})
 
 # %% ../nbs/05_data.ipynb #193a169f
 def _checked(image):
@@ -164,22 +176,28 @@ def _checked(image):
     return None, remarks
 
 # %% ../nbs/05_data.ipynb #e9e2a4be
-_REMARKS = {"frames": "of several frames or pages: the first one is used", "bits": "with fewer than 16 bits in 16: scaled by the white of those bits"}
+_REMARKS = {
+    "frames": "of several frames or pages: the first one is used",
+    "bits": "with fewer than 16 bits in 16: scaled by the white of those bits",
+    "black": "of 16 bits a colour, nearly black, since Pillow reads the upper 8 bits only: save them with 8 bits a colour",
+}
 
 def drop_unreadable(
     table: pd.DataFrame,  # path (or another form of image), label, split
     bad_images="stop",    # or "skip"
     progress=True,        # show a bar if it takes more than a few seconds
 ):
-    "(table, skipped, notes): the rows whose image can be read; a line for each of the others, which raise a `ValueError` with 'stop'; what to know about the rest"
+    "(table, skipped, notes): the rows that can be read, a line for each other one (a `ValueError` with 'stop'), what to know about the rest"
     if bad_images not in ("stop", "skip"): raise ValueError(f"bad_images is {bad_images!r}: expected 'stop' or 'skip'.")
     with ThreadPoolExecutor() as pool:
-        faults, remarks = zip(*tqdm(pool.map(_checked, table.path), "checking images", len(table), delay=3, leave=False, disable=not progress))
+        checked = tqdm(pool.map(_checked, table.path), "checking images", len(table), delay=3, leave=False, disable=not progress)
+        faults, remarks = zip(*checked)
     names = [printable(str(path)) if isinstance(path, (str, Path)) else str(path) for path in table.path]
     bad = [f"{name}: {why}" for name, why in zip(names, faults) if why]
     if bad and bad_images == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise ValueError(f"Cannot read image {bad[0]}{more}. Repair or remove it, or leave such images out: bad_images='skip', on the command line --on-bad-image skip.")
+        raise ValueError(f"Cannot read image {bad[0]}{more}. Repair or remove it, or leave such images out: "
+                         "bad_images='skip', on the command line --on-bad-image skip.")
     remarked = {kind: [name for name, kinds in zip(names, remarks) if kind in kinds] for kind in _REMARKS}
     notes = [f"{counted(len(found), 'image')} {_REMARKS[kind]} ({first_few(found)})." for kind, found in remarked.items() if found]
     return table[[not why for why in faults]], bad, notes
@@ -219,14 +237,17 @@ def _absent(table, classes):
     for split, word in _SPLIT_NAMES.items():
         present = set(table.label[table.split == split])
         absent = [name for label, name in classes.items() if label not in present]
-        means = "what is measured there says nothing about " + ("it" if len(absent) == 1 else "them") if split != "train" else "nothing about " + ("it" if len(absent) == 1 else "them") + " can be learned from images"
+        it = "it" if len(absent) == 1 else "them"
+        means = f"nothing about {it} can be learned from images" if split == "train" else f"what is measured there says nothing about {it}"
         if absent: notes.append(f"No {word} image of {counted(len(absent), 'class', 'classes')} ({first_few(absent)}): {means}.")
     return notes
 
 def _check_splits(table, name):
     "Nothing, if each split has images and training images show two classes or more; else a `ValueError`"
     for split in ("train", "test", "val"):
-        if split not in set(table.split): raise ValueError(f"'{name}' has no {_SPLIT_NAMES[split]} image, and no class has enough to spare one: the first is for training, the second for testing, the third for validation. Add images to a class.")
+        if split in set(table.split): continue
+        raise ValueError(f"'{name}' has no {_SPLIT_NAMES[split]} image, and no class has enough to spare one: "
+                         "the first is for training, the second for testing, the third for validation. Add images to a class.")
     trained = set(table.label[table.split == "train"])
     if len(trained) < 2: raise ValueError(f"Only one class of '{name}' has training images, '{min(trained)}': expected two or more.")
 
@@ -247,16 +268,19 @@ def from_table(
     check_classes(table.label, name, notes)
     splits = set(table.split)
     table, bad, remarks = drop_unreadable(table, bad_images, progress)
-    if lost := splits - set(table.split): raise ValueError(f"No image of '{name}' {f'in {min(lost)} ' * bool(min(lost))}can be read: {first_few(bad)}")
-    labels = [label for label in (sorted(set(table.label)) if classes is None else map(composed, classes)) if label in set(table.label)]
-    if len(labels) < 2: raise ValueError(f"Fewer than two classes of '{name}' have an image that can be read: expected two or more. {first_few(bad)}")
+    if lost := splits - set(table.split):
+        raise ValueError(f"No image of '{name}' {f'in {min(lost)} ' * bool(min(lost))}can be read: {first_few(bad)}")
+    readable = set(table.label)
+    labels = sorted(readable) if classes is None else [label for label in map(composed, classes) if label in readable]
+    if len(labels) < 2: raise ValueError(f"Only one class of '{name}' has images that can be read, '{labels[0]}': expected two or more. {first_few(bad)}")
     table = complete_splits(table, seed)
     _check_splits(table, name)
     shown = tuple(labels) if raw_names else class_names(labels)
     places = {label: place for place, label in enumerate(labels)}
     samples = {split: [(row.path, places[row.label]) for row in table[table.split == split].itertuples()] for split in SPLITS}
     raw = tuple(raw_names[label] for label in labels) if raw_names else tuple(labels)
-    return ImageSet(name, shown, samples, superclass, (*skipped, *bad), (*notes, *remarks, *_absent(table, dict(zip(labels, shown)))), raw)
+    notes = (*notes, *remarks, *_absent(table, dict(zip(labels, shown))))
+    return ImageSet(name, shown, samples, superclass, (*skipped, *bad), notes, raw)
 
 # %% ../nbs/05_data.ipynb #f822a91c
 def _from_listing(listing, name, superclass, bad_images, seed):
@@ -314,11 +338,13 @@ def repeated(
     images: ImageSet,
     progress=True,  # show a bar if it takes more than a few seconds
 ):
-    "Table of the images whose pixels occur more than once: split, place in it, label, group (a number per picture), across (is the group in more than one split?), labels_differ (is it in more than one class?)"
-    table = pd.DataFrame([(split, place, label) for split in images.samples for place, (_, label) in enumerate(images.samples[split])], columns=["split", "place", "label"])
+    "Table of the images whose pixels occur more than once: split, place in it, label, group (one for each picture), across splits?, labels_differ?"
+    rows = [(split, place, label) for split in images.samples for place, (_, label) in enumerate(images.samples[split])]
+    table = pd.DataFrame(rows, columns=["split", "place", "label"])
     everything = [image for split in images.samples for image in images.images(split)]
     with ThreadPoolExecutor() as pool:
-        keys = pd.Series(list(tqdm(pool.map(pixels_key, everything), "looking for duplicates", len(everything), delay=3, leave=False, disable=not progress)), dtype=object)
+        keys = tqdm(pool.map(pixels_key, everything), "looking for duplicates", len(everything), delay=3, leave=False, disable=not progress)
+        keys = pd.Series(list(keys), dtype=object)
     table = table[keys.duplicated(keep=False)].assign(group=pd.factorize(keys[keys.duplicated(keep=False)])[0])
     groups = table.groupby("group")
     table = table.assign(across=groups.split.transform("nunique") > 1, labels_differ=groups.label.transform("nunique") > 1)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
-from statistics import median_low
 
 from .names import class_names, composed, printable
 from .rows import read_rows
 
 # %% ../nbs/04_folders.ipynb #cb79b183
-_PLUGINS = {"pillow_heif": "register_heif_opener", "pi_heif": "register_heif_opener", "pillow_jxl": ""}  # package: what has to be called after its import
+_PLUGINS = {"pillow_heif": "register_heif_opener", "pi_heif": "register_heif_opener", "pillow_jxl": ""}  # what to call after the import
 
 @cache
 def image_formats() -> tuple[tuple[str, ...], frozenset[str]]:
@@ -90,7 +89,9 @@ def _scan(path, above, top=True):
     "The `_Folder` at the path; None if it is a link back up or the folder of a run."
     real = os.path.realpath(path)
     try: entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except PermissionError: raise ValueError(f"Cannot look into the folder '{printable(path)}': you may not read it. Change that (chmod u+rx), or move the folder elsewhere.") from None
+    except PermissionError:
+        raise ValueError(f"Cannot look into the folder '{printable(path)}': you may not read it. "
+                         "Change that (chmod u+rx), or move the folder elsewhere.") from None
     if real in above or not top and any(entry.name == MARK for entry in entries): return None
     folder = _Folder(str(path), [], [], [])
     for entry in entries:
@@ -181,7 +182,9 @@ def check_classes(
 ):
     "Nothing, if there are two classes or more; else a `ValueError`."
     labels = list(dict.fromkeys(labels))
-    if len(labels) < 2: raise ValueError(" ".join([f"Only one class in '{name}', '{labels[0]}': there is nothing to tell it from. Expected two or more.", *notes]))
+    if len(labels) < 2:
+        only = f"Only one class in '{name}', '{labels[0]}': there is nothing to tell it from. Expected two or more."
+        raise ValueError(" ".join([only, *notes]))
 
 def first_few(
     names: Iterable[str],
@@ -222,24 +225,27 @@ def _parts_of(root, listing):
     if not parts: return {root: ""}
     _leave_beside(listing, root, parts, "not in a split's folder")
     beside = [f"{folder.label} ({counted(len(folder.below), 'image')})" for folder in root.holding if folder not in parts]
-    if beside: listing.notes.append(f"Left out, since they lie beside the splits ({', '.join(folder.label for folder in parts)}): {first_few(beside, 10)}.")
+    names = ", ".join(folder.label for folder in parts)
+    if beside: listing.notes.append(f"Left out, since they lie beside the splits ({names}): {first_few(beside, 10)}.")
     return _unwrap(parts, listing)
 
 def _unwrap(parts, listing):
     "The parts, where a doubled folder (seg_train/seg_train) stands for the outer one."
     inner = {folder: _wrapped(folder) for folder in parts}
-    double = {folder for folder in parts if inner[folder] and (all(inner.values()) or split_named(inner[folder].label) == parts[folder])}
-    if not double: return parts
-    for folder in double: _leave_beside(listing, folder, [inner[folder]], "not in a class folder")
-    listing.notes.append("Folders that hold one folder were gone through: " + first_few([f"{folder.label}/{inner[folder].label}" for folder in parts if folder in double]) + ".")
-    return _unwrap({inner[folder] if folder in double else folder: split for folder, split in parts.items()}, listing)
+    if not all(inner.values()):
+        inner = {folder: only for folder, only in inner.items() if only and split_named(only.label) == parts[folder]}
+    if not inner: return parts
+    for folder, only in inner.items(): _leave_beside(listing, folder, [only], "not in a class folder")
+    gone_through = first_few(f"{folder.label}/{only.label}" for folder, only in inner.items())
+    listing.notes.append(f"Folders that hold one folder were gone through: {gone_through}.")
+    return _unwrap({inner.get(folder, folder): split for folder, split in parts.items()}, listing)
 
 # %% ../nbs/04_folders.ipynb #89ba48cd
 def _labelled(parts, root, listing):
     "The parts that have class folders, which are those of the training images where there are any; a `ValueError` if there are none."
     if not any(folder.holding for folder in parts):
         loose = sum(len(folder.images) for folder in parts)
-        why = f" The {counted(loose, 'image')} there lie in no class folder; a CSV with columns path and label can say what they show." * bool(loose)
+        why = f" The {counted(loose, 'image')} there lie in no class folder; a CSV of path and label can name the classes." * bool(loose)
         at = printable(next(iter(parts)).path if len(parts) == 1 else root)
         expected = f"{at}/<split>/<class>/<image>.jpg" if len(parts) > 1 else f"{at}/<class>/<image>.jpg"
         raise ValueError(f"No class folder in '{at}' holds an image: expected {expected}.{why}")
@@ -260,35 +266,41 @@ def _classes_in(part, class_level):
     "[(label, its images)] of the class folders in a root or split."
     if class_level in ("auto", "top"): return [(folder.label, folder.below) for folder in part.holding]
     depth = len(Path(part.path).parts)
-    name = lambda folder: folder.label if class_level == "deepest" else "/".join(printable(composed(step)) for step in Path(folder.path).parts[depth:])
-    return [(name(folder), folder.images) for folder in part.walk() if folder.images]
+    whole = lambda folder: "/".join(printable(composed(step)) for step in Path(folder.path).parts[depth:])
+    return [(folder.label if class_level == "deepest" else whole(folder), folder.images) for folder in part.walk() if folder.images]
 
 def _stop_if_unclear(part):
     "Nothing, or a `ValueError` that names both readings of folders that all hold the same folders."
     if not (inner := _shared(part.holding)): return
     outer = [folder.label for folder in part.holding]
-    raise ValueError(f"The folders in '{printable(part.path)}' ({first_few(outer)}) all hold the same folders ({first_few(inner)}). Which are the classes? Say it with class_level: "
-                     f"-p class_level=top for {first_few(outer)}; -p class_level=deepest for {first_few(inner)}, equal names being one class; -p class_level=path for '{outer[0]}/{inner[0]}' and so on.")
+    raise ValueError(f"The folders in '{printable(part.path)}' ({first_few(outer)}) all hold the same folders ({first_few(inner)}). "
+                     f"Which are the classes? Say it with class_level: -p class_level=top for {first_few(outer)}; -p class_level=deepest "
+                     f"for {first_few(inner)}, equal names being one class; -p class_level=path for '{outer[0]}/{inner[0]}' and so on.")
 
 def _splits_inside(part):
     "Whether the folders in it, which are then classes, all hold splits: cat/train, cat/test, dog/train."
     names = {os.path.basename(inner.path) for folder in part.holding for inner in folder.holding}
-    return len(names) > 1 and all(folder.holding and not folder.images for folder in part.holding) and all(_split_in(name)[1] for name in names)
+    only_folders = all(folder.holding and not folder.images for folder in part.holding)
+    return only_folders and len(names) > 1 and all(_split_in(name)[1] for name in names)
 
 # %% ../nbs/04_folders.ipynb #8b348458
 def _read_part(part, split, class_level, listing):
     "Add the images of a root or split to the listing, and what was left out."
     _leave_beside(listing, part, part.holding, "not in a class folder")
-    if part.images: listing.notes.append(f"Left out: {counted(len(part.images), 'image')} beside the class folders of '{printable(part.path)}', in none of them.")
+    if part.images:
+        where = f"beside the class folders of '{printable(part.path)}', in none of them"
+        listing.notes.append(f"Left out: {counted(len(part.images), 'image')} {where}.")
     if _splits_inside(part):
+        splits = split_names({os.path.basename(inner.path) for folder in part.holding for inner in folder.holding})
         for folder in part.holding:
-            splits = split_names(os.path.basename(inner.path) for inner in folder.holding)
-            listing.rows.extend((path, folder.label, splits[os.path.basename(inner.path)] or split) for inner in folder.holding for path in inner.below)
+            for inner in folder.holding:
+                listing.rows.extend((path, folder.label, splits[os.path.basename(inner.path)]) for path in inner.below)
         listing.notes.append("The splits were found inside the folders of the classes.")
     else:
         if class_level == "auto": _stop_if_unclear(part)
-        listing.rows.extend((path, label, split) for label, paths in _classes_in(part, class_level) for path in paths)
-    listing._leave([path for folder in part.holding for inner in (folder, *folder.walk()) for path in inner.others], "not an image")
+        for label, paths in _classes_in(part, class_level): listing.rows.extend((path, label, split) for path in paths)
+    for folder in part.holding:
+        for inner in (folder, *folder.walk()): listing._leave(inner.others, "not an image")
 
 def _say_level(parts, class_level, listing):
     "Add the notes about deeper folders and names that occur in several places."
@@ -296,17 +308,22 @@ def _say_level(parts, class_level, listing):
     deeper = {folder.label for part in parts for top in part.holding for folder in top.walk() if folder.images}
     deepest = {label for part in parts for label, _ in _classes_in(part, "deepest")}
     if class_level == "auto" and deeper and len(deepest) > 1:
-        listing.notes.append(f"{len(listing.labels)} classes: {first_few(listing.labels)}; deeper folders hold {len(deeper)}: -p class_level=deepest.")
+        names = first_few(listing.labels)
+        listing.notes.append(f"{len(listing.labels)} classes: {names}; deeper folders hold {len(deeper)}: -p class_level=deepest.")
     if class_level == "deepest":
         places = defaultdict(set)
         for part in parts:
             for label, images in _classes_in(part, "deepest"): places[label].add(os.path.relpath(os.path.dirname(images[0]), part.path))
         joined = [label for label in sorted(places) if len(places[label]) > 1]
-        if joined: listing.notes.append(f"{counted(len(joined), 'class name')} in more than one place, each read as one class: {first_few(joined)}.")
+        several = f"{counted(len(joined), 'class name')} in more than one place, each read as one class: {first_few(joined)}."
+        if joined: listing.notes.append(several)
+
+_EMPTY = ": holds no image"
 
 def _finish(listing, name):
     "The listing, with the notes that every dataset gets; a `ValueError` if it has fewer than two classes."
-    empty = [os.path.basename(line.removesuffix(": holds no image")) for line in listing.left_out if line.endswith(": holds no image")]
+    without = [line.removesuffix(_EMPTY) for line in listing.left_out if line.endswith(_EMPTY)]
+    empty = [os.path.basename(path) for path in without]
     if empty: listing.notes.append(f"{counted(len(empty), 'folder')} without an image, left out: {first_few(empty)}.")
     if tuple(listing.labels) != tuple(listing.classes):
         listing.notes.append(f"Numbers before the names are left off: '{listing.classes[0]}' for '{listing.labels[0]}', and so on.")
@@ -320,9 +337,10 @@ def read_folder(
     "The images of a folder; `ValueError` where it cannot be read or can be read in two ways."
     if class_level not in CLASS_LEVELS: raise ValueError(f"class_level is {class_level!r}: expected one of {', '.join(CLASS_LEVELS)}.")
     name = printable(root)
-    if not os.path.isdir(root): raise FileNotFoundError(f"No folder '{name}': expected {name}/<class>/<image>.jpg or {name}/<split>/<class>/<image>.jpg")
-    listing = Listing([], [], [])
-    parts = _labelled(_parts_of(_scan(Path(root), {*map(str, Path(os.path.realpath(root)).parents)}), listing), root, listing)
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"No folder '{name}': expected {name}/<class>/<image>.jpg or {name}/<split>/<class>/<image>.jpg")
+    listing, above = Listing([], [], []), set(map(str, Path(os.path.realpath(root)).parents))
+    parts = _labelled(_parts_of(_scan(Path(root), above), listing), root, listing)
     for part, split in parts.items(): _read_part(part, split, class_level, listing)
     _say_level(parts, class_level, listing)
     return _finish(listing, name)
@@ -346,9 +364,11 @@ def read_list(
     for row in rows:
         where = f"line {row['line']} of '{name}'"
         if missing := [column for column in ("path", "label") if not row[column]]: raise ValueError(f"No {missing[0]} in {where}.")
-        if not splits[row["split"]] and set(splits) != {""}: raise ValueError(f"Unknown split '{row['split']}' in {where}: expected train, val or test; or leave the whole column out.")
+        if not splits[row["split"]] and set(splits) != {""}:
+            raise ValueError(f"Unknown split '{row['split']}' in {where}: expected train, val or test; or leave the whole column out.")
         image = _path_in(Path(path).parent, row["path"])
-        if image in lines: raise ValueError(f"'{row['path']}' in {where} was listed before, in line {lines[image]}: an image has one label and belongs to one split.")
+        if image in lines:
+            raise ValueError(f"'{row['path']}' in {where} was listed before, in line {lines[image]}: an image has one label and one split.")
         lines[image] = row["line"]
         listing.rows.append((image, composed(row["label"]), splits[row["split"]]))
     return _finish(listing, name)
@@ -395,7 +415,7 @@ def _counts(listing, most=40):
     table = [("class", *(split or "images" for split in splits)), *shown]
     table += [("all", *(f"{sum(split == row[2] for row in listing.rows):,}" for split in splits))]
     widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["  " + row[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:])) for row in table]
+    lines = [f"  {row[0]:{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:])) for row in table]
     return lines[:-1] + [f"  ... {len(names) - most:,} more"] * (len(names) > most) + lines[-1:]
 
 def _duplicates(listing, digests):
@@ -407,8 +427,16 @@ def _duplicates(listing, digests):
     if not groups: return ["duplicates: no two files hold the same bytes"]
     several = lambda column: sum(len({row[column] for row in rows}) > 1 for rows in groups)
     pair = max(groups, key=lambda rows: len({row[1] for row in rows}))
-    return [f"duplicates: {counted(len(groups), 'picture')} in more than one file with the same bytes ({several(2):,} of them in more than one split, {several(1):,} under two labels), "
+    return [f"duplicates: {counted(len(groups), 'picture')} in more than one file with the same bytes "
+            f"({several(2):,} of them in more than one split, {several(1):,} under two labels), "
             f"such as {first_few([printable(row[0]) for row in pair], 2)}"]
+
+def _sizes(sizes):
+    "A line about the smallest, the median and the largest of some (width, height)."
+    sizes = sorted(filter(None, sizes), key=lambda size: size[0] * size[1])
+    if not sizes: return []
+    shown = {"smallest": sizes[0], "median": sizes[len(sizes) // 2], "largest": sizes[-1]}
+    return ["sizes: " + ", ".join(f"{word} {width} x {height}" for word, (width, height) in shown.items())]
 
 def look(
     path: str | Path,  # a folder or a CSV
@@ -424,8 +452,7 @@ def look(
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             warnings.simplefilter("ignore")
             kinds, sizes, digests, faults = zip(*pool.map(_opened, paths))
-        sizes = sorted(filter(None, sizes), key=lambda size: size[0] * size[1])
-        if sizes: lines.append("sizes: " + ", ".join(f"{word} {size[0]} x {size[1]}" for word, size in (("smallest", sizes[0]), ("median", sizes[len(sizes) // 2]), ("largest", sizes[-1]))))
+        lines += _sizes(sizes)
     else: kinds = [Path(path).suffix.lower() or "no extension" for path in paths]
     lines.append("formats: " + ", ".join(f"{count:,} {kind}" for kind, count in Counter(filter(None, kinds)).most_common()))
     reasons = defaultdict(list)

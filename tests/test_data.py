@@ -1,5 +1,6 @@
 """Images of every kind, folders and lists as users have them, and what is said about the wrong ones."""
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path):
     album(tmp_path)
     for i in range(2): Image.fromarray(np.full((4, 4), 3000 + i, dtype=np.uint16)).save(tmp_path/"cat"/f"dim{i}.png")
     assert from_folder(tmp_path).notes == (f"2 images with fewer than 16 bits in 16: scaled by the white of those bits ({tmp_path}/cat/dim0.png, {tmp_path}/cat/dim1.png).",)
+
+def test_colours_whose_upper_bits_are_empty_are_said(tmp_path):
+    "PNGs of 16 bits a colour, written by hand: 2 x 1 pixels of 12 bits, and of 16"
+    def chunk(kind, content): return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+    album(tmp_path)
+    for name, top in (("dim", 4095), ("full", 65535)):
+        pixels = b"\0" + b"".join(value.to_bytes(2, "big") for value in (top, 0, 0, 0, top // 2, 0))
+        header = b"\0\0\0\2\0\0\0\1\x10\2\0\0\0"
+        (tmp_path/"cat"/f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b""))
+    notes = from_folder(tmp_path).notes
+    assert len(notes) == 1 and notes[0].startswith("1 image of 16 bits a colour, nearly black") and "dim.png" in notes[0]
 
 def test_a_tiff_says_its_bits(tmp_path):
     "A dark picture of 2 x 1 pixels with 12 bits each, written by hand: 100 and 200 of 4095"
@@ -264,7 +276,7 @@ def test_a_split_whose_images_are_all_bad(tmp_path):
 def test_a_class_whose_images_are_all_bad(tmp_path):
     album(tmp_path)
     for file in (tmp_path/"cat").iterdir(): file.write_bytes(b"")
-    with pytest.raises(ValueError, match="Fewer than two classes of .* can be read: expected two or more. .*cat/0.png: the file is empty"): from_folder(tmp_path, bad_images="skip")
+    with pytest.raises(ValueError, match="Only one class of .* has images that can be read, 'dog': expected two or more. .*cat/0.png: the file is empty"): from_folder(tmp_path, bad_images="skip")
 
 
 # Lists
