@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'PARTS_EXAMPLE', 'PARTS_FORM', 'EXPLAINED', 'REMARK', 'MOST_PARTS', 'LOOK', 'KNOWLEDGE', 'EXAMPLE_ARTICLE',
            'ALIKE', 'FULL_WIDTH', 'LOOK_ALIKE', 'ESCAPED', 'HARMLESS', 'SPEAKER', 'ADDRESS', 'LOOK_FORM', 'COLUMNS',
-           'readable', 'form_of', 'parts_request', 'parts_in', 'check_parts', 'components', 'seen', 'harmless',
-           'quoted', 'excerpt', 'knowledge_for', 'look_question', 'look_requests', 'check_line', 'name_pattern',
-           'without_name', 'kinds_of', 'flagged', 'why_failed', 'parts_of', 'row_of', 'failed_questions', 'undescribed',
-           'describe', 'from_file']
+           'form_of', 'parts_request', 'parts_in', 'check_parts', 'components', 'seen', 'harmless', 'quoted', 'excerpt',
+           'knowledge_for', 'look_question', 'look_requests', 'check_line', 'name_pattern', 'without_name', 'kinds_of',
+           'flagged', 'why_failed', 'parts_of', 'row_of', 'failed_questions', 'undescribed', 'describe', 'from_file']
 
 # %% ../nbs/20_describe.ipynb #6e10c638
 import re, unicodedata
@@ -22,7 +21,7 @@ import pandas as pd
 from .answers import is_refusal, one_line, parse_list, says_nothing, unique
 from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
-from .names import composed, parts_of_name
+from .names import composed, parts_of_name, readable
 from .sentences import for_classes, read_sentences
 from .wiki import passages_about
 
@@ -33,12 +32,6 @@ Answer with a list, one part a line, and nothing else."""
 
 PARTS_EXAMPLE = (("user", PARTS.format(subject="bicycle")),
                  ("assistant", "- frame\n- wheels\n- handlebar\n- saddle\n- fork\n- chain\n- pedals\n- tyres\n- spokes\n- mudguards"))
-
-def readable(
-    name:str, # a class name as datasets write it
-) -> str:
-    "The name in one line, with spaces for underscores"
-    return " ".join(name.replace("_", " ").split())
 
 def form_of(
     name:str, # of its one field

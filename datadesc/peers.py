@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from .answers import aloud, is_refusal, one_line, parse_list
-from .describe import check_line, flagged, form_of, kinds_of, parts_of, readable, undescribed
+from .describe import check_line, flagged, form_of, kinds_of, parts_of, undescribed
 from .llm import LLM, LLMError, Request
-from .names import classes_meant, nearest_name
+from .names import classes_meant, nearest_name, readable
 from .sentences import read_sentences
 
 # %% ../nbs/60_peers.ipynb #7dfc5b65

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttpTimeoutError, WikiRateLimitError
 
 from .files import whole
-from .names import class_names, classes_meant, composed, plain
+from .names import class_names, classes_meant, composed, plain, readable
 from .proxy import mend_no_proxy
 
 # %% ../nbs/10_wiki.ipynb #a0de7d4b
@@ -466,10 +466,10 @@ def look_up(
     called = class_names(classes)
     known = classes_meant(list(dict.fromkeys(called)), list(titles))
     for name, own in zip(tqdm(classes, "looking up articles", delay=3, leave=False, disable=not progress), called):
-        places, readable = known[own][0], own.replace("_", " ").strip()
+        places, asked = known[own][0], readable(own)
         title = list(titles.values())[places[0]] if len(places) == 1 else None
-        why = "no article tells how it looks" if title == "" else f"{source.name} has no article '{title or readable}'"
-        article = article_for(readable, title, source, superclass) or article_of("", source.name, "", how="missing", note=why)
+        why = "no article tells how it looks" if title == "" else f"{source.name} has no article '{title or asked}'"
+        article = article_for(asked, title, source, superclass) or article_of("", source.name, "", how="missing", note=why)
         rows.append(article | {"class": name})
     return pd.DataFrame(rows, columns=list(article_of("", "", "")))
 

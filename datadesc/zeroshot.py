@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .names import readable
+
 # %% ../nbs/50_zeroshot.ipynb #fd1c1cb1
 AGGREGATIONS = ("mean", "mean_embedding", "max")
 
@@ -111,14 +113,14 @@ def with_names(
 ) -> list[str]:
     "The T sentences with the name of their class put in by the template."
     named = [False] * len(texts) if named is None else named
-    return [t if has else _filled(template, **{"class": classes[int(c)], "text": t}) for t, c, has in zip(texts, class_ids, named, strict=True)]
+    return [t if has else _filled(template, **{"class": readable(classes[int(c)]), "text": t}) for t, c, has in zip(texts, class_ids, named, strict=True)]
 
 def names_only(
     classes: Sequence[str],  # C class names
     template: str = "a photo of a {class}",
 ) -> list[str]:
     "One prompt per class, made of its name alone."
-    return [_filled(template, **{"class": c}) for c in classes]
+    return [_filled(template, **{"class": readable(c)}) for c in classes]
 
 # %% ../nbs/50_zeroshot.ipynb #ab19041c
 def restrict(
