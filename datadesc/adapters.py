@@ -73,23 +73,22 @@ def tip_adapter(
     return lambda new: scores(place(new)).detach()
 
 # %% ../nbs/62_adapters.ipynb #05c73dda
-def _check_all_there(class_ids, n_classes, what):
-    "Raise a ValueError that names the first class without `what`, or one that is too many."
-    if len(counts := class_ids.bincount(minlength=n_classes)) > n_classes: raise ValueError(f"{what} of class {len(counts) - 1}, but the {n_classes} classes are numbered 0 to {n_classes - 1}")
-    if (counts == 0).any(): raise ValueError(f"No {what} of class {int(counts.argmin())}: expected at least one {what} of all {n_classes} classes")
+def _check_described(class_ids, n_classes):
+    "Raise a ValueError that names the first class without a text, or one that is too many."
+    if len(counts := class_ids.bincount(minlength=n_classes)) > n_classes: raise ValueError(f"text of class {len(counts) - 1}, but the {n_classes} classes are numbered 0 to {n_classes - 1}")
+    if (counts == 0).any(): raise ValueError(f"No text of class {int(counts.argmin())}: expected at least one text of all {n_classes} classes")
 
 # %% ../nbs/62_adapters.ipynb #a06b4bea
 def discriminability(
     x: Tensor,  # (n, D) features of the labelled images
     y: Tensor,  # (n,)
     text_emb: Tensor,  # (T, D) in the same space
-    n_classes: int,  # C
     sharpness: float = 10.,  # factor on the likenesses before the softmax over classes
 ) -> Tensor:  # (T,) nats, 0 to log C
-    "How sharply each text divides the classes: log C minus the entropy of its likeness to their mean images."
-    _check_all_there(y, n_classes, "image")
-    p = torch.softmax(sharpness * text_emb @ class_means(x, y, n_classes).T, 1)
-    return math.log(n_classes) + torch.special.xlogy(p, p).sum(1)
+    "How sharply each text divides the C classes that have images: log C minus the entropy of its likeness to their mean images."
+    there, place = y.unique(return_inverse=True)
+    p = torch.softmax(sharpness * text_emb @ class_means(x, place, len(there)).T, 1)
+    return math.log(len(there)) + torch.special.xlogy(p, p).sum(1)
 
 # %% ../nbs/62_adapters.ipynb #851788be
 def greedy(
@@ -118,8 +117,8 @@ def select_concepts(
     coverage: float = 1.,  # how much covering the class's candidates counts beside telling classes apart
 ) -> Tensor:  # row numbers of the chosen texts, class after class, in the order of choice
     "LaBo's choice (Yang et al. 2023): for every class k texts that tell classes apart and cover what is said about it."
-    _check_all_there(class_ids, n_classes, "text")
-    worth, class_ids = discriminability(x, y, text_emb, n_classes), class_ids.to(x.device)
+    _check_described(class_ids, n_classes)
+    worth, class_ids = discriminability(x, y, text_emb), class_ids.to(x.device)
     own = [(class_ids == c).nonzero().flatten() for c in range(n_classes)]
     return torch.cat([rows[greedy(worth[rows], text_emb[rows] @ text_emb[rows].T, k, coverage)] for rows in own])
 
@@ -169,7 +168,7 @@ def by_class(
     n_classes: int,  # C
 ) -> tuple[Tensor, Tensor]:  # (C, K, D) table, zeros where empty, and (C, K) mask of the filled places
     "The texts of every class, one class a row; K is the largest number of texts a class has."
-    _check_all_there(class_ids, n_classes, "text")
+    _check_described(class_ids, n_classes)
     class_ids = class_ids.to(text_emb.device)
     counts = class_ids.bincount(minlength=n_classes)
     mask = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
@@ -254,12 +253,14 @@ def logistic_regression(
     n_classes: int,  # C
     C: float = 1.,  # how freely it may fit; scikit-learn's C
 ) -> Classifier:
-    "scikit-learn's LogisticRegression on features of length one: the usual linear probe."
-    _check_all_there(y, n_classes, "image")
+    "scikit-learn's LogisticRegression on features of length one: the usual linear probe. A class without images is never its answer."
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # one image a class is what few-shot means
         model = LogisticRegression(C=C, max_iter=1000).fit(F.normalize(x, dim=1).cpu().numpy(), y.cpu().numpy())
-    return lambda new: torch.from_numpy(model.predict_log_proba(F.normalize(new, dim=1).cpu().numpy())).to(new.device)
+    def scores(new):
+        known = torch.from_numpy(model.predict_log_proba(F.normalize(new, dim=1).cpu().numpy())).to(new.device)
+        return known.new_full((len(new), n_classes), -torch.inf).index_copy_(1, torch.from_numpy(model.classes_).to(new.device), known)
+    return scores
 
 # %% ../nbs/62_adapters.ipynb #70747cc0
 def tuned(

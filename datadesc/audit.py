@@ -104,12 +104,12 @@ def auc_of_planted(
     scores: pd.DataFrame,  # what `wrong_label_scores` returned
     wrong: Tensor,  # (N,) bool: the labels that were spoilt
 ) -> pd.DataFrame:  # one row a score: auc, found
-    "How well each score finds the wrong labels: area under the ROC curve, and the share of wrong ones among as many of the most suspect as there are."
+    "How well each score finds the wrong labels: area under the ROC curve (NaN where a score is), and the share of wrong ones among as many of the most suspect as there are."
     wrong = np.asarray(wrong.cpu())
     if wrong.shape != (len(scores),): raise ValueError(f"wrong: shape {wrong.shape}, but there are {len(scores)} rows of scores; expected one bool per train image")
     if not 0 < wrong.sum() < len(wrong): raise ValueError(f"wrong: {wrong.sum()} of {len(wrong)} labels are wrong; expected some of both kinds")
     first = {name: np.argsort(-s.to_numpy(), kind="stable")[:wrong.sum()] for name, s in scores.items()}
-    return pd.DataFrame({name: dict(auc=roc_auc_score(wrong, s), found=wrong[first[name]].mean()) for name, s in scores.items()}).T
+    return pd.DataFrame({name: dict(auc=roc_auc_score(wrong, s) if s.notna().all() else np.nan, found=wrong[first[name]].mean()) for name, s in scores.items()}).T
 
 # %% ../nbs/47_audit.ipynb #4b8d7241
 def suspect_labels(
@@ -120,10 +120,11 @@ def suspect_labels(
     checkpoints: list[Checkpoint],  # as train_head returns them
     image_influence: Influence | None = None,  # of these images, if it is known already
 ) -> pd.DataFrame:  # one row a train image, most suspect first
-    "Train images by how likely their label is wrong: image, given and suggested class, likely, suspicion, the two probabilities along the path, self-influence and opponents."
+    "Train images by how likely their label is wrong: image, given and suggested class, likely, suspicion, the two probabilities along the path, self-influence and opponents. Suspicion is NaN for the only image of a class."
     t, doubtful = _doubts(train, train_labels, val, val_labels, checkpoints, image_influence)
-    columns = dict(image=torch.arange(len(train)), given=train_labels, suggested=t.guess, likely=t.other > t.given,
-                   suspicion=doubtful.pop("suspicion"), p_given=t.given, p_suggested=t.other, **doubtful)
+    alone = train_labels.bincount()[train_labels] == 1
+    columns = dict(image=torch.arange(len(train)), given=train_labels, suggested=t.guess, likely=(t.other > t.given) & ~alone,
+                   suspicion=doubtful.pop("suspicion").masked_fill(alone, torch.nan), p_given=t.given, p_suggested=t.other, **doubtful)
     table = pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
     return table.sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)
 

@@ -125,8 +125,8 @@ def gain(
     within: Sequence[str] = ("protocol", "aggregation", "shots"),  # compare only rows that agree in these columns
     level: float = .95,
 ) -> pd.DataFrame:  # within + method, gain, low, high (fractions), p, p_holm, clear (p_holm below 1 - level)
-    "Paired difference in accuracy between every method and `over`, on the same test images and seeds."
-    if over not in set(accuracies.method): raise ValueError(f"over={over!r}: not among the methods {', '.join(dict.fromkeys(accuracies.method))}")
+    "Paired difference in accuracy between every method and `over`, on the same test images and seeds; no line where there are no rows."
+    if len(accuracies) and over not in set(accuracies.method): raise ValueError(f"over={over!r}: not among the methods {', '.join(dict.fromkeys(accuracies.method))}")
     lines = []
     for where, rows in accuracies.groupby(list(within), sort=False, dropna=False):
         base = rows[rows.method == over]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'check_unit', 'Evidence', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own',
-           'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'scored_text', 'choose',
-           'proponent_images']
+           'direct_normalised', 'random', 'ift', 'top_texts', 'precision_by_class', 'precision_at', 'scored_text',
+           'choose', 'proponent_images', 'lacking_images']
 
 # %% ../nbs/45_selection.ipynb #b4c9c526
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .folders import first_few
 from .head import Checkpoint, center, check_features, common_part
 from .influence import Influence, influence, mean_influence, mean_text_influence, own_text_influence, top
 
@@ -84,21 +85,21 @@ def printed(e: Evidence) -> Parts:
     return Parts(influence=constant, clip=e.raw_text @ common_part(e.raw_train))
 
 # %% ../nbs/45_selection.ipynb #50fb216f
-def _need_images(labels, text_class, form, split):
-    "Raise a ValueError if a class that has texts has no image in the split that the form reads."
-    missing = sorted(set(text_class.tolist()) - set(labels.tolist()))
-    if missing: raise ValueError(f"form={form!r} scores a text by the {split} images of its class, but class {', '.join(map(str, missing[:5]))} has none; add some, or use form='direct'")
+def _with_stand_ins(x, labels, others, other_labels):
+    "Images and labels of a split, and after them those of another split whose classes have none in the first."
+    alone = ~torch.isin(other_labels, labels)
+    return (torch.cat([x, others[alone]]), torch.cat([labels, other_labels[alone]])) if alone.any() else (x, labels)
 
 # %% ../nbs/45_selection.ipynb #8d4a67e4
 def _class_means(x, labels, n_classes):
-    "Mean row (C, D) of each class."
-    return F.normalize(F.one_hot(labels, n_classes).to(x.dtype), p=1, dim=0).T @ x
+    "Mean row (C, D) of each class; NaN for a class without rows."
+    means = F.normalize(F.one_hot(labels, n_classes).to(x.dtype), p=1, dim=0).T @ x
+    return means.masked_fill((labels.bincount(minlength=n_classes) == 0)[:, None], torch.nan)
 
 # %% ../nbs/45_selection.ipynb #1b28e1aa
 def clip(e: Evidence) -> Parts:
-    "Mean cosine to the train images of the text's own class."
-    _need_images(e.train_class, e.text_class, "clip", "train")
-    means = _class_means(e.train, e.train_class, e.n_classes)
+    "Mean cosine to the train images of the text's own class; to its validation images where it has no others."
+    means = _class_means(*_with_stand_ins(e.train, e.train_class, e.val, e.val_class), e.n_classes)
     return Parts(clip=(e.text * means[e.text_class]).sum(1))
 
 # %% ../nbs/45_selection.ipynb #9f6ff728
@@ -125,38 +126,38 @@ def _or_clip(e, found, parts):
 # %% ../nbs/45_selection.ipynb #64567543
 def proponent(e: Evidence) -> Parts:
     "Mean cosine to the `top_m` train images that teach each validation image of the class most, and their mean influence."
-    _need_images(e.val_class, e.text_class, "proponent", "validation")
     mean, score, found = _proponent_means(e)
     return _or_clip(e, found, Parts(score[e.text_class], (e.text * mean[e.text_class]).sum(1)))
 
 # %% ../nbs/45_selection.ipynb #3d1c896b
 def weighted(e: Evidence) -> Parts:
     "Cosine to all train images, each counted by its positive influence on the class's validation images."
-    _need_images(e.val_class, e.text_class, "weighted", "validation")
     mean = e.images.positive_mean
     cosine = (e.text * mean.nan_to_num()[e.text_class]).sum(1)
     return _or_clip(e, mean.isfinite().all(1), Parts(torch.zeros_like(cosine), cosine))
 
 # %% ../nbs/45_selection.ipynb #972d6bed
+def _on_loss(e, influence_of, **options):
+    "The influence (T,) that `influence_of` gives on the validation images, with stand-ins for the texts of a class that has none; NaN without any."
+    found, lacks = influence_of(e.text, e.text_class, e.val, e.val_class, e.checkpoints, **options), ~torch.isin(e.text_class, e.val_class)
+    if not lacks.any(): return Parts(influence=found)
+    images, labels = _with_stand_ins(e.val, e.val_class, e.train, e.train_class)
+    found[lacks] = influence_of(e.text[lacks], e.text_class[lacks], images, labels, e.checkpoints, **options)
+    return Parts(influence=found.where(torch.isin(e.text_class, labels), torch.nan))
+
 def direct(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of all validation images."
-    return Parts(influence=mean_text_influence(e.text, e.text_class, e.val, e.val_class, e.checkpoints))
-
-# %% ../nbs/45_selection.ipynb #8d4a5ef0
-def _own_class(e, form, normalised=False):
-    "Influence (T,) of each text on the mean loss of its own class."
-    _need_images(e.val_class, e.text_class, form, "validation")
-    return own_text_influence(e.text, e.text_class, e.val, e.val_class, e.checkpoints, normalised)
+    return _on_loss(e, mean_text_influence)
 
 # %% ../nbs/45_selection.ipynb #4d0e5544
 def direct_own(e: Evidence) -> Parts:
     "Influence of training on the text itself, on the mean loss of its own class."
-    return Parts(influence=_own_class(e, "direct_own"))
+    return _on_loss(e, own_text_influence)
 
 # %% ../nbs/45_selection.ipynb #3cd17130
 def direct_normalised(e: Evidence) -> Parts:
     "As `direct_own`, with every error of length one."
-    return Parts(influence=_own_class(e, "direct_normalised", normalised=True))
+    return _on_loss(e, own_text_influence, normalised=True)
 
 # %% ../nbs/45_selection.ipynb #309c40c6
 def random(e: Evidence) -> Parts:
@@ -193,7 +194,7 @@ def ift(
     centered: bool = True,  # take each modality's own mean away before cosines and gradients
     image_influence: Influence | None = None,  # if it is known already, or comes from another model
 ) -> pd.DataFrame:  # as `descriptions`, one row a text
-    "Score of every text in one form: text_id, class_id, form, ift and its two parts, rank in its class, and whether it is a proponent text."
+    "Score of every text in one form: text_id, class_id, form, ift and its two parts, rank in its class, and whether it is a proponent text. A class without images in a split that the form reads is scored by the other split's; without any its scores are NaN and its texts keep their order."
     if form not in FORMS: raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}")
     if top_k < 1: raise ValueError(f"top_k={top_k}: expected at least one text per class")
     if top_m < 1: raise ValueError(f"top_m={top_m}: expected at least one proponent image")
@@ -263,7 +264,7 @@ def _nearly_said(cosine, threshold):
 def _as_cosines(score, cosine):
     "The scores (n,) moved and stretched to the mean and spread of the cosines between different texts."
     between = cosine[~np.eye(len(cosine), dtype=bool)]
-    if not len(between) or np.ptp(score) == 0: return np.zeros(len(score))
+    if not len(between) or not np.ptp(score) > 0: return np.zeros(len(score))
     return (score - score.mean()) / score.std() * between.std() + between.mean()
 
 # %% ../nbs/45_selection.ipynb #a990e277
@@ -285,7 +286,7 @@ def _not_open(descriptions):
 
 def _score_says(rows):
     "What in its score kept each text (n,) from being chosen."
-    return np.select([rows.influence_part < 0, rows.clip_part < 0], ["negative influence", "low cosine"], "others rank higher").astype(object)
+    return np.select([rows.ift.isna(), rows.influence_part < 0, rows.clip_part < 0], ["no image to rank it by", "negative influence", "low cosine"], "others rank higher").astype(object)
 
 # %% ../nbs/45_selection.ipynb #43cb21ee
 def _list_of_class(rows, x, top_k, diversity, near_duplicate):
@@ -350,3 +351,16 @@ def proponent_images(
         own = text_class == c
         added[own], index[own] = top(share[c] * (text_emb[own] @ train_emb.T), k)
     return index, added
+
+# %% ../nbs/45_selection.ipynb #7e20acef
+def lacking_images(
+    labels: Mapping[str, Tensor],  # "train", "val" -> (N,)
+    classes: Sequence[str],  # C names
+) -> list[str]:
+    "What cannot be said, or is said otherwise, of classes that lack training or validation images: a sentence each, none for a set that is complete."
+    train, val = (labels[split].bincount(minlength=len(classes)).cpu() for split in ("train", "val"))
+    cases = [((train > 0) & (val == 0), "Training images, and no validation images, rank the sentences of {}; which images teach these classes is not said."),
+             ((train == 0) & (val > 0), "Validation images, and no training images, rank the sentences of {}; what is trained knows these classes by their sentences only."),
+             ((train == 0) & (val == 0), "No image ranks the sentences of {}: they keep their order."),
+             (train == 1, "Whether the label of the only training image of {} is right is not said.")]
+    return [sentence.format(first_few((name for name, is_one in zip(classes, such.tolist()) if is_one), 10)) for such, sentence in cases if such.any()]

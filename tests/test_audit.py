@@ -147,7 +147,8 @@ def test_marks_need_both_kinds(world, wrong, message):
 def test_tiny_and_two_class_datasets(per_class, n_classes):
     world = World(per_class, n_classes)
     suspects = suspect_labels(*world.args)
-    assert suspects.notna().all().all() and len(suspects) == per_class * n_classes
+    assert suspects.drop(columns="suspicion").notna().all().all() and len(suspects) == per_class * n_classes
+    assert (suspects.suspicion.isna() == (per_class == 1)).all() and not (suspects.suspicion.isna() & suspects.likely).any(), "the only image of a class is not doubted"
     pairs = confusable_pairs(world.val, world.v, world.head[-1])
     assert len(pairs) == n_classes * (n_classes - 1) // 2 and pairs.confusion.is_monotonic_decreasing
 

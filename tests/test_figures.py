@@ -1,14 +1,22 @@
 "Figures hold together with words, classes and tables that chapter 80 does not show."
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bs4 import BeautifulSoup
+from fontTools.subset import Subsetter
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from datadesc import figures
 from datadesc.data import ImageSet
-from datadesc.figures import (PALETTE, STYLE, WIDTH, accuracy_bars, accuracy_table, gain_bars, image_rows, proponent_gallery, pushed_apart, selections_compared,
-                              shots_curves, text_class_heatmap, top_k_curves, tsne_figure)
+from datadesc.figures import (PALETTE, STYLE, WIDTH, accuracy_bars, accuracy_table, as_typed, gain_bars, image_rows, proponent_gallery, pushed_apart, selections_compared,
+                              shots_curves, suspect_gallery, text_class_heatmap, top_k_curves, tsne_figure, typed_table, wrapped)
+from datadesc.runs import report_html
 
 torch.set_num_threads(1)
 CLASSES = ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class")
@@ -174,3 +182,134 @@ def test_figures_leave_matplotlib_as_it_was(texts, tmp_path):
     fig = selections_compared({"one": texts[:3]}, "x")
     assert dict(plt.rcParams) == before and plt.get_fignums() == open_before
     assert fig.get_figwidth() == WIDTH and STYLE["figure.dpi"] == 90
+
+
+# Names as people have them
+
+SNOW = "雪豹"
+NASTY = ("<b>bold</b> & <script>alert(1)</script>", "[link](http://evil.example) ![i](http://evil.example/x.png)", "*a* _b_ `c` | ~d~ # e", "$x_1$ or $x$ and \\frac",
+         "$unbalanced", "- a\n- b", "&amp; &#42; http://evil.example www.evil.example a@evil.example", "1. one\n\n> two\n\n    three", "long " * 60)
+
+
+def all_figures(images, texts, names):
+    "Every figure with these four names in it, drawn; the words of each."
+    images, columns = ImageSet("toy", names, images.samples), dict(zip(names, [texts[texts.class_id == c] for c in range(4)]))
+    suspects = pd.DataFrame(dict(image=range(24), given=np.repeat(range(4), 6), suggested=[1] * 24))
+    lines = pd.DataFrame([dict(method=m, shots=s, mean=.5, low=.4, high=.6) for m in names for s in ("1", "all")])
+    figs = [image_rows([[(image, name) for image, name in zip(images.images("train"), names)]]), suspect_gallery(images, suspects), proponent_gallery(images, {c: [c] for c in range(4)}, texts),
+            selections_compared(columns, names[0]), tsne_figure(torch.randn(24, 8), torch.arange(4).repeat(6), torch.randn(8, 8), torch.arange(4).repeat(2), names),
+            accuracy_bars(lines.assign(panel=names[0]), by="panel"), gain_bars(some_gains(names, names[:2])), shots_curves(lines), text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)]
+    for fig in figs: fig.draw_without_rendering()
+    return [[word for word in fig.findobj(Text) if word.get_text()] for fig in figs]
+
+
+@pytest.mark.parametrize("names", [NASTY[:4], (NASTY[4], NASTY[5], NASTY[6], "x" * 300)])
+def test_names_are_drawn_as_typed(images, texts, names, tmp_path, recwarn):
+    texts["text"] = [names[c] for c in texts.class_id]
+    for words in all_figures(images, texts, names):
+        assert not any(word.get_parse_math() for word in words)
+        shown = " ".join(" ".join(word.get_text().split()) for word in words)
+        assert any(" ".join(name.split())[:6] in shown for name in names)
+    assert not recwarn.list
+
+
+def test_long_names_leave_room_for_the_figure(images, texts, tmp_path):
+    names = ("x" * 300, "many words " * 30, "雪" * 300, "short")
+    fig = text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)
+    drawn(fig, tmp_path)
+    assert fig.axes[0].get_position().width > .5 and fig.axes[0].get_position().height > .5
+    boxes, page = drawn(proponent_gallery(ImageSet("toy", names, images.samples), {0: [0], 1: [1]}, texts), tmp_path)
+    assert not clashes(boxes)
+    words = selections_compared({names[0]: texts[:3], names[1]: texts[3:6]}, names[1]).findobj(Text)
+    assert max(len(word.get_text()) for word in words) < 1000
+
+
+@pytest.mark.parametrize("width", [1, 7, 30])
+def test_wrapping_loses_no_letter(width):
+    texts = ["x" * 100, "one two  three\nfour", "雪豹" * 30 + " and more", "", "a-b-c " * 20, "  led by blanks"]
+    lines, begin = wrapped(texts, width)
+    assert ["".join(line.split()) for line in lines] == ["".join(text.split()) for text in texts]
+    assert len(begin) == len(texts) + 1
+
+
+@pytest.fixture
+def snow_font(tmp_path, monkeypatch):
+    "A font on this machine, and nowhere else, that has two Chinese characters."
+    font = TTFont(font_manager.findfont("DejaVu Sans"))
+    subsetter = Subsetter()
+    subsetter.populate(text="AB")
+    subsetter.subset(font)
+    for table in font["cmap"].tables: table.cmap = {ord(c): glyph for c, glyph in zip(SNOW, table.cmap.values())}
+    for name in font["name"].names: name.string = "Snow"
+    font.save(tmp_path/"snow.ttf")
+    before = list(font_manager.fontManager.ttflist)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_: [str(tmp_path/"snow.ttf"), str(tmp_path/"gone.ttf")])
+    yield
+    font_manager.fontManager.ttflist = before
+
+
+@pytest.fixture
+def no_font(monkeypatch):
+    "This machine has matplotlib's own fonts and no others."
+    own = [font for font in font_manager.fontManager.ttflist if "mpl-data" in font.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_: [])
+
+
+@pytest.fixture(autouse=True)
+def forget_fonts():
+    "No test knows the fonts of another."
+    for known in (figures._families, figures._fonts_here): known.cache_clear()
+    yield
+    for known in (figures._families, figures._fonts_here): known.cache_clear()
+
+
+def test_a_font_of_the_system_draws_what_ours_has_not(images, texts, snow_font, tmp_path, recwarn):
+    assert figures.font_note([SNOW]) == ""
+    for words in all_figures(images, texts.assign(text=SNOW), (SNOW, "eel " + SNOW, "cod", "ray")):
+        wide = [word for word in words if "雪" in word.get_text()]
+        assert wide and all(word.get_fontfamily() == ["DejaVu Sans", "Snow"] for word in wide)
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_without_a_font_boxes_are_drawn_and_said(images, texts, no_font, tmp_path, recwarn):
+    note = figures.font_note(["cod", SNOW, "เสือ"])
+    assert note.startswith("No font here has the characters ") and "雪" in note and "they are boxes in the figures, and right in the tables" in note
+    for words in all_figures(images, texts.assign(text=SNOW), (SNOW, "eel " + SNOW, "cod", "ray")):
+        assert any("□□" in word.get_text() for word in words) and not any("雪" in word.get_text() for word in words)
+    assert not recwarn.list
+
+
+def test_fonts_are_looked_for_only_where_one_is_missing(images, texts, monkeypatch, tmp_path):
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_: pytest.fail("looked for"))
+    all_figures(images, texts, ("Größe", "нерпа", "نمر", "eel\u200b"))
+    assert figures.font_note(["Größe", "нерпа", "نمر", "✓ ≈"]) == ""
+
+
+def page_of(*outputs):
+    "The report's HTML of a cell with these outputs, as a soup."
+    displayed = [nbformat.v4.new_output("display_data", data=data) for data in outputs]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page"), nbformat.v4.new_code_cell("", outputs=displayed)])
+    return BeautifulSoup(report_html(notebook), "html.parser").find(class_="output")
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_markup_in_a_name_stays_text_in_the_report(name):
+    typed = " ".join(name.split())
+    for cell in (f"{as_typed(name)} is a class.", f"**{as_typed(name)}**: a class", f"- {as_typed(name)}\n- another", f"[{as_typed(name)}](<http://ours.example>) is one"):
+        page = page_of({"text/markdown": cell})
+        assert {tag.name for tag in page.find_all(True)} <= {"div", "p", "strong", "ul", "li", "a"}
+        assert [a["href"] for a in page.find_all("a")] == ["http://ours.example"] * cell.startswith("[")
+        assert typed in page.get_text()
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_markup_in_a_name_stays_text_in_a_table(name):
+    table = pd.DataFrame({name: [name], "x": [1.5]}, index=pd.Index([name], name=name))
+    for style in (typed_table(table), typed_table(table.style.format("{:.1f}", subset=["x"]).format(escape="html", subset=[name]))):
+        page = page_of({"text/html": style.hide(subset=[], axis=0).to_html()})
+        assert {tag.name for tag in page.find_all(True)} <= {"div", "style", "table", "thead", "tbody", "tr", "th", "td"}
+        assert page.get_text().count(name.strip()) == 4
+    lines = pd.DataFrame([dict(method=name, shots=s, mean=.5, low=.4, high=.6) for s in ("1", "all")])
+    page = page_of({"text/html": accuracy_table(lines, over=name).to_html()})
+    assert not page.find_all(["b", "a", "script", "img", "em"]) and name.strip() in page.get_text()
