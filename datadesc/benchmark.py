@@ -144,7 +144,7 @@ def at_most(
 
 # %% ../nbs/65_benchmark.ipynb #5ddcd2a1
 def _dealt_out(texts, seed):
-    "The table with its classes dealt out anew, so that no text is where it belongs but by chance; of texts that name their class the copies without the name."
+    "The scored texts with their classes dealt out anew, so that no text is where it belongs but by chance."
     dealt = texts["class_id"].sample(frac=1, random_state=seed).to_numpy()
     return texts.assign(class_id=dealt, text=scored_text(texts)).drop(columns=["scored_text", "names_class"], errors="ignore")
 

@@ -237,7 +237,8 @@ def kinds_of(
     raise ValueError(f"{len(superclass)} superclasses for {len(classes)} classes: expected one for all, or one for each class.")
 
 # %% ../nbs/20_describe.ipynb #d205d444
-COLUMNS = ["text_id", "class_id", "component", "sample", "text", "scored_text", "source", "knowledge", "refusal", "duplicate", "names_class"]
+COLUMNS = ["text_id", "class_id", "component", "sample", "text", "scored_text", "source",
+           "knowledge", "refusal", "duplicate", "names_class"]
 
 def flagged(
     rows, # dicts of class_id, component, sample, text, source, knowledge

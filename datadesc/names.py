@@ -115,8 +115,10 @@ def classes_meant(
     classes: Sequence[str],  # C class names of the dataset
     aliases: Sequence[str] = (),  # C other names of the classes, such as the folders'; () for none
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    "Name -> (class ids that it may mean, how found: \"exact\", \"spelling\", \"words\" or \"alias\"); ((), \"\") for a name that means no class. `ValueError` unless there is an alias for each class, or none."
-    if len(aliases) not in (0, len(classes)): raise ValueError(f"{len(aliases)} aliases for {len(classes)} classes: expected one for each, or none.")
+    """Name -> (class ids that it may mean, how found: "exact", "spelling", "words" or "alias"); ((), "") for a name that means no class.
+    `ValueError` unless there is an alias for each class, or none."""
+    if len(aliases) not in (0, len(classes)):
+        raise ValueError(f"{len(aliases)} aliases for {len(classes)} classes: expected one for each, or none.")
     meant = {}
     def look(how, key, written, classes, aliases, open_to):
         own, other = _by_key(key, classes, open_to), _by_key(key, aliases, open_to)

@@ -101,10 +101,10 @@ PEERS = {peer.name: peer for peer in (
 _HOW = ("exact", "spelling", "words", "alias")  # from the surest key to the vaguest
 
 def _pairs(theirs, classes, renamed, aliases):
-    "Class -> (published name, how it was found, or \"renamed\"), and class -> published names that may be meant, for those that are left open."
+    "Class -> (published name, how it was found or \"renamed\"), and for the classes left open class -> published names that may be meant."
     found = {c: (t, "renamed") for c, t in renamed.items()}
-    left = [i for i, c in enumerate(classes) if c not in renamed]
-    meant = classes_meant([t for t in theirs if t not in renamed.values()], [classes[i] for i in left], [aliases[i] for i in left] if aliases else ())
+    left, names = [i for i, c in enumerate(classes) if c not in renamed], [t for t in theirs if t not in renamed.values()]
+    meant = classes_meant(names, [classes[i] for i in left], [aliases[i] for i in left] if aliases else ())
     may_be = {}
     for name, (ids, how) in meant.items():
         for i in ids: may_be.setdefault(classes[left[i]], []).append((_HOW.index(how), len(ids), name))

@@ -85,7 +85,7 @@ def _of_indexed(found, path):
     "{class: [texts]} of DisCLIP's layout; `ValueError` where an index has no name, or two have the same."
     texts, names = found["index_to_descriptions"], found.get("index_to_classname")
     if not isinstance(texts, Mapping) or not isinstance(names, Mapping):
-        raise ValueError(f"'{path}' has index_to_descriptions without the names in index_to_classname: expected both, each as {{index: ...}}.")
+        raise ValueError(f"'{path}' has index_to_descriptions without names in index_to_classname: expected both, each as {{index: ...}}.")
     by_name = {}
     for index, described in texts.items():
         name = names.get(index)
@@ -99,7 +99,8 @@ def _of_lines(text, path):
     records = []
     for n, line in enumerate(text.split("\n"), 1):
         try: records += [(f"Line {n}", json.loads(line))] if line.strip() else []
-        except ValueError: raise ValueError(f"Line {n} of '{path}' is no JSON: expected an object with the fields class and text.") from None
+        except ValueError:
+            raise ValueError(f"Line {n} of '{path}' is no JSON: expected an object with the fields class and text.") from None
     return _of_records(records, path)
 
 def _of_json(path):
@@ -123,13 +124,15 @@ def _saved(path):
         wants = re.search(r"GLOBAL (\S+)", str(error))
         why = f"wants to run '{wants[1]}' while it is read, and was not opened" if wants else "is no file of plain data"
     except Exception: why = "is broken or not of torch.save"  # the reader of a damaged pickle may raise anything
-    raise ValueError(f"'{path}' {why}: expected a dict of class -> list of texts, as torch.save writes it. If you trust it, open it elsewhere and save it as JSON.")
+    raise ValueError(f"'{path}' {why}: expected a dict of class -> list of texts, as torch.save writes it. "
+                     "If you trust it, open it elsewhere and save it as JSON.")
 
 # %% ../nbs/19_sentences.ipynb #1b757dff
 def read_sentences(
     path: str | Path,  # a file, or a folder with one text file for each class
 ) -> dict[str, list[str]]:
-    "Class name -> sentences as they stand there, in one line each; a list or a sentence may be empty. `FileNotFoundError`, or `ValueError` that says what was found and what is read."
+    """Class name -> sentences as they stand there, in one line each; a list or a sentence may be empty.
+    `FileNotFoundError`, or `ValueError` that says what was found and what is read."""
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"No file '{path}': {WANTED}.")
     if path.is_dir(): found = _of_folder(path)
@@ -159,11 +162,13 @@ def _check_meant(meant, classes, path):
         raise ValueError(f"'{path}' describes {listed(strange, near)}, which the dataset lacks. Its classes are {listed(classes)}.")
     by_class = {}
     for name, (ids, how) in meant.items():
-        if len(ids) > 1: raise ValueError(f"'{path}': class '{name}' may be {' or '.join(repr(classes[i]) for i in ids)}: write it as the dataset does.")
+        if len(ids) > 1:
+            raise ValueError(f"'{path}': class '{name}' may be {' or '.join(repr(classes[i]) for i in ids)}: write it as the dataset does.")
         by_class.setdefault(ids, []).append((name, how))
     for ids, written in by_class.items():
         if len(written) > 1 and {how for _, how in written} & {"words", "alias"}:
-            raise ValueError(f"'{path}': {' and '.join(repr(name) for name, _ in written)} may both be class '{classes[ids[0]]}': write it as the dataset does.")
+            both = " and ".join(repr(name) for name, _ in written)
+            raise ValueError(f"'{path}': {both} may both be class '{classes[ids[0]]}': write it as the dataset does.")
 
 def for_classes(
     sentences: Mapping[str, Sequence[str]],  # class name -> sentences, from `read_sentences`
@@ -171,7 +176,8 @@ def for_classes(
     path: str | Path,  # where the sentences are from, for messages
     aliases: Sequence[str] = (),  # C other names of the classes, such as the folders'; () for none
 ) -> dict[str, list[str]]:
-    "The dataset's class names -> sentences, in the dataset's order. `ValueError` for names that are not the dataset's, classes without sentences, and empty sentences."
+    """The dataset's class names -> sentences, in the dataset's order.
+    `ValueError` for names that are not the dataset's, classes without sentences, and empty sentences."""
     meant = classes_meant(list(sentences), classes, aliases)
     _check_meant(meant, classes, path)
     by_class = {name: [] for name in classes}

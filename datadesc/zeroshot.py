@@ -113,7 +113,8 @@ def with_names(
 ) -> list[str]:
     "The T sentences with the name of their class put in by the template."
     named = [False] * len(texts) if named is None else named
-    return [t if has else _filled(template, **{"class": readable(classes[int(c)]), "text": t}) for t, c, has in zip(texts, class_ids, named, strict=True)]
+    def put(text, c): return _filled(template, **{"class": readable(classes[int(c)]), "text": text})
+    return [text if has else put(text, c) for text, c, has in zip(texts, class_ids, named, strict=True)]
 
 def names_only(
     classes: Sequence[str],  # C class names

@@ -83,7 +83,7 @@ def test_a_broken_saved_file_is_an_error_that_names_it(tmp_path, content):
     ("d.json", "{", "d.json' cannot be read"), ("d.json", "", "d.json' cannot be read"), ("d.json", '{"a": ["x"], "a": ["y"]}', "'a' stands in it twice"), ("d.json", "[]", "holds a list: expected JSON of {class: .sentences.}"),
     ("d.json", '["a brim"]', "Entry 1 of '.*' is 'a brim', expected an object with the fields class and text"), ("d.json", '{"hen": {"comb": 1}}', "class 'hen': expected a list of sentences, got {'comb': 1}"),
     ("d.json", '{"hen": [1]}', "class 'hen': description 1 is 1, expected a sentence in quotes"), ("d.json", '{"hen": ["a", null]}', "description 2 is None"), ("d.json", '{"hen": null}', "got None"),
-    ("d.json", '{"index_to_descriptions": {"0": []}}', "without the names in index_to_classname"), ("d.json", '{"index_to_descriptions": {"0": []}, "index_to_classname": {}}', "no name for index 0"),
+    ("d.json", '{"index_to_descriptions": {"0": []}}', "without names in index_to_classname"), ("d.json", '{"index_to_descriptions": {"0": []}, "index_to_classname": {}}', "no name for index 0"),
     ("d.json", '{"index_to_descriptions": {"0": [], "1": []}, "index_to_classname": {"0": "crane", "1": "crane"}}', "two indices for the class 'crane'"),
     ("d.jsonl", '{"class": "a", "text": "b"}\n{"class"', "Line 2 of '.*' is no JSON"), ("d.jsonl", '{"class": "a"}', "Line 1 of '.*' is {'class': 'a'}, expected an object"),
     ("d.csv", "name,text\nhat,a brim\n", "No column 'class' in '.*d.csv', which has name, text"), ("d.csv", "class,text\nhat,a brim, wide\n", "Line 2 of '.*d.csv' has 3 cells, its first line 2"),
