@@ -218,10 +218,12 @@ def _all_files(folder): return [path for inner in (folder, *folder.walk()) for p
 
 def _parts_of(root, listing):
     "{folder: split} of the folders whose folders are classes; the split is '' if there are none."
+    wrappers = []
     while not (parts := _splits_in(root)) and (inner := _wrapped(root)):
         _leave_beside(listing, root, [inner], "not in a class folder")
-        listing.notes.append(f"All images lie in the folder '{inner.label}', which was taken for the root.")
+        wrappers.append(inner.label)
         root = inner
+    if wrappers: listing.notes.append(f"All images lie in the folder '{'/'.join(wrappers)}', which was taken for the root.")
     if not parts: return {root: ""}
     _leave_beside(listing, root, parts, "not in a split's folder")
     beside = [f"{folder.label} ({counted(len(folder.below), 'image')})" for folder in root.holding if folder not in parts]
@@ -245,19 +247,19 @@ def _labelled(parts, root, listing):
     "The parts that have class folders, which are those of the training images where there are any; a `ValueError` if there are none."
     if not any(folder.holding for folder in parts):
         loose = sum(len(folder.images) for folder in parts)
-        why = f" The {counted(loose, 'image')} there lie in no class folder; a CSV of path and label can name the classes." * bool(loose)
+        flat = f" The {counted(loose, 'image')} there lie in no class folder; a CSV of path and label can name the classes." * bool(loose)
         at = printable(next(iter(parts)).path if len(parts) == 1 else root)
         expected = f"{at}/<split>/<class>/<image>.jpg" if len(parts) > 1 else f"{at}/<class>/<image>.jpg"
-        raise ValueError(f"No class folder in '{at}' holds an image: expected {expected}.{why}")
+        raise ValueError(f"No class folder in '{at}' holds an image: expected {expected}.{flat}")
     train = {inner.label for folder, split in parts.items() if split == "train" for inner in folder.holding}
-    kept = {}
+    labelled = {}
     for folder, split in parts.items():
         names = [inner.label for inner in folder.holding]
-        if names and (not train or train.intersection(names)): kept[folder] = split; continue
+        if names and (not train or train.intersection(names)): labelled[folder] = split; continue
         listing._leave(_all_files(folder), "not in a class folder")
-        why = f"none of its folders ({first_few(names)}) is a class of the training images" if names else "they lie in no class folder"
-        listing.notes.append(f"Left out: the {counted(len(folder.below), 'image')} in '{folder.label}', since {why}.")
-    return kept
+        reason = f"none of its folders ({first_few(names)}) is a class of the training images" if names else "they lie in no class folder"
+        listing.notes.append(f"Left out: the {counted(len(folder.below), 'image')} in '{folder.label}', since {reason}.")
+    return labelled
 
 # %% ../nbs/04_folders.ipynb #1d1affff
 CLASS_LEVELS = "auto", "top", "deepest", "path"

@@ -66,7 +66,7 @@ BOTH = [("test", "cat"), ("test", "dog"), ("train", "cat"), ("train", "dog")]
     (each("{s}/images/{c}", s="train test", c="cat dog"), BOTH, ["gone through: test/images, train/images"]),
     (each("train/train/{c}", c="cat dog") + each("test/{c}", c="cat dog"), BOTH, ["gone through: train/train."]),
     (each("archive/{s}/{c}", s="train test", c="cat dog"), BOTH, ["in the folder 'archive'"]),
-    (each("a/b/c/{c}", c="cat dog"), [("", "cat"), ("", "dog")], ["in the folder 'a'", "in the folder 'b'", "in the folder 'c'"]),
+    (each("a/b/c/{c}", c="cat dog"), [("", "cat"), ("", "dog")], ["in the folder 'a/b/c', which"]),
     (each("images_{s}/{c}", s="train test", c="cat dog") + ["annotations/a.txt"], BOTH, ["1 folder without an image, left out: annotations"]),
     (each("{s}/{c}", s="seg_train seg_test", c="cat dog") + each("seg_pred", 3), BOTH, ["beside the splits (seg_test, seg_train): seg_pred (3 images)"]),
     (each("train/{c}", c="cat dog") + each("test", 5), BOTH[2:], ["the 5 images in 'test', since they lie in no class folder"]),
