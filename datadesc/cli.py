@@ -21,11 +21,14 @@ app = typer.Typer(help="Describe the classes of an image dataset in words, and p
 Root = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 HERE = Path("papermill_runs") # in the folder that one stands in
 
-@app.callback()
-def _options(show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False):
-    if not show_version: return
+def _say_version(asked: bool):
+    "Prints the version and stops, if that was asked."
+    if not asked: return
     print(f"datadesc {version('datadesc')}")
     raise typer.Exit()
+
+@app.callback()
+def _options(show_version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")] = False): pass
 
 # %% ../nbs/95_cli.ipynb #9d91dce8
 def plain(frame # DataFrame of anything
@@ -52,7 +55,7 @@ def accuracy_table(accuracies # DataFrame, one row a figure, as `runs.accuracies
     columns = dict.fromkeys(main.sort_index().apply(setting, axis=1))
     return plain(table.loc[list(dict.fromkeys(main.sort_index().method)), list(columns)].reset_index())
 
-# %% ../nbs/95_cli.ipynb #78272115
+# %% ../nbs/95_cli.ipynb #12596a6f
 ClassLevel = Annotated[Literal["auto", "top", "deepest", "path"], typer.Option(help="Which folders are the classes: the ones at the top, or those that hold the images (by name, or by their whole path).")]
 
 @app.command()
@@ -103,7 +106,7 @@ def run(
     place = runs.run(name_or_folder, params, root=out, kernel=kernel, force=force, name=name)
     print(f"\n{accuracy_table(runs.accuracies(place.parent, place.name))}\n\nReport: {place / 'report.html'}")
 
-# %% ../nbs/95_cli.ipynb #2d526063
+# %% ../nbs/95_cli.ipynb #9f3b1f27
 @app.command()
 def params():
     "Every parameter that -p takes: its type, its default, what it means."

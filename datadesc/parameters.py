@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parameter', 'read_cells', 'parameters', 'check_value', 'read_value', 'check_parameters']
 
-# %% ../nbs/84_parameters.ipynb #3aa2b7f6
+# %% ../nbs/84_parameters.ipynb #12d1be16
 import ast, difflib, json, typing
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-# %% ../nbs/84_parameters.ipynb #560e464b
+# %% ../nbs/84_parameters.ipynb #17e387cb
 @dataclass(frozen=True)
 class Parameter:
     "One annotated name of a run notebook's parameters cell."
@@ -24,7 +24,7 @@ class Parameter:
     help: str  # the comment beside it
     group: str = ""  # the comment above its part of the cell
 
-# %% ../nbs/84_parameters.ipynb #9f27159e
+# %% ../nbs/84_parameters.ipynb #7ac0913e
 def read_cells(
     notebook: str | Path,  # a notebook file
 ) -> list[dict]:
@@ -32,7 +32,7 @@ def read_cells(
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
-# %% ../nbs/84_parameters.ipynb #19d7c172
+# %% ../nbs/84_parameters.ipynb #dba8d087
 def parameters(
     notebook: str | Path,  # a run notebook with a cell tagged `parameters`
 ) -> dict[str, Parameter]:
@@ -47,7 +47,7 @@ def parameters(
         found[line.target.id] = Parameter(line.target.id, ast.unparse(line.annotation), ast.literal_eval(line.value), comment, *groups[-1:])
     return found
 
-# %% ../nbs/84_parameters.ipynb #e549fd6d
+# %% ../nbs/84_parameters.ipynb #f3e7b24a
 def check_value(
     parameter: Parameter,  # what the notebook declares
     value: object,  # what somebody gave
@@ -58,7 +58,7 @@ def check_value(
         reason = "; or ".join(dict.fromkeys(part["msg"].lower().removeprefix("input ") for part in error.errors()))
         raise ValueError(f"Parameter '{parameter.name}' is {parameter.annotation} ({parameter.help}), got {value!r}: {reason}") from None
 
-# %% ../nbs/84_parameters.ipynb #1360d9aa
+# %% ../nbs/84_parameters.ipynb #1c53067a
 def _readings(text):
     "The values that a text may stand for, the most literal first."
     yield text
@@ -72,11 +72,12 @@ def read_value(
     text: str,  # what stands behind `name=` on the command line
 ) -> object:
     "The text as a value that fits the parameter; `ValueError` where no reading does."
-    for value in _readings(text):
+    readings = list(_readings(text))
+    for value in readings:
         with suppress(ValueError): return check_value(parameter, value)
-    return check_value(parameter, text)
+    return check_value(parameter, next((value for value in readings if isinstance(value, list)), text) if parameter.annotation.startswith("list") else text)
 
-# %% ../nbs/84_parameters.ipynb #aa7b5c87
+# %% ../nbs/84_parameters.ipynb #2543562d
 def _known_name(name, known):
     "The same name; `ValueError` that says which names there are."
     if name in known: return name

@@ -27,7 +27,7 @@ def load_images(
     if given["dataset"] in WORLDS:
         world = WORLDS[given["dataset"]]()
         return world.images, world
-    return data.load(given["dataset"], **{name: given[name] for name in ("split", "data_root", "download", "superclass", "bad_images")}), None
+    return data.load(given["dataset"], **{name: given[name] for name in ("split", "data_root", "download", "class_level", "superclass", "bad_images")}), None
 
 # %% ../nbs/88_plan.ipynb #6f03940c
 def kinds(

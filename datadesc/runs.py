@@ -12,6 +12,7 @@ __all__ = ['SUMMARY', 'THIS_PYTHON', 'MANNER', 'ASSUMED', 'sources', 'parameter_
 
 # %% ../nbs/90_runs.ipynb #58ff75c8
 import difflib, json, logging, os, re, shlex, sys, tempfile, textwrap, time, typing
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from .checks import ELSEWHERE, asks, can_ask, check, check_answers, input_files, missing_files, missing_images, own_images, seen
-from .files import default_root, no_room, write_text
+from .files import check_writable, default_root, no_room, write_text
 from .folders import look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import Parameter, check_parameters, parameters, read_cells
@@ -215,7 +216,7 @@ def keep_failed(
     "Keeps the half report of `work` and returns its folder: `place`, or another where that holds an earlier result."
     (work/"result.json").unlink(missing_ok=True)
     failed = beside(place.parent, "failed", place.name)
-    if (work/"report.ipynb").exists(): tidy(work/"report.ipynb", work, failed if (place/"result.json").exists() else place)
+    with suppress(ValueError, FileNotFoundError): tidy(work/"report.ipynb", work, failed if (place/"result.json").exists() else place) # it may be torn, or missing
     if not (place/"result.json").exists(): return put(work, place)
     remove(failed)
     failed.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +285,7 @@ def resolve(
     known = {name: parameter for name, parameter in parameters(notebook).items() if name != "out"}
     return Path(root)/check_name(name), check_parameters(own | params, known), known
 
-# %% ../nbs/90_runs.ipynb #3489b487
+# %% ../nbs/90_runs.ipynb #6ae23090
 def _folders_below(root, listing):
     "Every folder below `root` in which an image of the listing lies."
     holding = {os.path.dirname(path) for path, _, _ in listing.rows}
@@ -327,6 +328,7 @@ def run(
     if not force and is_current(place, params, known):
         remove(beside(root, "failed", place.name))  # an attempt with other parameters is not the latest any more
         return place
+    check_writable(params.get("store") or default_root())
     with working_folder(root, place.name, source) as work: return attempt(notebook, work, place, params, kernel)
 
 # %% ../nbs/90_runs.ipynb #88b480fe

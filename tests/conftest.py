@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from PIL import Image
 
 from datadesc import cli, runs
 
@@ -42,6 +43,15 @@ mean = heads / throws
 row = dict(protocol="zero_shot", method="coin", aggregation="mean", names="without", shots="0", mean=mean, interval=[mean, mean], seeds=seeds, n_test=throws)
 result = dict(dataset=dataset, classes=["head", "tail"], parameters=dict(form=form), accuracy=[row])
 pathlib.Path(out, "result.json").write_text(json.dumps(result))'''
+
+
+def pictures(folder, classes=("cat", "dog"), n=3):
+    "A folder of small pictures in classes, each of a colour of its own."
+    for c, name in enumerate(classes):
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            Image.new("RGB", (8, 8), (40 * c, 20 * i, 90)).save(Path(folder) / name / f"{i}.png")
+    return Path(folder)
 
 
 def coin_notebook():

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from conftest import pictures
+
 
 def said(done):
     "The one line of a process that ended with an error a user can mend."
@@ -85,22 +87,23 @@ def test_parameter_files_that_cannot_be_read(datadesc):
 
 
 def test_a_folder_is_named_after_itself(datadesc):
-    os.makedirs("photos/my cats/tabby")
+    pictures("photos/my cats")
     done = datadesc("run", os.path.abspath("photos/my cats") + "/")
     assert done.code == 0, done.stderr
     assert json.load(open("papermill_runs/my cats/result.json"))["dataset"] == os.path.join(".", "photos", "my cats")
-    with open("birds.csv", "w") as file:
-        file.write("path,label\n")
-    assert datadesc("run", "birds.csv").code == 0
-    assert json.load(open("papermill_runs/birds/result.json"))["dataset"] == "./birds.csv"
+    with open("BIRDS.CSV", "w") as file:
+        file.write("path,label\nphotos/my cats/cat/0.png,wren\nphotos/my cats/dog/0.png,robin\n")
+    assert datadesc("run", "BIRDS.CSV").code == 0
+    assert json.load(open("papermill_runs/BIRDS/result.json"))["dataset"] == "./BIRDS.CSV"
 
 
 def test_a_name_wins_over_a_folder_unless_it_looks_like_one(datadesc):
-    os.makedirs("coin/head")
+    pictures("coin")
     datadesc("run", "coin")
     assert json.load(open("papermill_runs/coin/result.json"))["dataset"] == ""
-    datadesc("run", "./coin")
-    result = json.load(open("papermill_runs/coin/result.json"))
+    assert "a run of 'coin', and this one is of" in said(datadesc("run", "./coin"))
+    datadesc("run", "./coin", "--name", "folder")
+    result = json.load(open("papermill_runs/folder/result.json"))
     assert result["dataset"] == "./coin" and result["accuracy"][0]["n_test"] == 100
 
 
@@ -119,7 +122,7 @@ def test_no_permission_to_write(datadesc, coin_package, tmp_path):
         done = datadesc("run", "coin")
     finally:
         os.seteuid(0)
-    assert "papermill_runs: Permission denied" in said(done)
+    assert "Cannot write in 'papermill_runs'" in said(done)
 
 
 def test_a_run_that_stops_says_where(datadesc):

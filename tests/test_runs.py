@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
-from conftest import coin_notebook
+from conftest import coin_notebook, pictures
 from datadesc import runs
 
 ROOT = Path("papermill_runs")
@@ -49,9 +49,9 @@ def children(process):
 
 def test_a_run_leaves_its_files_and_nothing_else(coin):
     place = coin()
-    assert sorted(file.name for file in place.iterdir()) == ["report.html", "report.ipynb", "result.json"]
-    assert sorted(file.name for file in ROOT.iterdir()) == [".running", "coin", "coin.yaml"]
-    assert [file.name for file in (ROOT / ".running").iterdir()] in ([], ["coin.lock"])
+    assert sorted(file.name for file in place.iterdir()) == [".datadesc-run", "report.html", "report.ipynb", "result.json"]
+    assert sorted(file.name for file in ROOT.iterdir()) == [".datadesc", "coin", "coin.yaml"]
+    assert [file.name for file in (ROOT / ".datadesc").rglob("*") if not file.is_dir()] in ([], ["coin.lock"])
 
 
 def test_report_is_clean(coin):
@@ -61,7 +61,7 @@ def test_report_is_clean(coin):
     nbformat.validate(report)
     assert report.metadata.papermill.parameters == dict(throws=20, seeds=[0, 1], top=3, out="papermill_runs/coin")
     assert report.metadata.papermill.exception is None
-    for trace in ("skip_exec", '"stderr"', ".running", os.getcwd(), sys.prefix):
+    for trace in ("skip_exec", '"stderr"', ".datadesc/work", os.getcwd(), sys.prefix):
         assert trace not in text
 
 
@@ -116,16 +116,18 @@ def test_a_failure_keeps_the_old_result(coin):
     with pytest.raises(runs.RunFailed, match="ZeroDivisionError"):
         coin({"throws": 0})
     assert (place / "result.json").read_text() == old
-    assert nbformat.read(ROOT / "coin.failed" / "report.ipynb", as_version=4).metadata.papermill.exception is True
+    failed = ROOT / ".datadesc" / "failed" / "coin"
+    report = nbformat.read(failed / "report.ipynb", as_version=4)
+    assert report.metadata.papermill.exception is True and report.metadata.papermill.parameters.out == str(failed)
     assert runs.state(ROOT, "coin")[0] == "failed"
     coin(force=True)
-    assert not (ROOT / "coin.failed").exists() and runs.state(ROOT, "coin")[0] == "done"
+    assert not failed.exists() and runs.state(ROOT, "coin")[0] == "done"
 
 
 def test_a_first_failure_can_be_read(coin):
     with pytest.raises(runs.RunFailed, match="ZeroDivisionError"):
         coin({"throws": 0})
-    assert sorted(file.name for file in (ROOT / "coin").iterdir()) == ["report.ipynb"]
+    assert sorted(file.name for file in (ROOT / "coin").iterdir()) == [".datadesc-run", "report.ipynb"]
     assert "division by zero" in runs.status().set_index("run").loc["coin", "note"]
     coin()
     assert runs.state(ROOT, "coin")[0] == "done"
@@ -185,7 +187,7 @@ def test_the_same_run_twice_at_once(datadesc, begin):
 
 def test_runs_beside_each_other(datadesc, begin):
     for name in "abc":
-        os.makedirs(f"photos/{name}/class")
+        pictures(f"photos/{name}")
     processes = [begin("run", f"photos/{name}") for name in "abc"]
     for process in processes:
         _, errors = process.communicate(timeout=120)
