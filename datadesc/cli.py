@@ -8,7 +8,7 @@ __all__ = ['app', 'Root', 'HERE', 'ClassLevel', 'NEEDED', 'cache', 'plain', 'set
            'main']
 
 # %% ../nbs/95_cli.ipynb #b904e164
-import csv, json, sys, textwrap
+import json, math, sys, textwrap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -55,7 +55,7 @@ def accuracy_table(accuracies # DataFrame, one row a figure, as `runs.accuracies
     columns = dict.fromkeys(main.sort_index().apply(setting, axis=1))
     return plain(table.loc[list(dict.fromkeys(main.sort_index().method)), list(columns)].reset_index())
 
-# %% ../nbs/95_cli.ipynb #12596a6f
+# %% ../nbs/95_cli.ipynb #b18e94e8
 ClassLevel = Annotated[Literal["auto", "top", "deepest", "path"], typer.Option(help="Which folders are the classes: the ones at the top, or those that hold the images (by name, or by their whole path).")]
 
 @app.command()
@@ -106,7 +106,7 @@ def run(
     place = runs.run(name_or_folder, params, root=out, kernel=kernel, force=force, name=name)
     print(f"\n{accuracy_table(runs.accuracies(place.parent, place.name))}\n\nReport: {place / 'report.html'}")
 
-# %% ../nbs/95_cli.ipynb #9f3b1f27
+# %% ../nbs/95_cli.ipynb #104cedce
 @app.command()
 def params():
     "Every parameter that -p takes: its type, its default, what it means."
@@ -142,9 +142,9 @@ def status(out: Root = HERE):
 
 # %% ../nbs/95_cli.ipynb #511feeed
 def _scores(values):
-    "The scores with one number of decimals, which gives the largest two digits, aligned on the point."
+    "The scores aligned on the point, with as many decimals as give the largest three digits."
     largest = max(map(abs, values), default=0)
-    decimals = next((n for n in range(1, 9) if largest >= 2 * 10**-n), 9) + 1
+    decimals = max(1, 2 - math.floor(math.log10(largest))) if largest else 1
     written = [f"{value:.{decimals}f}" for value in values]
     return [text.rjust(max(map(len, written))) for text in written]
 

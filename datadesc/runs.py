@@ -264,7 +264,7 @@ def is_current(place:Path, # folder of a run, or nothing
                known:dict[str, Parameter] # from `parameters`
               )->bool:
     "Whether `place` holds a finished run with the values `given`; prints that it has, or what is different."
-    if not (place/"result.json").exists(): return False
+    if not all((place/file).exists() for file in ("result.json", "report.ipynb")): return False
     different = changes(place, given, known)
     if different: print(f"{place} was run with other parameters ({'; '.join(different)}): running again")
     else: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
@@ -285,7 +285,7 @@ def resolve(
     known = {name: parameter for name, parameter in parameters(notebook).items() if name != "out"}
     return Path(root)/check_name(name), check_parameters(own | params, known), known
 
-# %% ../nbs/90_runs.ipynb #6ae23090
+# %% ../nbs/90_runs.ipynb #2c23125c
 def _folders_below(root, listing):
     "Every folder below `root` in which an image of the listing lies."
     holding = {os.path.dirname(path) for path, _, _ in listing.rows}

@@ -43,7 +43,7 @@ def lines(facts):
 
 
 def test_everything_is_there(result):
-    assert {"report.ipynb", "report.html", "result.json", "tables", "figures"} == {f.name for f in result.iterdir()}
+    assert {".datadesc-run", "descriptions.json", "report.ipynb", "report.html", "result.json", "tables", "figures"} == {f.name for f in result.iterdir()}
     assert {f.name for f in (result/"tables").iterdir()} == {"descriptions.parquet", "articles.parquet", "questions.parquet", "ift.parquet", "accuracies.parquet", "suspects.parquet"}
     for figure in (result/"figures").glob("*.png"):
         assert Image.open(figure).size[0] > 600
