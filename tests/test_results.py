@@ -1,0 +1,78 @@
+"result.json is read in both versions, refused clearly otherwise, and its closing lines say what a person needs first."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datadesc import results
+from datadesc.results import AccuracyLine, ConditionLine, PairLine, Result
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def result():
+    names = [f"class {i}" for i in range(24)]
+    return Result(dataset="toy", classes=names, raw_names=names, images=dict(train=4, val=2, test=2), parameters=dict(form="direct"),
+                  accuracy=[AccuracyLine(method="direct", protocol="zero_shot", mean=.5, n_test=2, interval=(.1, .9))], versions={}, seconds={},
+                  chosen={name: [f"{name} has mark {i}" for i in range(10)] for name in names}, suspects=3,
+                  pairs=[PairLine(a="class 0", b="class 1", confusion=.3)])
+
+
+def test_committed_run_is_read():
+    old = results.read(REPO / "papermill_runs" / "meadow")
+    assert old.dataset == "meadow" and len(old.classes) == 24 and old.accuracy
+    assert len(results.accuracies(REPO / "papermill_runs" / "meadow")) == len(old.accuracy)
+    texts = results.chosen_texts(REPO / "papermill_runs" / "meadow")
+    assert list(texts.columns) == ["class_id", "class", "text", "ift", "rank"] and texts["class"].nunique() == 24
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "is not JSON"), ("[]", "no result of a run"), ('{"a": 1}', "expected dataset, classes and accuracy"),
+    ('{"schema_version": "9"}', "schema version 9"), ('{"schema_version": "2", "dataset": 3}', "cannot be read")])
+def test_other_files_are_refused_by_name(tmp_path, content, message):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ValueError, match=message): results.read(tmp_path)
+
+
+def test_missing_result_is_named(tmp_path):
+    with pytest.raises(ValueError, match="No result in"): results.read(tmp_path)
+
+
+def test_round_trip(tmp_path, result):
+    results.write(tmp_path, result)
+    assert results.read(tmp_path) == result
+    assert json.loads((tmp_path / "result.json").read_text())["schema_version"] == "2"
+
+
+def test_three_sentences_of_the_first_classes(tmp_path, result):
+    results.write(tmp_path, result)
+    lines = results.closing_lines(tmp_path)
+    assert sum(line.startswith("  - ") for line in lines) == 18 and "... and 18 more" in lines
+    assert any("class 0 and class 1 (30%)" in line for line in lines) and any("Labels to look at: 3" in line for line in lines)
+    assert lines[-1].endswith("report.html")
+
+
+def test_warnings_failures_and_reasons_are_said(tmp_path, result):
+    failed = ConditionLine(name="classifier", verdict="fail", figure=.1, limit=.2, sentence="It guesses.")
+    changed = result.model_copy(update=dict(warning="The encoder knows butterflies only.", conditions=[failed], suspects=None,
+                                            withheld={"labels": "The classifier guesses.", "sentences": "Nothing fits."}))
+    results.write(tmp_path, changed)
+    text = "\n".join(results.closing_lines(tmp_path))
+    assert text.startswith("Warning: The encoder knows butterflies only.") and "Failed: classifier. It guesses." in text
+    assert "not said. The classifier guesses." in text and "has mark" not in text
+
+
+def test_formulas_and_markup_stay_text(tmp_path, result):
+    rows = [("a,b.jpg", "=SUM(A1)", "<b>", 1.), ("c.jpg", "-1", "d\ne", .5)]
+    text = results.write_suspects(tmp_path, rows).read_text()
+    assert '"a,b.jpg",\'=SUM(A1),<b>,1' in text and "'-1" in text
+    odd = result.model_copy(update=dict(chosen={"# *x*": ["<script>\n# head"]}))
+    assert "## \\# \\*x\\*" in (page := results.write_classes(tmp_path, odd).read_text()) and "- \\<script\\> \\# head" in page
+
+
+def test_reading_imports_nothing_heavy():
+    program = "import sys; from datadesc import results; sys.exit(bool({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPO).returncode == 0
