@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from datadesc import runs
+from datadesc.run_folder import write_mark
 from datadesc.summary import COUNTERPARTS, PRINTED, counterpart, find_line, knowledge_pairs, measured, published, told_apart
 
 FORMS = ("direct", "clip", "weighted")
@@ -40,6 +41,7 @@ def write_run(root, name, dataset, base=.5, accuracy=None, **parameters):
     (root/name).mkdir(parents=True)
     (root/name/"result.json").write_text(json.dumps(dict(dataset=dataset, classes=["a", "b"], parameters=made_by, versions={}, images=dict(train=8, val=4, test=100), repeated_across_splits=0, sources=["some writer"],
                                                          seconds={"data": 1.}, accuracy=lines(base) if accuracy is None else accuracy) | selection))
+    write_mark(root/name, name, name)
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def page(tmp_path_factory):
 
 
 def test_the_page_of_all_runs(page):
-    assert {"report.ipynb", "report.html", "result.json", "results.csv", "figures"} == {f.name for f in page.iterdir()}
+    assert {".datadesc-run", "report.ipynb", "report.html", "result.json", "results.csv", "figures"} == {f.name for f in page.iterdir()}
     assert json.loads((page/"result.json").read_text()) == dict(runs=["eurosat", "meadow"], lines=2*len(lines(0.)))
     text = (page/"report.html").read_text()
     assert PRINTED in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from datadesc.peers import match_classes, read_texts
+from datadesc.peers import match_classes
+from datadesc.sentences import read_sentences
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 QUICK = dict(model="meadow-clip", top_k=5)
@@ -42,7 +43,7 @@ def write_list(path, rows):
 def eurosat(folder):
     "EuroSAT's 1,200 images; sentences and phrases that other authors published."
     images, peers = sorted((SHARED/"eurosat"/"2750").glob("*/*.jpg")), SHARED/"peers"
-    described, _ = match_classes(read_texts(peers/"vdt"/"eurosat.pt"), sorted({image.parent.name for image in images}))
+    described, _ = match_classes(read_sentences(peers/"vdt"/"eurosat.pt"), sorted({image.parent.name for image in images}))
     (folder/"eurosat.json").write_text(json.dumps(described))
     write_list(folder/"eurosat.csv", ((image, image.parent.name, "") for image in images))
     return dict(dataset=str(folder/"eurosat.csv"), descriptions=str(folder/"eurosat.json"), methods=[f"menon={peers/'waffleclip'/'descriptors_eurosat.json'}", f"vdt={peers/'vdt'/'eurosat.pt'}"])
