@@ -149,7 +149,8 @@ def chosen_texts(
     "The sentences that the run chose for each class, by the form of its parameters, best first: class_id, class, text, ift, rank."
     import pandas as pd
     result, tables = read(folder), Path(folder)/"tables"
-    ift = pd.read_parquet(tables/"ift.parquet").query("form == @result.parameters['form'] and proponent")
+    ift = pd.read_parquet(tables/"ift.parquet")
+    ift = ift[(ift.form == result.parameters["form"]) & ift.proponent]
     texts = pd.read_parquet(tables/"descriptions.parquet")[["text_id", "text"]]
     rows = ift.merge(texts, on="text_id").sort_values(["class_id", "rank"])
     return rows.assign(**{"class": rows.class_id.map(dict(enumerate(result.classes)))})[["class_id", "class", "text", "ift", "rank"]]
