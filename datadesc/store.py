@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['ALONE', 'KINDS', 'stand_in', 'digest', 'key_of', 'plain', 'write_json', 'write_table', 'read_table', 'write_tensors',
-           'read_tensors', 'kind_of', 'Store']
+           'read_tensors', 'Rows', 'Facts', 'kind_of', 'Store']
 
 # %% ../nbs/00_store.ipynb #8a12cef7
-import dataclasses, hashlib, json
+import dataclasses, hashlib, json, sqlite3
+from contextlib import closing
 from functools import singledispatch
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from uuid import uuid4
 
 import numpy as np, pandas as pd, torch
 from safetensors import safe_open
@@ -149,6 +151,66 @@ def read_tensors(
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors[ALONE] if (file.metadata() or {}).get("alone") == "True" else tensors
 
+# %% ../nbs/00_store.ipynb #faf89eb7
+class Rows:
+    "Rows of float32 by key, in a folder of shards that are written whole and never changed; processes may share it."
+    def __init__(self,
+        folder: str | Path, # where the shards lie
+    ): self.folder, self._places, self._seen = Path(folder), {}, set()
+
+    def get(self,
+        keys, # 32 hexadecimal digits each
+    ) -> dict[str, torch.Tensor]:
+        "{key: (D,)} of those keys whose row is kept."
+        for shard in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
+            with safe_open(shard, "pt") as file: shard_keys = file.get_tensor("keys").numpy()
+            self._places.update((key.tobytes().hex(), (shard, row)) for row, key in enumerate(shard_keys))
+            self._seen.add(shard)
+        places = {key: self._places[key] for key in keys if key in self._places}
+        shards = {shard: read_tensors(shard)["rows"] for shard in {shard for shard, _ in places.values()}}
+        return {key: shards[shard][row] for key, (shard, row) in places.items()}
+
+    def put(self,
+        keys, # n of them, all different
+        rows: torch.Tensor, # (n, D)
+    ):
+        "Keeps the rows, in a shard of their own."
+        names = torch.from_numpy(np.array([np.frombuffer(bytes.fromhex(key), np.uint8) for key in keys]))
+        write_tensors(self.folder/f"{uuid4().hex}.safetensors", {"keys": names, "rows": rows.float()})
+
+# %% ../nbs/00_store.ipynb #87cec11d
+class Facts:
+    "JSON values by key, in one table of a SQLite file; processes may share it."
+    def __init__(self,
+        path: str | Path, # the file
+        table: str, # letters and underscores
+    ): self.path, self.table = Path(path), table
+
+    def _open(self):
+        writable_folder(self.path.parent)
+        connection = sqlite3.connect(self.path, timeout=60)
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {self.table} (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        return closing(connection)
+
+    def get(self,
+        keys, # texts
+    ) -> dict:
+        "{key: value} of those keys that are noted."
+        keys, values = list(keys), {}
+        with self._open() as connection:
+            for start in range(0, len(keys), 500):
+                part = keys[start:start + 500]
+                query = f"SELECT key, value FROM {self.table} WHERE key IN ({', '.join('?' * len(part))})"
+                values.update((key, json.loads(value)) for key, value in connection.execute(query, part))
+        return values
+
+    def put(self,
+        values: dict, # by key; what was noted under it before is replaced
+    ):
+        "Notes the values."
+        rows = [(key, json.dumps(value)) for key, value in values.items()]
+        with self._open() as connection, connection: connection.executemany(f"INSERT OR REPLACE INTO {self.table} VALUES (?, ?)", rows)
+
 # %% ../nbs/00_store.ipynb #c321ad51
 KINDS = {"parquet": (write_table, read_table),
          "safetensors": (write_tensors, read_tensors),
@@ -194,3 +256,16 @@ class Store:
             path = self.root/name/f"{key}.{kind_of(value)}"
             KINDS[kind_of(value)][0](path, value)
         return KINDS[path.suffix[1:]][1](path)
+
+    def rows(self,
+        name:str, # what the rows are called: the folder they lie in
+        **determined_by, # all that a row depends on, but for its key
+    ) -> Rows:
+        "Rows by key that are made once each"
+        return Rows(self.root/name/key_of(datadesc=version("datadesc"), **determined_by))
+
+    def facts(self,
+        table:str, # what the facts are called
+    ) -> Facts:
+        "Small values by key, in `facts.sqlite`"
+        return Facts(self.root/"facts.sqlite", table)
