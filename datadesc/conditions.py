@@ -8,18 +8,19 @@ __all__ = ['DEPENDS', 'BUTTERFLIES_ONLY', 'SAME_PICTURE', 'Measures', 'measure',
 
 # %% ../nbs/81_conditions.ipynb #52f24d0e
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from .accuracy import correct
 from .comparison import chance_interval, interval
 from .folders import first_few
 from .head import logits
 from .selection import scored_text
-from .zeroshot import class_scores, correct, names_only
+from .zeroshot import class_scores, names_only
 
 # %% ../nbs/81_conditions.ipynb #80ec79b6
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ class Condition:
     limit: float | None  # what it is held against
     sentence: str  # what that means
     rests: tuple = ()  # parts of the report that rest on it: "sentences", "labels", "pairs", "accuracy", "comparison"
+    because: tuple = ()  # failed conditions that this one depends on, if it failed too
 
-DEPENDS = {  # condition -> those that cannot hold where it fails
+DEPENDS = {  # condition -> those that may fail because it does
+    "encoder": ("classifier", "names", "sentences"),
     "test images": ("classifier", "names", "sentences"),
     "classifier": ("names", "sentences"),
     "described": ("sentences",),
@@ -137,14 +140,14 @@ def encoder_warning(
     return BUTTERFLIES_ONLY if model == "meadow-clip" and not drawn else None
 
 def _encoder(warning): return Condition("encoder", _verdict(warning, False), None, None, warning or "The encoder is not known to be unfit for these images.",
-                                        ("sentences", "labels", "pairs", "accuracy", "comparison"))
+                                        ("sentences", "labels", "pairs", "comparison"))
 
 # %% ../nbs/81_conditions.ipynb #74110d66
 def _classifier(m):
     right = m.right("classifier")
     clear = binomtest(int(right.sum()), len(right), min(1., m.majority), alternative="greater").pvalue < .05 if m.majority < 1 else False
     sentence = f"The classifier is right on {right.mean():.0%} of the test images; always naming the most frequent class would be on {m.majority:.0%}."
-    if not clear: sentence += " That is no clear difference, so what it learned is not to be relied on."
+    if not clear: sentence += " That is no clear difference."
     elif right.mean() < .5: sentence += " It is wrong more often than right, so it does not judge labels."
     return Condition("classifier", _verdict(not clear, right.mean() < .5), float(right.mean()), m.majority, sentence, ("sentences", "labels", "pairs"))
 
@@ -152,14 +155,14 @@ def _classifier(m):
 def _names(m):
     accuracy, limit = m.accuracy("class names"), m.limit("class names")
     sentence = f"Class names alone are right on {accuracy:.0%} of the test images; permuted, on up to {limit:.0%}."
-    if accuracy <= limit: sentence += " The encoder does not know these names, so that they are no baseline."
+    if accuracy <= limit: sentence += " They are no baseline: the encoder does not know them, or the test images are too few to tell."
     return Condition("names", _verdict(accuracy <= limit, False), accuracy, limit, sentence, ("comparison",))
 
 def _sentences(m):
     right, limit = m.right("chosen sentences"), m.limit("chosen sentences")
     fails, better = right.mean() <= limit, interval(right.astype(float) - m.random.mean(0))[0] > 0
     sentence = f"The chosen sentences are right on {right.mean():.0%} of the test images; permuted, on up to {limit:.0%}; drawn at random from the pool, on {m.random.mean():.0%}."
-    if fails: sentence += " They do not tell the classes apart."
+    if fails: sentence += " They do not separate the classes, or the test images are too few to tell."
     elif m.nothing_to_choose: sentence += " There was nothing to choose: every usable sentence is kept."
     elif not better: sentence += " Choosing them made no clear difference."
     return Condition("sentences", _verdict(fails, m.nothing_to_choose or not better), float(right.mean()), limit, sentence, ("sentences",))
@@ -240,12 +243,16 @@ def check_conditions(
 ) -> list[Condition]:
     "The conditions, those that others depend on first; whether texts are cut is left out where the study has no encoder."
     clashes = label_clashes(study) if clashes is None else clashes
-    return [_training_images(study), _test_images(study), _encoder(warning), _classifier(measures), _names(measures), _sentences(measures), _described(study),
-            *([_whole_texts(study)] if study.encoder is not None else []), _apart(study), _one_label(clashes, sum(map(len, study.labels.values())))]
+    whole = [_whole_texts(study)] if study.encoder is not None else []
+    checked = [_encoder(warning), _training_images(study), _test_images(study), _classifier(measures), _names(measures), _sentences(measures),
+               _described(study), *whole, _apart(study), _one_label(clashes, sum(map(len, study.labels.values())))]
+    failed = [c.name for c in checked if c.verdict == "fail"]
+    causes = {name: tuple(cause for cause in failed if name in DEPENDS.get(cause, ())) for name in failed}
+    return [replace(c, because=causes.get(c.name, ())) for c in checked]
 
 def reason_to_fold(
     conditions: Sequence[Condition],  # from `check_conditions`
     part: str,  # of the report: "sentences", "labels", "pairs", "accuracy" or "comparison"
 ) -> str:
-    "Why that part of the report is folded away; empty if nothing it rests on failed."
-    return " ".join(condition.sentence for condition in conditions if condition.verdict == "fail" and part in condition.rests)
+    "Why that part of the report is folded away: the first failed condition that it rests on; empty if none failed."
+    return next((condition.sentence for condition in conditions if condition.verdict == "fail" and part in condition.rests), "")

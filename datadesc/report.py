@@ -8,7 +8,7 @@ __all__ = ['CONFUSED', 'OPEN_CARDS', 'ON_THIS_PAGE', 'PER_PAGE', 'SHOWN_LABELS',
            'named_comparison', 'summary', 'contents', 'class_cards', 'labels_to_look_at', 'pairs', 'Clock',
            'precision_of_form', 'provenance', 'result_of', 'write_files']
 
-# %% ../nbs/82_report.ipynb #cf17b9a2
+# %% ../nbs/82_report.ipynb #3caaf45b
 import base64, html, io, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ import torch
 from IPython.display import HTML, Markdown
 
 from . import conditions, meadow, results
+from .accuracy import accuracy_row, per_class_accuracy
 from .audit import confusable_pairs, separating_texts, suspect_labels
 from .comparison import interval, paired_test
 from .conditions import Measures
@@ -39,9 +40,8 @@ from .plan import find_articles, kinds, language_model
 from .selection import lacking_images, precision_at, proponent_images, scored_text
 from .store import Store, key_of, write_table
 from .study import Study
-from .zeroshot import accuracy_row, per_class_accuracy
 
-# %% ../nbs/82_report.ipynb #83ee32b5
+# %% ../nbs/82_report.ipynb #ea4a2e5a
 @dataclass(frozen=True)
 class Sentences:
     "The pool of candidate sentences of a run, and where it came from."
@@ -76,7 +76,7 @@ def candidate_sentences(
         raise ValueError(f"Every sentence about {', '.join(silent[:5])} is a refusal: expected at least one description of each class")
     return Sentences(with_names_for_silent(pool, classes), llm, articles)
 
-# %% ../nbs/82_report.ipynb #e299eca0
+# %% ../nbs/82_report.ipynb #1d91798d
 def with_influence_of(
     study: Study,  # made by `Study.of`
     params: Mapping,  # of the run: influence_model, influence_epochs, device
@@ -95,7 +95,7 @@ def with_influence_of(
     other.image_set, other.encoder = image_set, study.encoder
     return other
 
-# %% ../nbs/82_report.ipynb #8457848c
+# %% ../nbs/82_report.ipynb #82d8a8f9
 def _withheld(checked):
     "Part of the report -> why it is folded away or left out, for the parts that rest on a failed condition."
     reasons = {part: conditions.reason_to_fold(checked, part) for part in ("sentences", "labels", "pairs", "accuracy", "comparison")}
@@ -163,7 +163,7 @@ class Findings:
         "The sentence about class `a` that separates it best from `b`, and in what share of pairs of validation images; None if no sentence does."
         return _separating(self.study, a, b)
 
-# %% ../nbs/82_report.ipynb #5a8deb24
+# %% ../nbs/82_report.ipynb #be18ed34
 CONFUSED = .02  # mean probability from which a pair is worth naming
 
 def _pairs(study):
@@ -189,7 +189,7 @@ def _separating(study, a, b):
     rows = rows[rows.separates & (rows.gap > 0)]
     return (rows.text.iloc[0], float(rows.auc.iloc[0])) if len(rows) else None
 
-# %% ../nbs/82_report.ipynb #741d03b4
+# %% ../nbs/82_report.ipynb #def6b216
 def _shown(text):
     "The text as part of a page, in one line."
     return f"<bdi>{html.escape(' '.join(printable(str(text)).split()))}</bdi>"
@@ -239,7 +239,7 @@ def _caution(findings):
     "The warning about the encoder as a box, if there is one."
     return f'<p class="warning">{html.escape(findings.warning)}</p>' if findings.warning else ""
 
-# %% ../nbs/82_report.ipynb #dda8d32d
+# %% ../nbs/82_report.ipynb #ff409c1b
 def title(
     image_set: "ImageSet",
 ) -> Markdown:
@@ -263,7 +263,7 @@ def _comparison_words(c):
     return (f"Without training, the chosen sentences recognise {_percent(c.mean)} of the test images, class names alone {_percent(c.mean_over)}: "
             f"{100 * (c.mean - c.mean_over):+.1f} points ({_points(*c.interval)}; {p}), {verdict}.")
 
-# %% ../nbs/82_report.ipynb #0ba16dfe
+# %% ../nbs/82_report.ipynb #118dbe64
 def _counts(findings):
     "How much there is, in a sentence."
     study = findings.study
@@ -277,7 +277,7 @@ def _accuracy_tiles(findings):
     "What the encoder can see here, and the first comparison."
     m, withheld = findings.measures, findings.withheld
     seen = f"of the test images are recognised by a linear classifier on {_shown(findings.study.encoder.name)}; the most frequent class would be right on {_percent(m.majority)}"
-    tiles = [_tile("What the encoder sees here", _percent(m.accuracy("classifier")), seen)]
+    tiles = [_tile("What the encoder sees here", _percent(m.accuracy("classifier")), seen)] if "accuracy" not in withheld else []
     if "comparison" not in withheld:
         c = named_comparison(m)
         tiles.append(_tile("Sentences against names", f"{100 * (c.mean - c.mean_over):+.0f} points", _comparison_words(c)))
@@ -303,15 +303,17 @@ def summary(
     findings: Findings,
 ) -> HTML:
     "The first screen: counts, what fails, the answers, the conditions, a table of contents."
-    failed = [c for c in findings.conditions if c.verdict == "fail" and c.name != "encoder"]
-    box = "".join(f"<li><b>{c.name}</b>: {html.escape(c.sentence)}</li>" for c in failed)
+    failed = [c for c in findings.conditions if c.verdict == "fail"]
+    box = "".join(f"<li><b>{c.name}</b>: {html.escape(c.sentence)}</li>" for c in failed if not c.because and c.name != "encoder")
+    later = ", ".join(c.name for c in failed if c.because)
+    box += f"<li>With {'it' if box.count('<li>') + bool(findings.warning) == 1 else 'them'} fail: {later}.</li>" if later else ""
     box = f'<div class="failed"><h4>Failed conditions</h4><ul>{box}</ul></div>' if box else ""
     left = [f"{html.escape(reason)} {what} not shown." for part, what in (("labels", "Labels to look at are"), ("pairs", "Pairs of classes are")) if (reason := findings.withheld.get(part)) and not findings.warning and not failed]
     left = "".join(f"<p>{line}</p>" for line in left)
     tiles = "".join([*_accuracy_tiles(findings), *_audit_tiles(findings)])
     return HTML(_counts(findings) + _caution(findings) + box + f'<div class="tiles">{tiles}</div>' + left + _benchmark_line(findings) + _conditions_table(findings) + contents(findings))
 
-# %% ../nbs/82_report.ipynb #ab27f649
+# %% ../nbs/82_report.ipynb #aa924a34
 def _number(condition, value):
     "The figure or limit of a condition: a count of images, or a percentage."
     return "" if value is None else f"{value:,.0f}" if condition.name.endswith("images") else f"{100 * value:.1f} %"
@@ -340,7 +342,7 @@ def _has_labels(findings): return bool(findings.clashes) or findings.suspects is
 
 def _has_pairs(findings): return "pairs" not in findings.withheld and len(findings.pairs) > 0
 
-# %% ../nbs/82_report.ipynb #f3707319
+# %% ../nbs/82_report.ipynb #429f582d
 def _own_images(study, c):
     "(typical, atypical) training images of a class, no image in both."
     own = (study.labels["train"] == c).nonzero().flatten().cpu()
@@ -357,7 +359,7 @@ def _image_strip(findings, c):
     figures = [_figure(findings.looks("train", i), f"{_shown(name)}, {kind}") for kind, images in (("typical", typical), ("atypical", odd)) for i in images]
     return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>No training image.</p>"
 
-# %% ../nbs/82_report.ipynb #f659fee2
+# %% ../nbs/82_report.ipynb #54832c28
 def _speaks_for(findings, row):
     "The training images behind a sentence, with the names of their classes."
     study, images = findings.study, [i for i in findings.speaking[row].tolist() if i >= 0]
@@ -380,7 +382,7 @@ def _sentence_list(findings, c, with_images=5):
     more = f'<details><summary>{len(rows) - with_images} more</summary><ol start="{with_images + 1}">{more}</ol></details>' if more else ""
     return f"<ol>{first}</ol>{more}"
 
-# %% ../nbs/82_report.ipynb #1560441e
+# %% ../nbs/82_report.ipynb #11970715
 def _separating_words(findings, a, b):
     "The sentence about `a` that separates it from `b`, for a page."
     found, names = findings.separating(a, b), findings.study.classes
@@ -412,7 +414,7 @@ def _card(findings, c):
     return (f'<details class="card" id="class-{c}"{open_}><summary><h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span></summary>'
             f"{_image_strip(findings, c)}{sentences}{_look_alikes(findings, c)}</details>")
 
-# %% ../nbs/82_report.ipynb #362fe275
+# %% ../nbs/82_report.ipynb #457c1577
 def _page(heading, body):
     "A page of its own beside the report, in the report's style."
     style = (files("datadesc")/"assets"/"report"/"report.css").read_text(encoding="utf-8")
@@ -435,7 +437,7 @@ def class_cards(
     links = "".join(f'<li><a href="classes/{i}.html">{_shown(findings.study.classes[s])} to {_shown(findings.study.classes[min(n, s + PER_PAGE) - 1])}</a></li>' for i, s in enumerate(starts, 1))
     return HTML(head + f"<p>The cards of {n:,} classes are on pages beside this one.</p><ul>{links}</ul>")
 
-# %% ../nbs/82_report.ipynb #c6f96c6b
+# %% ../nbs/82_report.ipynb #a1da69ca
 SHOWN_LABELS, SHOWN_PAIRS = 60, 10
 
 def _path(findings, split, i):
@@ -480,7 +482,7 @@ def labels_to_look_at(
         body += f"<h3>The same picture under two labels</h3>" + "".join(_clash_row(findings, clash) for clash in findings.clashes[:20])
     return HTML(body)
 
-# %% ../nbs/82_report.ipynb #d56e77d2
+# %% ../nbs/82_report.ipynb #fc290230
 def _pair_block(findings, pair):
     "A pair: a typical image of each class, and the sentence that separates each from the other."
     names, blocks = findings.study.classes, []
@@ -502,7 +504,7 @@ def pairs(
     head += "<p>Confusion is the mean probability that the classifier gives one class on validation images of the other.</p>"
     return HTML(head + "".join(_pair_block(findings, pair) for pair in findings.pairs.head(SHOWN_PAIRS).itertuples()))
 
-# %% ../nbs/82_report.ipynb #baedf3b3
+# %% ../nbs/82_report.ipynb #7d3add8f
 LIBRARIES = ("datadesc", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn")
 
 class Clock:
@@ -540,7 +542,7 @@ def _pool_words(findings):
     if truth: words += f" The truth of every sentence is known here: {_percent(truth['precision_at_5'])} of the best five are true and visible (chance {_percent(truth['chance'])})."
     return words
 
-# %% ../nbs/82_report.ipynb #ac478454
+# %% ../nbs/82_report.ipynb #cbfe9f5a
 def precision_of_form(
     findings: Findings,
 ) -> dict | None:
@@ -585,7 +587,7 @@ def provenance(
                 f"<p>Made in {sum(seconds.values()):.0f} seconds: " + ", ".join(f"{html.escape(stage)} {s:.1f}" for stage, s in seconds.items()) + ".</p>" +
                 "<p>Files beside this page: " + ", ".join(f'<a href="{name}">{name}</a>' for name in beside) + ".</p>")
 
-# %% ../nbs/82_report.ipynb #d7785c07
+# %% ../nbs/82_report.ipynb #48584c60
 def _accuracy_lines(findings):
     "The accuracies that a describing run has measured, as lines of the result."
     m, options, c = findings.measures, findings.study.options, named_comparison(findings.measures)
@@ -621,7 +623,7 @@ def _plain(value):
     "The value with None for NaN and lists for tuples, as JSON has it."
     return None if isinstance(value, float) and np.isnan(value) else value
 
-# %% ../nbs/82_report.ipynb #0b0cd6bc
+# %% ../nbs/82_report.ipynb #305ac563
 def result_of(
     findings: Findings,
     seconds: Mapping[str, float],  # by stage
@@ -633,7 +635,7 @@ def result_of(
     chosen = {study.classes[c]: list(rows.text) for c, rows in findings.chosen.groupby("class_id") if not findings.silent[c]}
     return results.Result(
         dataset=study.image_set.name, classes=list(study.classes), raw_names=list(study.image_set.raw_names or study.classes), images={split: len(y) for split, y in study.labels.items()},
-        parameters=params, hashes=_hashes(study), conditions=[asdict(c) | dict(rests=list(c.rests)) for c in findings.conditions], warning=findings.warning,
+        parameters=params, hashes=_hashes(study), conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in findings.conditions], warning=findings.warning,
         comparisons=[named_comparison(findings.measures)] if "comparison" not in findings.withheld else [], accuracy=_accuracy_lines(findings), chosen=chosen, pairs=_pair_lines(findings),
         suspects=None if findings.suspects is None else len(findings.suspects), withheld=findings.withheld,
         repeated_across_splits=len(conditions.same_pictures(study.image_emb["test"], study.image_emb["train"])), asked=asked, answers_cost=_plain(llm.worth()),

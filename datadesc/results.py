@@ -32,6 +32,7 @@ class ConditionLine(_Part):
     limit: float | None
     sentence: str
     rests: list[str] = []  # parts of the report that rest on it
+    because: list[str] = []  # failed conditions that it depends on, if it failed too
 
 class AccuracyLine(_Part):
     "The accuracy of one method, with its interval, and the difference from what it has to beat; fractions."
@@ -164,6 +165,10 @@ def _pair_line(pair):
     "A pair in a sentence."
     return f"{printable(pair.a)} and {printable(pair.b)} ({pair.confusion:.0%})"
 
+def _reason(result, part):
+    "Why a part of the report is withheld, unless the warning has just said it."
+    return "" if result.withheld[part] == result.warning else result.withheld[part]
+
 def closing_lines(
     folder: str | Path,  # of a finished run
     n_classes: int = 6,  # that are shown with their sentences
@@ -171,13 +176,20 @@ def closing_lines(
     "What a run found, in lines for a terminal."
     result, lines = read(folder), []
     if result.warning: lines += [*textwrap.wrap(f"Warning: {result.warning}", 100), ""]
-    if "sentences" in result.withheld: lines += [*textwrap.wrap(f"Sentences are not shown: {result.withheld['sentences']}", 100), ""]
+    if "sentences" in result.withheld: lines += textwrap.wrap(f"Sentences: folded away in the report. {_reason(result, 'sentences')}", 100, subsequent_indent="  ")
     else: lines += _sentence_lines(result, n_classes)
     if result.pairs: lines += textwrap.wrap("Most easily confused: " + "; ".join(map(_pair_line, result.pairs[:3])) + ".", 100, subsequent_indent="  ")
-    if "labels" in result.withheld: lines += textwrap.wrap(f"Labels to look at: not said. {result.withheld['labels']}", 100, subsequent_indent="  ")
+    if "labels" in result.withheld: lines += textwrap.wrap(f"Labels to look at: not said. {_reason(result, 'labels')}", 100, subsequent_indent="  ")
     elif result.suspects is not None: lines.append(f"Labels to look at: {result.suspects:,}" + (f" ({Path(folder)/'suspects.csv'})" if result.suspects else ""))
-    for condition in result.failed(): lines += textwrap.wrap(f"Failed: {condition.name}. {condition.sentence}", 100, subsequent_indent="  ")
+    lines += _failed_lines(result)
     return [*lines, f"Report: {Path(folder)/'report.html'}"]
+
+def _failed_lines(result):
+    "The failed conditions: causes with their sentence, what failed because of them by name."
+    causes, lines = [c for c in result.failed() if not c.because], []
+    for c in causes: lines += textwrap.wrap(f"Failed: {c.name}. {c.sentence}" if c.sentence != result.warning else f"Failed: {c.name}.", 100, subsequent_indent="  ")
+    later = [c.name for c in result.failed() if c.because]
+    return lines + [f"Failed with it: {', '.join(later)}."] * bool(later)
 
 def _sentence_lines(result, n_classes):
     "The first classes with three of their sentences."
