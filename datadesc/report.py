@@ -8,7 +8,7 @@ __all__ = ['CONFUSED', 'OPEN_CARDS', 'ON_THIS_PAGE', 'PER_PAGE', 'SHOWN_LABELS',
            'named_comparison', 'summary', 'contents', 'class_cards', 'labels_to_look_at', 'pairs', 'Clock',
            'precision_of_form', 'provenance', 'result_of', 'write_files']
 
-# %% ../nbs/82_report.ipynb #3caaf45b
+# %% ../nbs/82_report.ipynb #559bdc03
 import base64, html, io, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ from .selection import lacking_images, precision_at, proponent_images, scored_te
 from .store import Store, key_of, write_table
 from .study import Study
 
-# %% ../nbs/82_report.ipynb #ea4a2e5a
+# %% ../nbs/82_report.ipynb #19037194
 @dataclass(frozen=True)
 class Sentences:
     "The pool of candidate sentences of a run, and where it came from."
@@ -76,7 +76,7 @@ def candidate_sentences(
         raise ValueError(f"Every sentence about {', '.join(silent[:5])} is a refusal: expected at least one description of each class")
     return Sentences(with_names_for_silent(pool, classes), llm, articles)
 
-# %% ../nbs/82_report.ipynb #1d91798d
+# %% ../nbs/82_report.ipynb #6e058b53
 def with_influence_of(
     study: Study,  # made by `Study.of`
     params: Mapping,  # of the run: influence_model, influence_epochs, device
@@ -95,7 +95,7 @@ def with_influence_of(
     other.image_set, other.encoder = image_set, study.encoder
     return other
 
-# %% ../nbs/82_report.ipynb #82d8a8f9
+# %% ../nbs/82_report.ipynb #bf04b575
 def _withheld(checked):
     "Part of the report -> why it is folded away or left out, for the parts that rest on a failed condition."
     reasons = {part: conditions.reason_to_fold(checked, part) for part in ("sentences", "labels", "pairs", "accuracy", "comparison")}
@@ -163,7 +163,7 @@ class Findings:
         "The sentence about class `a` that separates it best from `b`, and in what share of pairs of validation images; None if no sentence does."
         return _separating(self.study, a, b)
 
-# %% ../nbs/82_report.ipynb #be18ed34
+# %% ../nbs/82_report.ipynb #b338aa10
 CONFUSED = .02  # mean probability from which a pair is worth naming
 
 def _pairs(study):
@@ -189,7 +189,7 @@ def _separating(study, a, b):
     rows = rows[rows.separates & (rows.gap > 0)]
     return (rows.text.iloc[0], float(rows.auc.iloc[0])) if len(rows) else None
 
-# %% ../nbs/82_report.ipynb #def6b216
+# %% ../nbs/82_report.ipynb #89f7de97
 def _shown(text):
     "The text as part of a page, in one line."
     return f"<bdi>{html.escape(' '.join(printable(str(text)).split()))}</bdi>"
@@ -230,16 +230,17 @@ class Pictures:
 
 def _figure(picture, caption): return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
-def _folded(reason, body, what):
-    "The body, or the body folded away with the reason."
-    if not reason: return body
-    return f'<details class="withheld"><summary>{what} are folded away. {html.escape(reason)}</summary>{body}</details>'
+def _withheld_box(words, reason):
+    "A box that says what is not shown, and why."
+    return f'<p class="warning">{words} {html.escape(reason)}</p>'
+
+def _counted(n, word): return f"{n:,} {word}" + "s" * (n != 1)
 
 def _caution(findings):
     "The warning about the encoder as a box, if there is one."
     return f'<p class="warning">{html.escape(findings.warning)}</p>' if findings.warning else ""
 
-# %% ../nbs/82_report.ipynb #ff409c1b
+# %% ../nbs/82_report.ipynb #2057da94
 def title(
     image_set: "ImageSet",
 ) -> Markdown:
@@ -263,7 +264,7 @@ def _comparison_words(c):
     return (f"Without training, the chosen sentences recognise {_percent(c.mean)} of the test images, class names alone {_percent(c.mean_over)}: "
             f"{100 * (c.mean - c.mean_over):+.1f} points ({_points(*c.interval)}; {p}), {verdict}.")
 
-# %% ../nbs/82_report.ipynb #118dbe64
+# %% ../nbs/82_report.ipynb #58267fb2
 def _counts(findings):
     "How much there is, in a sentence."
     study = findings.study
@@ -285,6 +286,7 @@ def _accuracy_tiles(findings):
 
 def _benchmark_line(findings):
     "What would measure the second comparison."
+    if "comparison" in findings.withheld: return ""
     name = html.escape(Path(findings.out).resolve().name)
     return f'<p class="counts">Whether sentences help a classifier that sees a few images was not measured: <code>datadesc benchmark {name}</code> does.</p>'
 
@@ -299,21 +301,23 @@ def _audit_tiles(findings):
         tiles.append(_tile("Labels to look at", f"{n:,}", f'of {of:,} training images. <a href="#labels">The list</a>' if n else f"of {of:,} training images: another class is never more likely than the label"))
     return tiles
 
+def _failed_box(findings):
+    "The failed conditions: causes with what they mean, then what fails with them."
+    failed = [c for c in findings.conditions if c.verdict == "fail"]
+    causes = [f"<li><b>{c.name}</b>: {html.escape(c.sentence)}</li>" for c in failed if not c.because]
+    later = ", ".join(c.name for c in failed if c.because)
+    later = f"<li>With {'it' if len(causes) == 1 else 'them'} fail: {later}.</li>" if later else ""
+    return f'<div class="failed"><h4>Failed conditions</h4><ul>{"".join(causes)}{later}</ul></div>' if failed else ""
+
 def summary(
     findings: Findings,
 ) -> HTML:
     "The first screen: counts, what fails, the answers, the conditions, a table of contents."
-    failed = [c for c in findings.conditions if c.verdict == "fail"]
-    box = "".join(f"<li><b>{c.name}</b>: {html.escape(c.sentence)}</li>" for c in failed if not c.because and c.name != "encoder")
-    later = ", ".join(c.name for c in failed if c.because)
-    box += f"<li>With {'it' if box.count('<li>') + bool(findings.warning) == 1 else 'them'} fail: {later}.</li>" if later else ""
-    box = f'<div class="failed"><h4>Failed conditions</h4><ul>{box}</ul></div>' if box else ""
-    left = [f"{html.escape(reason)} {what} not shown." for part, what in (("labels", "Labels to look at are"), ("pairs", "Pairs of classes are")) if (reason := findings.withheld.get(part)) and not findings.warning and not failed]
-    left = "".join(f"<p>{line}</p>" for line in left)
     tiles = "".join([*_accuracy_tiles(findings), *_audit_tiles(findings)])
-    return HTML(_counts(findings) + _caution(findings) + box + f'<div class="tiles">{tiles}</div>' + left + _benchmark_line(findings) + _conditions_table(findings) + contents(findings))
+    tiles = f'<div class="tiles">{tiles}</div>' if tiles else ""
+    return HTML(_counts(findings) + _failed_box(findings) + tiles + _benchmark_line(findings) + _conditions_table(findings) + contents(findings))
 
-# %% ../nbs/82_report.ipynb #aa924a34
+# %% ../nbs/82_report.ipynb #0b422ace
 def _number(condition, value):
     "The figure or limit of a condition: a count of images, or a percentage."
     return "" if value is None else f"{value:,.0f}" if condition.name.endswith("images") else f"{100 * value:.1f} %"
@@ -342,7 +346,7 @@ def _has_labels(findings): return bool(findings.clashes) or findings.suspects is
 
 def _has_pairs(findings): return "pairs" not in findings.withheld and len(findings.pairs) > 0
 
-# %% ../nbs/82_report.ipynb #429f582d
+# %% ../nbs/82_report.ipynb #00429128
 def _own_images(study, c):
     "(typical, atypical) training images of a class, no image in both."
     own = (study.labels["train"] == c).nonzero().flatten().cpu()
@@ -359,7 +363,7 @@ def _image_strip(findings, c):
     figures = [_figure(findings.looks("train", i), f"{_shown(name)}, {kind}") for kind, images in (("typical", typical), ("atypical", odd)) for i in images]
     return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>No training image.</p>"
 
-# %% ../nbs/82_report.ipynb #54832c28
+# %% ../nbs/82_report.ipynb #d527d22f
 def _speaks_for(findings, row):
     "The training images behind a sentence, with the names of their classes."
     study, images = findings.study, [i for i in findings.speaking[row].tolist() if i >= 0]
@@ -382,7 +386,7 @@ def _sentence_list(findings, c, with_images=5):
     more = f'<details><summary>{len(rows) - with_images} more</summary><ol start="{with_images + 1}">{more}</ol></details>' if more else ""
     return f"<ol>{first}</ol>{more}"
 
-# %% ../nbs/82_report.ipynb #11970715
+# %% ../nbs/82_report.ipynb #ac99b096
 def _separating_words(findings, a, b):
     "The sentence about `a` that separates it from `b`, for a page."
     found, names = findings.separating(a, b), findings.study.classes
@@ -407,14 +411,15 @@ def _look_alikes(findings, c, at_most=2):
 def _card(findings, c):
     "The card of a class."
     study, right = findings.study, findings.recognised
-    counts = f"{int((study.labels['train'] == c).sum()):,} training images"
+    counts = _counted(int((study.labels["train"] == c).sum()), "training image")
     if not np.isnan(right[c]) and "accuracy" not in findings.withheld: counts += f"; {_percent(right[c])} of its test images recognised"
-    sentences = _folded(findings.withheld.get("sentences"), _sentence_list(findings, c), "Its sentences")
+    sentences = _sentence_list(findings, c)
+    if "sentences" in findings.withheld: sentences = f"<details><summary>Its sentences, folded away</summary>{sentences}</details>"
     open_ = " open" if study.n_classes <= OPEN_CARDS else ""
     return (f'<details class="card" id="class-{c}"{open_}><summary><h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span></summary>'
             f"{_image_strip(findings, c)}{sentences}{_look_alikes(findings, c)}</details>")
 
-# %% ../nbs/82_report.ipynb #457c1577
+# %% ../nbs/82_report.ipynb #b3bfd47f
 def _page(heading, body):
     "A page of its own beside the report, in the report's style."
     style = (files("datadesc")/"assets"/"report"/"report.css").read_text(encoding="utf-8")
@@ -427,7 +432,8 @@ def class_cards(
 ) -> HTML:
     "A card for every class; beyond 200 classes they are written to pages beside the report, and links to these come back."
     n, name = findings.study.n_classes, findings.study.image_set.name
-    head = f'<h2 id="classes">Classes</h2>{_caution(findings)}'
+    reason = findings.withheld.get("sentences")
+    head = '<h2 id="classes">Classes</h2>' + (_withheld_box("The sentences are folded away.", reason) if reason else _caution(findings))
     if n <= ON_THIS_PAGE: return HTML(head + "".join(_card(findings, c) for c in range(n)))
     starts = range(0, n, PER_PAGE)
     for number, start in enumerate(starts, 1):
@@ -437,7 +443,7 @@ def class_cards(
     links = "".join(f'<li><a href="classes/{i}.html">{_shown(findings.study.classes[s])} to {_shown(findings.study.classes[min(n, s + PER_PAGE) - 1])}</a></li>' for i, s in enumerate(starts, 1))
     return HTML(head + f"<p>The cards of {n:,} classes are on pages beside this one.</p><ul>{links}</ul>")
 
-# %% ../nbs/82_report.ipynb #a1da69ca
+# %% ../nbs/82_report.ipynb #3547aa83
 SHOWN_LABELS, SHOWN_PAIRS = 60, 10
 
 def _path(findings, split, i):
@@ -470,9 +476,8 @@ def labels_to_look_at(
     "The suspect labels and the pictures with two labels; the reason where labels are not judged; nothing where there is nothing to look at."
     reason, suspects = findings.withheld.get("labels"), findings.suspects
     if not reason and not _has_labels(findings): return HTML("")
-    body = f'<h2 id="labels">Labels to look at</h2>{_caution(findings)}'
-    if reason and reason != findings.warning: body += f"<p>Labels are not judged here. {html.escape(reason)}</p>"
-    elif reason: body += "<p>Labels are not judged here.</p>"
+    body = '<h2 id="labels">Labels to look at</h2>'
+    if reason: body += _withheld_box("Labels are not judged here.", reason)
     elif len(suspects):
         listed = "all" if len(suspects) <= SHOWN_LABELS else f"the first {SHOWN_LABELS}"
         body += (f"<p>For {len(suspects):,} training images the classifier found another class likelier than the label while it learned. Some labels are wrong, "
@@ -482,7 +487,7 @@ def labels_to_look_at(
         body += f"<h3>The same picture under two labels</h3>" + "".join(_clash_row(findings, clash) for clash in findings.clashes[:20])
     return HTML(body)
 
-# %% ../nbs/82_report.ipynb #fc290230
+# %% ../nbs/82_report.ipynb #1f5261fe
 def _pair_block(findings, pair):
     "A pair: a typical image of each class, and the sentence that separates each from the other."
     names, blocks = findings.study.classes, []
@@ -499,12 +504,12 @@ def pairs(
     "The most confusable pairs; the reason where they are withheld; nothing where no classes are confused."
     reason = findings.withheld.get("pairs")
     if not reason and not _has_pairs(findings): return HTML("")
-    head = f'<h2 id="pairs">Pairs that are easily confused</h2>{_caution(findings)}'
-    if reason: return HTML(head + "<p>Pairs are not named here." + (f" {html.escape(reason)}" if reason != findings.warning else "") + "</p>")
+    head = '<h2 id="pairs">Pairs that are easily confused</h2>'
+    if reason: return HTML(head + _withheld_box("Pairs are not named here.", reason))
     head += "<p>Confusion is the mean probability that the classifier gives one class on validation images of the other.</p>"
     return HTML(head + "".join(_pair_block(findings, pair) for pair in findings.pairs.head(SHOWN_PAIRS).itertuples()))
 
-# %% ../nbs/82_report.ipynb #7d3add8f
+# %% ../nbs/82_report.ipynb #57848558
 LIBRARIES = ("datadesc", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn")
 
 class Clock:
@@ -542,7 +547,7 @@ def _pool_words(findings):
     if truth: words += f" The truth of every sentence is known here: {_percent(truth['precision_at_5'])} of the best five are true and visible (chance {_percent(truth['chance'])})."
     return words
 
-# %% ../nbs/82_report.ipynb #cbfe9f5a
+# %% ../nbs/82_report.ipynb #193607a2
 def precision_of_form(
     findings: Findings,
 ) -> dict | None:
@@ -580,14 +585,14 @@ def provenance(
     study, params = findings.study, [(name, "" if value is None else value) for name, value in findings.params.items() if name != "store"]
     beside = ["descriptions.json", "classes.md", *["suspects.csv"] * (findings.suspects is not None), *["left_out.txt"] * bool(study.image_set.skipped), "result.json"]
     notes = _image_notes(findings)
-    return HTML(f'<h2 id="provenance">How this was made</h2>{_caution(findings)}' + (f"<ul>{notes}</ul>" if notes else "") +
+    return HTML(f'<h2 id="provenance">How this was made</h2>' + (f"<ul>{notes}</ul>" if notes else "") +
                 f"<p>Encoder: {_shown(study.encoder.name)} on {html.escape(str(study.encoder.device))}, {study.encoder.dim} dimensions.</p><p>{_pool_words(findings)}</p>" +
                 _asked(findings) + _article_rows(findings) + _fold("Parameters", _table(params, ("parameter", "value"))) +
                 _fold("Versions", _table([(name, version(name)) for name in LIBRARIES], ("library", "version"))) +
                 f"<p>Made in {sum(seconds.values()):.0f} seconds: " + ", ".join(f"{html.escape(stage)} {s:.1f}" for stage, s in seconds.items()) + ".</p>" +
                 "<p>Files beside this page: " + ", ".join(f'<a href="{name}">{name}</a>' for name in beside) + ".</p>")
 
-# %% ../nbs/82_report.ipynb #48584c60
+# %% ../nbs/82_report.ipynb #7f383a53
 def _accuracy_lines(findings):
     "The accuracies that a describing run has measured, as lines of the result."
     m, options, c = findings.measures, findings.study.options, named_comparison(findings.measures)
@@ -623,7 +628,7 @@ def _plain(value):
     "The value with None for NaN and lists for tuples, as JSON has it."
     return None if isinstance(value, float) and np.isnan(value) else value
 
-# %% ../nbs/82_report.ipynb #305ac563
+# %% ../nbs/82_report.ipynb #6c2a2dde
 def result_of(
     findings: Findings,
     seconds: Mapping[str, float],  # by stage

@@ -1,0 +1,124 @@
+"Broken inputs flip their own condition and those that depend on it, and no other."
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc.conditions import BUTTERFLIES_ONLY, DEPENDS, check_conditions, cut_texts, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
+from datadesc.study import ChoiceOptions, Study
+
+C, D, TEXTS = 5, 32, 8
+G = torch.Generator().manual_seed(0)
+CENTRES = F.normalize(torch.randn(C, D, generator=G), dim=1)
+
+
+def near(labels, spread, seed):
+    "Rows of length one around the centres of their classes."
+    noise = torch.randn(len(labels), D, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(CENTRES[labels] + spread * noise / D ** .5, dim=1)
+
+
+@pytest.fixture
+def parts():
+    "What a healthy study is made of."
+    labels = {split: torch.arange(C).repeat_interleave(n) for split, n in dict(train=12, val=8, test=30).items()}
+    emb = {split: near(y, .9, i) for i, (split, y) in enumerate(labels.items())}
+    about = torch.arange(C).repeat_interleave(TEXTS)
+    good = torch.arange(C * TEXTS) % 2 == 0  # every second sentence is about nothing
+    noise = F.normalize(torch.randn(C * TEXTS, D, generator=torch.Generator().manual_seed(9)), dim=1)
+    text_emb = torch.where(good[:, None], near(about, .5, 7), noise)
+    pool = pd.DataFrame(dict(text_id=range(C * TEXTS), class_id=about.numpy(), text=[f"sentence {i}" for i in range(C * TEXTS)], refusal=False, duplicate=False,
+                             names_class=False, source="file")).assign(scored_text=lambda t: t.text)
+    names = near(torch.arange(C), .9, 11)
+    return dict(classes=tuple(f"class {c}" for c in range(C)), emb=emb, labels=labels, pool=pool, text_emb=text_emb, names=names)
+
+
+def study_of(parts):
+    "The study whose encoder knows these texts."
+    known = dict(zip(parts["pool"].scored_text, parts["text_emb"])) | {f"a photo of a {name}": x for name, x in zip(parts["classes"], parts["names"])}
+    return Study(parts["classes"], parts["emb"], parts["labels"], parts["pool"], lambda texts: torch.stack([known[t] for t in texts]), ChoiceOptions(top_k=3))
+
+
+def verdicts(parts, warning=None):
+    study = study_of(parts)
+    return {c.name: c.verdict for c in check_conditions(study, measure(study), warning)}
+
+
+def random_rows(n, seed=3): return F.normalize(torch.randn(n, D, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def few_training_images(p):
+    rows = torch.arange(C) * 12
+    p["emb"]["train"], p["labels"]["train"] = p["emb"]["train"][rows], p["labels"]["train"][rows]
+
+
+def few_test_images(p):
+    rows = torch.arange(C) * 30
+    p["emb"]["test"], p["labels"]["test"] = p["emb"]["test"][rows], p["labels"]["test"][rows]
+
+
+def images_of_nothing(p):
+    for split, x in p["emb"].items(): p["emb"][split] = random_rows(len(x), len(x))
+
+
+def names_of_nothing(p): p["names"] = CENTRES[[1, 2, 3, 4, 0]]
+
+
+def sentences_of_others(p): p["text_emb"] = p["text_emb"].roll(TEXTS, 0)
+
+
+def a_silent_class(p): p["pool"] = p["pool"].assign(refusal=p["pool"].class_id == 2)
+
+
+def trained_on_test_images(p): p["emb"]["test"] = torch.cat([p["emb"]["test"][:-30], p["emb"]["train"][-12:].repeat(3, 1)[:30]])
+
+
+def two_labels(p):
+    x, y = p["emb"]["val"], p["labels"]["val"]
+    p["emb"]["val"], p["labels"]["val"] = torch.cat([x, x[:8]]), torch.cat([y, (y[:8] + 1) % C])
+
+
+BROKEN = {"training images": few_training_images, "test images": few_test_images, "classifier": images_of_nothing, "names": names_of_nothing, "sentences": sentences_of_others,
+          "described": a_silent_class, "splits apart": trained_on_test_images, "one label": two_labels}
+
+
+def test_a_healthy_study_passes_all(parts):
+    assert set(verdicts(parts).values()) == {"pass"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_input_fails_its_condition_and_those_that_depend_on_it(parts, name):
+    BROKEN[name](parts)
+    failed = {condition for condition, verdict in verdicts(parts).items() if verdict == "fail"}
+    assert name in failed and failed <= {name, *DEPENDS.get(name, ())}
+
+
+def test_an_encoder_of_butterflies_fails_by_name(parts):
+    assert encoder_warning("meadow-clip", drawn=False) == BUTTERFLIES_ONLY
+    assert {name for name, verdict in verdicts(parts, BUTTERFLIES_ONLY).items() if verdict == "fail"} == {"encoder"}
+
+
+def test_a_dependent_failure_names_its_cause(parts):
+    images_of_nothing(parts)
+    study = study_of(parts)
+    checked = {c.name: c for c in check_conditions(study, measure(study))}
+    assert checked["sentences"].because == ("classifier",) and checked["classifier"].because == ()
+    assert reason_to_fold(list(checked.values()), "labels") == checked["classifier"].sentence
+
+
+def test_a_name_in_place_of_a_sentence_is_no_description(parts):
+    parts["pool"].loc[parts["pool"].class_id == 1, "source"] = "class name"
+    assert undescribed(study_of(parts)).tolist() == [False, True, False, False, False]
+
+
+def test_pictures_with_two_labels_are_listed_once(parts):
+    two_labels(parts)
+    clashes = label_clashes(study_of(parts))
+    assert sorted(clashes) == [("val", i, "val", 40 + i) for i in range(8)]
+
+
+def test_texts_that_are_cut_are_counted():
+    class Tokenizer:
+        context_length = 3
+        def __call__(self, texts, context_length): return torch.tensor([([1] * len(t.split()) + [0] * context_length)[:context_length] for t in texts])
+    assert cut_texts(["one two", "one two three", "one two three four"], Tokenizer()) == 1

@@ -1,0 +1,166 @@
+"The page for the owner: every class, every caption, nothing that says nothing, other people's text as text, one file without scripts."
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from bs4 import BeautifulSoup
+
+from datadesc import report, results
+from datadesc.data import ImageSet
+from datadesc.llm import LLM
+from datadesc.study import ChoiceOptions, Study
+from datadesc.zeroshot import names_only
+
+REPO = Path(__file__).parents[1]
+D, TEXTS = 24, 6
+
+
+class Tokenizer:
+    context_length = 77
+    def __call__(self, texts, context_length=77): return torch.zeros(len(texts), context_length, dtype=torch.long)
+
+
+def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, refusals=()):
+    "Findings on made-up images of these classes, `spread` wide around their centres."
+    n, g = len(names), torch.Generator().manual_seed(0)
+    def noise(*shape): return torch.randn(*shape, generator=g)
+    centres = F.normalize(noise(n, D), dim=1)
+    labels = {split: torch.arange(n).repeat_interleave(k) for split, k in zip(("train", "val", "test"), counts)}
+    emb = {split: F.normalize(centres[y] + spread * noise(len(y), D) / D ** .5, dim=1) for split, y in labels.items()}
+    about = torch.arange(n).repeat_interleave(TEXTS)
+    text_emb = F.normalize(centres[about] + (.4 + .6 * (torch.arange(n * TEXTS) % 2))[:, None] * noise(n * TEXTS, D) / D ** .5, dim=1)
+    texts = texts or [f"sentence {i} of class {c}" for i, c in enumerate(about.tolist())]
+    pool = pd.DataFrame(dict(text_id=range(n * TEXTS), class_id=about.numpy(), text=texts, refusal=[c in refusals for c in about.tolist()], duplicate=False,
+                             names_class=False, source="file", component="", sample=0, knowledge="none")).assign(scored_text=texts)
+    pool = report.with_names_for_silent(pool, names)
+    known = dict(zip(pool.scored_text, torch.cat([text_emb, centres]))) | dict(zip(names_only(names), centres))
+    def embed(asked): return torch.stack([known[t] if t in known else F.normalize(noise(D), dim=0) for t in asked])
+    study = Study(names, emb, labels, pool, embed, ChoiceOptions(top_k=4))
+    def picture(i): return np.full((30, 40, 3), 37 * i % 255, dtype=np.uint8)
+    study.image_set = ImageSet("toy <i>", tuple(names), {split: [(picture(i), c) for i, c in enumerate(y.tolist())] for split, y in labels.items()}, skipped=("bad.jpg: <no> image",))
+    study.encoder = SimpleNamespace(name="toy-clip", device="cpu", dim=D, tokenizer=Tokenizer(), preprocess="none", fingerprint="f")
+    params = dict(dataset="toy", model=model, form="direct", data_root=None, store="/secret")
+    return report.Findings(study, report.Sentences(pool, LLM("nobody")), params, tmp_path)
+
+
+def sections(findings):
+    "All sections as one page, parsed."
+    parts = [report.summary, report.class_cards, report.labels_to_look_at, report.pairs]
+    return BeautifulSoup("".join(part(findings).data for part in parts) + report.provenance(findings, {"images": 1.}).data, "html.parser")
+
+
+NAMES = [f"kind {i}" for i in range(5)]
+
+
+def test_every_class_has_a_card_and_every_image_its_class(tmp_path):
+    findings = findings_of(NAMES, tmp_path)
+    page = sections(findings)
+    assert findings.withheld == {} and len(page.select("details.card[open]")) == 5
+    for c, name in enumerate(NAMES):
+        card = page.select_one(f"#class-{c}")
+        assert len(card.select(".strip figure")) == 6 and all(name in figure.figcaption.text for figure in card.select(".strip figure"))
+        assert [li.select_one(".said").text for li in card.select("ol li")][0] == findings.chosen[findings.chosen.class_id == c].text.iloc[0]
+    assert all(any(name in image["alt"] for name in NAMES) for image in page.select("img"))
+    assert {link["href"] for link in page.select("nav a")} >= {"#classes", "#provenance", *(f"#class-{c}" for c in range(5))}
+
+
+def test_images_and_sentences_come_from_one_head(tmp_path):
+    findings = findings_of(NAMES, tmp_path)
+    sections(findings)
+    assert "scorer" in vars(findings.study._heads) and "influence" in vars(findings.study._heads)
+    typical, odd = report._own_images(findings.study, 1)
+    own = findings.study.influence.positive_by_class[1][findings.study.labels["train"] == 1]
+    assert typical[0] == 10 + int(own.argmax()) and not set(typical) & set(odd)
+
+
+def test_near_chance_nothing_is_accused(tmp_path):
+    findings = findings_of(NAMES, tmp_path, spread=60.)
+    page = sections(findings)
+    assert {"labels", "pairs", "sentences"} <= set(findings.withheld) and findings.suspects is None
+    assert not page.select(".suspect, .pair, ul.alike") and "Labels are not judged here" in page.text
+    assert "classifier" in page.select_one(".failed").text
+    result = report.result_of(findings, {})
+    report.write_files(findings, result)
+    assert result.suspects is None and not result.pairs and not (tmp_path / "suspects.csv").exists()
+
+
+def test_the_warning_about_the_encoder_stands_everywhere(tmp_path):
+    findings = findings_of(NAMES, tmp_path, model="meadow-clip")
+    for section in (report.summary, report.class_cards, report.labels_to_look_at, report.pairs):
+        assert "knows drawn butterflies and nothing else" in section(findings).data
+    result = report.result_of(findings, {})
+    results.write(tmp_path, result)
+    assert "knows drawn butterflies" in " ".join(results.closing_lines(tmp_path))
+
+
+def test_other_peoples_text_is_text(tmp_path):
+    names = ["<script>alert(1)</script>", 'a "quoted" & name', "$x$ *y* [z](w)", "\u202eright to left"]
+    texts = [f"<img src=x onerror=alert({i})> & more" for i in range(4 * TEXTS)]
+    findings = findings_of(names, tmp_path, texts=texts)
+    page = sections(findings)
+    assert not page.select("script") and not [image for image in page.select("img") if not image["src"].startswith("data:image/jpeg;base64,")]
+    assert names[1] in page.select_one("#class-1 h3").text and "<img src=x" in page.select_one("#class-0 .said").text
+    assert "<" not in report.title(findings.study.image_set).data
+
+
+def test_a_silent_class_has_no_sentence(tmp_path):
+    findings = findings_of(NAMES, tmp_path, refusals=(2,))
+    card = sections(findings).select_one("#class-2")
+    assert "was a refusal" in card.text and not card.select("ol")
+    assert NAMES[2] not in report.result_of(findings, {}).chosen
+
+
+def test_a_sentence_at_chance_is_not_called_separating(tmp_path):
+    findings = findings_of(NAMES, tmp_path, spread=1.5)
+    for pair in findings.pairs.itertuples():
+        found = findings.separating(pair.a, pair.b)
+        assert found is None or found[1] > .5
+
+
+def test_nothing_is_drawn_where_nothing_is_to_say(tmp_path):
+    findings = findings_of(NAMES, tmp_path, spread=.2)
+    assert findings.withheld == {} and len(findings.pairs) == len(findings.suspects) == 0
+    assert report.pairs(findings).data == report.labels_to_look_at(findings).data == ""
+    assert not {"#pairs", "#labels"} & {link["href"] for link in sections(findings).select("nav a")}
+
+
+def test_many_classes_fold_and_very_many_go_to_pages(tmp_path):
+    findings = findings_of([f"kind {i}" for i in range(30)], tmp_path, counts=(3, 2, 2), spread=.2)
+    assert len(sections(findings).select("details.card:not([open])")) == 30
+    findings = findings_of([f"kind {i}" for i in range(210)], tmp_path, counts=(2, 1, 1), spread=.05)
+    page = sections(findings)
+    assert not page.select("details.card") and page.select_one('nav a[href="classes/3.html#class-205"]')
+    beside = [BeautifulSoup((tmp_path / "classes" / f"{i}.html").read_text(), "html.parser") for i in (1, 2, 3)]
+    assert [len(part.select("details.card")) for part in beside] == [100, 100, 10]
+    assert "default-src 'none'" in beside[0].select_one("meta[http-equiv]")["content"]
+
+
+def test_files_to_use(tmp_path):
+    findings = findings_of(NAMES, tmp_path, spread=1.2)
+    result = report.result_of(findings, {"images": 1.})
+    results.write(tmp_path, result)
+    report.write_files(findings, result)
+    assert results.read(tmp_path) == result and "store" not in result.parameters and "/secret" not in (tmp_path / "result.json").read_text()
+    assert json.loads((tmp_path / "descriptions.json").read_text())["kind 0"][0] == "sentence 0 of class 0"
+    assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
+    assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1 + result.suspects
+    assert results.chosen_texts(tmp_path).text.tolist()[:4] == result.chosen["kind 0"]
+
+
+def test_the_notebook_is_short_and_folded_once(tmp_path):
+    notebook = nbformat.read(REPO / "nbs" / "runs" / "describe.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])]
+    lines = [line for cell in code for line in cell.source.splitlines() if line.strip()]
+    assert len(lines) <= 60 and max(map(len, lines)) <= 140
+    code[1].outputs = [nbformat.v4.new_output("execute_result", {"text/markdown": "# Ash &#38; Oak"}, execution_count=1)]
+    from nbconvert import HTMLExporter
+    page = BeautifulSoup(HTMLExporter(template_name="report", extra_template_basedirs=[str(REPO / "datadesc" / "assets")]).from_notebook_node(notebook)[0], "html.parser")
+    assert page.title.text == "Ash & Oak" and page.h1.text.startswith("Ash & Oak")
+    assert len(page.select("details.code")) == 1 and not page.select("script")
+    assert not page.find(string=lambda text: "skip_exec" in text and text.find_parent("details") is None)
