@@ -20,8 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from .head import center, common_part
-from .transfer import features, take_shots
-from .zeroshot import accuracy_row, class_means, correct
+from .accuracy import accuracy_row, correct
+from .fewshot import take_shots
+from .transfer import features
+from .zeroshot import class_means
 
 # %% ../nbs/62_adapters.ipynb #c25b7c75
 Classifier = Callable[[Tensor], Tensor]  # features (N, D) as embedded -> scores (N, C)

@@ -21,7 +21,7 @@ import pandas as pd
 from .answers import is_refusal, one_line, parse_list, says_nothing, unique
 from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
-from .names import composed, parts_of_name, readable
+from .names import composed, parts_of_name, plain, readable
 from .sentences import for_classes, read_sentences
 from .wiki import passages_about
 
@@ -252,7 +252,7 @@ def flagged(
     table["names_class"] = table["scored_text"] != table["text"]
     left = table["scored_text"].str.lower().str.strip(" .")
     table["refusal"] = table["scored_text"].map(is_refusal) | table["names_class"] & left.isin(["it", *(f"this {readable(kind).lower()}" for kind in kinds if kind)])
-    same = table["scored_text"].str.lower().str.replace(r"[\W_]+", " ", regex=True).str.strip()
+    same = table["scored_text"].map(plain)
     table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
     return table.assign(text_id=range(len(table)))[COLUMNS]
 

@@ -46,6 +46,7 @@ def take_shots(
     if shots == "all":
         every = torch.arange(len(labels["train"]))
         return FewShotSplit("all", seed, every, every, torch.arange(len(labels["val"])), "val")
+    shots = int(shots)
     drawn = draw_shots(labels["train"], shots, seed).view(-1, shots)
     held = 0 if shots == 1 else max(1, shots // 4)
     return FewShotSplit(str(shots), seed, drawn.flatten(), drawn[:, held:].flatten(), (drawn[:, :held] if held else drawn).flatten())

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stack', 'stack', 'stacked_errors', 'influence_matrix', 'self_influence', 'top', 'block_rows', 'Influence', 'collect',
-           'influence', 'class_proponents', 'class_opponents', 'mean_influence', 'mean_text_influence',
-           'text_influence', 'own_text_influence']
+           'influence', 'class_proponents', 'class_opponents', 'mean_influence', 'text_influence']
 
 # %% ../nbs/40_influence.ipynb #979a44e1
 import math
@@ -39,6 +38,9 @@ class Stack(NamedTuple):
     bias: Tensor | None  # (K*C,)
     root_lr: Tensor  # (K, 1) square roots of the learning rates
     likeness: tuple[float, float]  # factor on the inner product of two features, and what the bias adds to it
+
+    @property
+    def n_classes(self): return len(self.weight) // len(self.root_lr)
 
 # %% ../nbs/40_influence.ipynb #515fd23e
 def stack(
@@ -350,19 +352,8 @@ def _on_gradient(layer, gradient, x, d):
     return scale * ((d @ gradient[0]) * x).sum(1) + bias * (d @ gradient[1])
 
 # %% ../nbs/40_influence.ipynb #f1b49659
-def mean_text_influence(
-    text_emb: Tensor,  # (T, D) features of the texts
-    text_labels: Tensor,  # (T,) the class each text describes
-    val: Tensor,  # (M, D) features of the validation images
-    val_labels: Tensor,  # (M,)
-    checkpoints: list[Checkpoint],  # as train_head returns them
-    normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 64,  # budget for the errors of a portion of rows
-) -> Tensor:  # (T,)
-    "Influence (T,) of training on each text, on the mean loss of all validation images: no pair is ever formed."
-    _check_examples(checkpoints, text_emb, text_labels, "text_emb")
-    _check_examples(checkpoints, val, val_labels, "val")
-    layer = stack(checkpoints)
+def _on_all(layer, text_emb, text_labels, val, val_labels, normalised, memory_mb):
+    "Influence (T,) of the texts on the mean loss of all validation images: no pair is ever formed."
     gradient = _mean_gradient(layer, val, val_labels, memory_mb, normalised)
     return torch.cat([_on_gradient(layer, gradient, x, d) for _, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised)])
 
@@ -373,26 +364,14 @@ def _class_columns(layer, x, d, val, val_labels, classes, memory_mb, normalised)
     return torch.stack([_on_gradient(layer, _mean_gradient(layer, val[o], val_labels[o], memory_mb, normalised), x, d) for o in own], 1)
 
 # %% ../nbs/40_influence.ipynb #f49e1dca
-def text_influence(
-    text_emb: Tensor,  # (T, D) features of the texts
-    text_labels: Tensor,  # (T,) the class each text describes
-    val: Tensor,  # (M, D) features of the validation images
-    val_labels: Tensor,  # (M,)
-    checkpoints: list[Checkpoint],  # as train_head returns them
-    n_classes: int,  # C
-    normalised: bool = False,  # give every error length one: how sure the head is no longer counts
-    memory_mb: float = 64,  # budget for the errors and the pairs of a block
-) -> Tensor:  # (T, C)
-    "Influence (T, C) of training on each text, on the mean loss of each class's validation images; above zero helps. NaN where a class has no image."
-    _check_examples(checkpoints, text_emb, text_labels, "text_emb")
-    _check_examples(checkpoints, val, val_labels, "val")
-    if len(checkpoints[0].weight) != n_classes: raise ValueError(f"n_classes={n_classes}, but the checkpoints know {len(checkpoints[0].weight)} classes")
-    layer, counts = stack(checkpoints), val_labels.bincount(minlength=n_classes)
+def _on_classes(layer, text_emb, text_labels, val, val_labels, normalised, memory_mb):
+    "Influence (T, C) of the texts on the mean loss of each class's validation images."
+    counts = val_labels.bincount(minlength=layer.n_classes)
     large = (counts > val.shape[1]).nonzero().flatten()
     few = ~torch.isin(val_labels, large)
-    total = layer.weight.new_zeros(n_classes, len(text_emb))
+    total = layer.weight.new_zeros(layer.n_classes, len(text_emb))
     for v, t, block in _blocks(layer, text_emb, text_labels, val[few], val_labels[few], memory_mb, normalised):
-        total[:, t] += _class_sums(block, val_labels[few][v], n_classes)
+        total[:, t] += _class_sums(block, val_labels[few][v], layer.n_classes)
     by_class = total.T / counts
     if len(large):
         for rows, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised):
@@ -400,22 +379,30 @@ def text_influence(
     return by_class
 
 # %% ../nbs/40_influence.ipynb #22f9d990
-def own_text_influence(
+def _on_own(layer, text_emb, text_labels, val, val_labels, normalised, memory_mb):
+    "Influence (T,) of the texts on the mean loss of their own class's validation images."
+    total = layer.weight.new_zeros(len(text_emb))
+    for c in text_labels.unique():
+        rows, images = (text_labels == c).nonzero().flatten(), val_labels == c
+        for _, t, block in _blocks(layer, text_emb[rows], text_labels[rows], val[images], val_labels[images], memory_mb, normalised):
+            total[rows[t]] += block.sum(0)
+    return total / val_labels.bincount(minlength=layer.n_classes)[text_labels]
+
+# %% ../nbs/40_influence.ipynb #19a977f9
+_ON = {"class": _on_classes, "all": _on_all, "own": _on_own}
+
+def text_influence(
     text_emb: Tensor,  # (T, D) features of the texts
-    text_labels: Tensor,  # (T,) the class each text describes
+    text_class: Tensor,  # (T,) the class each text describes
     val: Tensor,  # (M, D) features of the validation images
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
-    normalised: bool = False,  # give every error length one: how sure the head is no longer counts
+    on: str = "class",  # whose mean loss: each "class"'s validation images, "all" of them, or those of the text's "own" class
+    normalised: bool = False,  # give every error length one: the head's confidence no longer counts
     memory_mb: float = 64,  # budget for the errors and the pairs of a block
-) -> Tensor:  # (T,)
-    "Influence (T,) of training on each text, on the mean loss of its own class's validation images; NaN where the class has no image."
-    _check_examples(checkpoints, text_emb, text_labels, "text_emb")
+) -> Tensor:  # (T, C) for "class", else (T,)
+    "Influence of training on each text, on a mean loss of validation images; above zero helps. NaN where a class has no image."
+    if on not in _ON: raise ValueError(f"on={on!r}: expected one of {', '.join(_ON)}")
+    _check_examples(checkpoints, text_emb, text_class, "text_emb")
     _check_examples(checkpoints, val, val_labels, "val")
-    layer = stack(checkpoints)
-    total = layer.weight.new_zeros(len(text_emb))
-    for c in text_labels.unique():
-        own, seen = (text_labels == c).nonzero().flatten(), val_labels == c
-        for _, t, block in _blocks(layer, text_emb[own], text_labels[own], val[seen], val_labels[seen], memory_mb, normalised):
-            total[own[t]] += block.sum(0)
-    return total / val_labels.bincount(minlength=len(checkpoints[0].weight))[text_labels]
+    return _ON[on](stack(checkpoints), text_emb, text_class, val, val_labels, normalised, memory_mb)

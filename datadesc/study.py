@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from .fewshot import FewShotSplit, take_shots
-from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, common_part, train_head
+from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_unit, common_part, train_head
 from .influence import Influence, influence
-from .selection import choose, ift, scored_text
-from .transfer import text_scores
+from .selection import choose, form_named, ift, scored_text, text_scores
 
 if TYPE_CHECKING:
     from datadesc.data import ImageSet
@@ -40,6 +39,11 @@ class ChoiceOptions:
     top_m: int = 10  # proponent images per validation image, for the form "proponent"
     centered: bool = True  # take each modality's mean away before cosines and gradients
     seed: int = 0  # of the form "random"
+
+    def __post_init__(self):
+        form_named(self.form)
+        for name in ("top_k", "top_m"):
+            if getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: expected at least one")
 
 # %% ../nbs/57_study.ipynb #b78bb372
 class _Heads:
@@ -99,7 +103,8 @@ class Study:
         image_influence: Influence | None = None,  # of the train on the validation images, if it comes from another model than the scorer
     ):
         self.classes, self.pool, self.embed, self.options, self.split = tuple(classes), pool, _embed_once(embed), options, split
-        self.image_emb, self.labels, seed = dict(image_emb), dict(labels), split.seed if split else 0
+        self.image_emb = {name: check_unit(x, f"image_emb[{name!r}]") for name, x in image_emb.items()}
+        self.labels, seed = dict(labels), split.seed if split else 0
         self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence)
         self.image_set = self.encoder = None
         self._scores, self._chosen = {}, {}
@@ -155,7 +160,7 @@ class Study:
     @cached_property
     def text_emb(self) -> Tensor:
         "(T, D) embeddings of the pool's scored texts, as embedded."
-        return self.embed(list(scored_text(self.pool))).to(self.image_emb["train"].device)
+        return check_unit(self.embed(list(scored_text(self.pool))), "text_emb").to(self.image_emb["train"].device)
 
     @cached_property
     def text_class(self) -> Tensor:
@@ -172,8 +177,8 @@ class Study:
         form: str | None = None,  # default: that of the options
     ) -> pd.DataFrame:
         "Score of every sentence, as `selection.ift` returns it."
-        form = form or self.options.form
-        if form not in self._scores: self._scores[form] = ift(form, self.pool, self.text_emb, self.image_emb["train"], self.labels["train"], self.image_emb["val"], self.labels["val"], self.scorer, self.options.top_k, self.options.top_m, self.options.seed, self.options.centered, self.influence if form in ("proponent", "weighted") else None)
+        form = form_named(form or self.options.form)
+        if form not in self._scores: self._scores[form] = ift(form, self)
         return self._scores[form]
 
     def chosen(
@@ -181,7 +186,7 @@ class Study:
         form: str | None = None,  # default: that of the options
     ) -> pd.DataFrame:
         "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `selection.choose` returns it."
-        form, o = form or self.options.form, self.options
+        form, o = form_named(form or self.options.form), self.options
         if form not in self._chosen: self._chosen[form] = choose(self.scores(form), self.pool, self.text_emb, o.top_k, o.diversity, o.near_duplicate)
         return self._chosen[form]
 
@@ -211,8 +216,9 @@ class Study:
         rows = dict(train=("train", split.fit), val=(split.val_from, split.val))
         def part_of(values): return {name: values[s] if split.shots == "all" else values[s][i] for name, (s, i) in rows.items()}
         emb, labels = part_of(self.image_emb), part_of(self.labels)
-        heads = self._heads if split.shots == "all" else _Heads(emb, labels, self.n_classes, self.options, seed)
-        return self._like_this(split=split, image_emb=emb, labels=labels, image_set=None, _heads=heads)
+        changes = dict(split=split, image_emb=emb, labels=labels, image_set=None)
+        if split.shots == "all": return self._like_this(**changes, _scores=self._scores, _chosen=self._chosen)
+        return self._like_this(**changes, _heads=_Heads(emb, labels, self.n_classes, self.options, seed))
 
     def _like_this(self, **changes):
         "A copy with these attributes; what is derived from them is made anew."

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.audit import auc_of_planted, confusable_pairs, mean_probabilities, opponent_counts, plant_wrong_labels, separating_texts, suspect_labels, trail, wrong_label_scores
+from datadesc.audit import _mean_probabilities, auc_of_planted, confusable_pairs, opponent_counts, plant_wrong_labels, separating_texts, suspect_labels, trajectory, wrong_label_scores
 from datadesc.data import ImageSet
 from datadesc.figures import suspect_gallery
-from datadesc.head import HeadOptions, center, common_part, logits, train_head
+from datadesc.head import center, logits
 from datadesc.influence import influence, influence_matrix
+from datadesc.study import Study
 
 torch.set_num_threads(1)
 C, D = 4, 8
@@ -25,17 +26,29 @@ def cloud(per_class, seed, n_classes=C):
     return F.normalize(torch.eye(n_classes, D)[y] + .2 * torch.randn(len(y), D, generator=torch.Generator().manual_seed(seed)), dim=1), y
 
 
+def study_of(train, labels, val, val_labels, n_classes=C, pool=None, emb=None, **more):
+    "The study of these embeddings; sentence `text i` of the pool has row i of `emb`."
+    def embed(texts): return emb[[int(t.split()[1]) for t in texts]]
+    return Study("abcd"[:n_classes], dict(train=train, val=val), dict(train=labels, val=val_labels), pd.DataFrame() if pool is None else pool, embed, **more)
+
+
 class World:
+    "Two clouds of images, and the study of the labels that they are given."
     def __init__(self, per_class=12, n_classes=C):
-        (self.raw, self.y), (self.raw_val, self.v) = cloud(per_class, 0, n_classes), cloud(5, 1, n_classes)
-        self.train, self.val = center(self.raw), center(self.raw_val, common_part(self.raw))
+        (self.raw, self.y), (self.raw_val, self.v), self.n_classes = cloud(per_class, 0, n_classes), cloud(5, 1, n_classes), n_classes
         self.fit(self.y)
 
-    def fit(self, labels):
-        self.given, self.head = labels, train_head(self.train, labels, int(self.v.max()) + 1, HeadOptions(epochs=20, batch_size=8, n_checkpoints=5))
+    def fit(self, labels, **more):
+        self.given, self.study = labels, study_of(self.raw, labels, self.raw_val, self.v, self.n_classes, **more)
+        self.train, self.val, self.head = self.study.features["train"], self.study.features["val"], self.study.classifier
 
     @property
-    def args(self): return self.train, self.given, self.val, self.v, self.head
+    def args(self): return self.train, self.given, self.val, self.v, self.study.scorer
+
+    def but(self, c):
+        "The study without the validation images of a class."
+        some = self.v != c
+        return study_of(self.raw, self.y, self.raw_val[some], self.v[some], self.n_classes)
 
 
 @pytest.fixture
@@ -78,8 +91,8 @@ def test_a_share_is_a_fraction(world, share):
     with pytest.raises(ValueError, match="expected a fraction between 0 and 1"): plant_wrong_labels(world.y, share)
 
 
-def test_trail_by_its_definition(world):
-    t, rate = trail(world.train, world.given, world.head), torch.tensor([c.lr for c in world.head])
+def test_trajectory_by_its_definition(world):
+    t, rate = trajectory(world.study), torch.tensor([c.lr for c in world.head])
     p = torch.stack([logits(c, world.train).softmax(1) for c in world.head])
     loss, path, own = -p[:, range(48), world.given].log(), torch.einsum("k,knc->nc", rate / rate.sum(), p), F.one_hot(world.given, C).bool()
     torch.testing.assert_close(t.path_loss, (loss * rate[:, None]).sum(0) / rate.sum())
@@ -89,8 +102,8 @@ def test_trail_by_its_definition(world):
 
 
 def test_opponents_are_counted_one_by_one(world):
-    found = influence(*world.args, top_k=3)
-    n, own = opponent_counts(found, world.v, world.given)
+    world.fit(world.y, image_influence=influence(*world.args, top_k=3))
+    n, own = opponent_counts(world.study)
     S = influence_matrix(*world.args)
     want, want_own = [0] * 48, [0] * 48
     for v in range(len(world.v)):
@@ -103,13 +116,13 @@ def test_opponents_are_counted_one_by_one(world):
 def test_harm_is_minus_the_influence_on_the_own_class(world):
     S = influence_matrix(*world.args)
     want = [-S[z, world.v == world.given[z]].mean().item() for z in range(48)]
-    np.testing.assert_allclose(wrong_label_scores(*world.args).harm, want, atol=1e-5)
+    np.testing.assert_allclose(wrong_label_scores(world.study).harm, want, atol=1e-5)
 
 
 def test_planted_mistakes_are_found(world):
     given = plant_wrong_labels(world.y, .1, seed=0)
     world.fit(given)
-    marks = auc_of_planted(wrong_label_scores(*world.args), given != world.y)
+    marks = auc_of_planted(wrong_label_scores(world.study), given != world.y)
     assert list(marks.index) == SCORES and list(marks) == ["auc", "found"]
     assert (marks.auc[["suspicion", "path_loss", "self_influence"]] > .95).all()
 
@@ -117,7 +130,7 @@ def test_planted_mistakes_are_found(world):
 def test_suspects_name_the_right_class(world):
     given = plant_wrong_labels(world.y, .1, seed=0)
     world.fit(given)
-    suspects, n = suspect_labels(*world.args), int((given != world.y).sum())
+    suspects, n = suspect_labels(world.study), int((given != world.y).sum())
     assert suspects.suspicion.is_monotonic_decreasing and sorted(suspects.image) == list(range(48))
     assert suspects.head(n).image.isin((given != world.y).nonzero().flatten().tolist()).mean() > .7
     spoilt = suspects[(given != world.y)[suspects.image].numpy()]
@@ -126,10 +139,11 @@ def test_suspects_name_the_right_class(world):
 
 
 def test_influence_at_hand_is_used(world):
-    found = influence(*world.args, by_class=False)
-    pd.testing.assert_frame_equal(wrong_label_scores(*world.args, image_influence=found), wrong_label_scores(*world.args))
-    doubled = replace(found, self_influence=4 * found.self_influence)
-    np.testing.assert_allclose(wrong_label_scores(*world.args, image_influence=doubled).suspicion, 2 * wrong_label_scores(*world.args).suspicion, rtol=1e-5)
+    own, found = wrong_label_scores(world.study), influence(*world.args, by_class=False)
+    world.fit(world.y, image_influence=found)
+    pd.testing.assert_frame_equal(wrong_label_scores(world.study), own)
+    world.fit(world.y, image_influence=replace(found, self_influence=4 * found.self_influence))
+    np.testing.assert_allclose(wrong_label_scores(world.study).suspicion, 2 * own.suspicion, rtol=1e-5)
 
 
 def test_marks_by_hand():
@@ -140,39 +154,37 @@ def test_marks_by_hand():
 
 @pytest.mark.parametrize("wrong, message", [(torch.zeros(48), "0 of 48 labels are wrong"), (torch.ones(48), "48 of 48 labels are wrong"), (torch.ones(5), r"shape \(5,\), but there are 48 rows")])
 def test_marks_need_both_kinds(world, wrong, message):
-    with pytest.raises(ValueError, match=message): auc_of_planted(wrong_label_scores(*world.args), wrong.bool())
+    with pytest.raises(ValueError, match=message): auc_of_planted(wrong_label_scores(world.study), wrong.bool())
 
 
 @pytest.mark.parametrize("per_class, n_classes", [(1, 2), (2, 2), (1, 4), (12, 2)])
 def test_tiny_and_two_class_datasets(per_class, n_classes):
     world = World(per_class, n_classes)
-    suspects = suspect_labels(*world.args)
+    suspects = suspect_labels(world.study)
     assert suspects.drop(columns="suspicion").notna().all().all() and len(suspects) == per_class * n_classes
     assert (suspects.suspicion.isna() == (per_class == 1)).all() and not (suspects.suspicion.isna() & suspects.likely).any(), "the only image of a class is not doubted"
-    pairs = confusable_pairs(world.val, world.v, world.head[-1])
+    pairs = confusable_pairs(world.study)
     assert len(pairs) == n_classes * (n_classes - 1) // 2 and pairs.confusion.is_monotonic_decreasing
 
 
 def test_class_without_validation_image(world):
-    some = world.v != 2
-    suspects = suspect_labels(world.train, world.y, world.val[some], world.v[some], world.head)
-    assert suspects.suspicion.notna().all()
-    scores = wrong_label_scores(world.train, world.y, world.val[some], world.v[some], world.head)
-    assert (scores.harm.isna() == (world.y == 2).numpy()).all()
-    pairs = confusable_pairs(world.val[some], world.v[some], world.head[-1], at_most=99)
+    study = world.but(2)
+    assert suspect_labels(study).suspicion.notna().all()
+    assert (wrong_label_scores(study).harm.isna() == (world.y == 2).numpy()).all()
+    pairs = confusable_pairs(study, at_most=99)
     assert 2 not in pairs[["a", "b"]].to_numpy() and len(pairs) == 3
-    assert mean_probabilities(world.val[some], world.v[some], world.head[-1])[2].isnan().all()
+    assert _mean_probabilities(study)[2].isnan().all()
 
 
 def test_pairs_by_their_definition(world):
     p = logits(world.head[-1], world.val).softmax(1)
     q = torch.stack([p[world.v == c].mean(0) for c in range(C)])
-    pairs = confusable_pairs(world.val, world.v, world.head[-1], at_most=99)
+    pairs = confusable_pairs(world.study, at_most=99)
     assert sorted(zip(pairs.a, pairs.b)) == list(combinations(range(C), 2))
     for r in pairs.itertuples():
         assert (r.a_as_b, r.b_as_a) == pytest.approx((q[r.a, r.b].item(), q[r.b, r.a].item()))
         assert r.confusion == pytest.approx((r.a_as_b + r.b_as_a) / 2)
-    pd.testing.assert_frame_equal(confusable_pairs(world.val, world.v, world.head[-1], at_most=2), pairs.head(2))
+    pd.testing.assert_frame_equal(confusable_pairs(world.study, at_most=2), pairs.head(2))
 
 
 def sentences(seed=5):
@@ -183,7 +195,8 @@ def sentences(seed=5):
 
 def test_separating_texts_by_their_definition(world):
     emb, texts = sentences()
-    table = separating_texts(1, 2, texts, emb, world.raw, world.y, world.raw_val, world.v, at_most=99)
+    world.fit(world.y, pool=texts, emb=emb)
+    table = separating_texts(world.study, 1, 2, at_most=99)
     assert sorted(table.text_id) == [108, 109, 110, 111]
     cosine = center(emb) @ world.train.T
     seen = center(emb) @ world.val.T
@@ -191,7 +204,8 @@ def test_separating_texts_by_their_definition(world):
         row, val = cosine[r.text_id - 100], seen[r.text_id - 100]
         assert r.cosine == pytest.approx(row[world.y == 1].mean().item(), abs=1e-6)
         assert r.gap == pytest.approx((row[world.y == 1].mean() - row[world.y == 2].mean()).item(), abs=1e-6)
-        assert r.told_apart == pytest.approx((val[world.v == 1][:, None] > val[world.v == 2]).float().mean().item(), abs=1e-6)
+        assert r.auc == pytest.approx((val[world.v == 1][:, None] > val[world.v == 2]).float().mean().item(), abs=1e-6)
+        assert r.separates == (r.auc > .5 + 2 * (11 / 300) ** .5)  # five images of either class
     fits = table.cosine > 0
     assert fits.tolist() == sorted(fits, reverse=True) and table.gap[fits].is_monotonic_decreasing and table.gap[~fits].is_monotonic_decreasing
 
@@ -201,40 +215,28 @@ def test_a_text_that_fits_goes_before_one_that_separates_better(world):
     one, two = (world.train[world.y == c].mean(0) for c in (1, 2))
     emb[8] = F.normalize(-two - .8 * one, dim=0)  # far from both classes, farther from class 2
     emb[9:12] = F.normalize(torch.eye(D)[5:] + .2 * one, dim=1)  # a little like class 1
-    table = separating_texts(1, 2, texts, emb, world.raw, world.y, world.raw_val, world.v)
+    world.fit(world.y, pool=texts, emb=emb)
+    table = separating_texts(world.study, 1, 2)
     assert table.text_id.iloc[-1] == 108 and table.cosine.iloc[-1] < 0 < table.cosine.iloc[0] and table.gap.idxmax() == len(table) - 1
 
 
 def test_a_class_without_sentences_gets_an_empty_table(world):
     emb, texts = sentences()
     texts["refusal"] = texts.refusal | (texts.class_id == 3)
-    assert separating_texts(3, 0, texts, emb, world.raw, world.y, world.raw_val, world.v).empty
+    world.fit(world.y, pool=texts, emb=emb)
+    assert separating_texts(world.study, 3, 0).empty
 
 
 def test_separating_without_validation_images_says_nothing_of_them(world):
     emb, texts = sentences()
     some = world.v != 2
-    table = separating_texts(1, 2, texts, emb, world.raw, world.y, world.raw_val[some], world.v[some])
-    assert table.told_apart.isna().all() and table.gap.notna().all()
+    table = separating_texts(study_of(world.raw, world.y, world.raw_val[some], world.v[some], pool=texts, emb=emb), 1, 2)
+    assert table.auc.isna().all() and not table.separates.any() and table.gap.notna().all()
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(a=9), "class 9 has no train image"),
-    (dict(text_emb=lambda x: x[:-1]), "descriptions has 24 rows and text_emb 23"),
-    (dict(text_emb=lambda x: 2 * x), "text_emb: row 0 has length 2"),
-    (dict(train_emb=lambda x: x.index_fill(0, torch.tensor([1]), torch.nan)), "train_emb: 1 of 48 rows hold NaN"),
-    (dict(val_emb=lambda x: 3 * x), "val_emb: row 0 has length 3"),
-])
-def test_bad_input_is_named(world, change, message):
-    emb, texts = sentences()
-    given = dict(a=1, b=2, descriptions=texts, text_emb=emb, train_emb=world.raw, train_labels=world.y, val_emb=world.raw_val, val_labels=world.v)
-    given |= {k: v(given[k]) if callable(v) else v for k, v in change.items()}
-    with pytest.raises(ValueError, match=message): separating_texts(**given)
-
-
-def test_bad_features_are_named(world):
-    with pytest.raises(ValueError, match="train: 48 of 48 rows hold NaN"): suspect_labels(world.train * torch.nan, *world.args[1:])
-    with pytest.raises(ValueError, match="at_most=0"): confusable_pairs(world.val, world.v, world.head[-1], at_most=0)
+def test_bad_input_is_named(world):
+    with pytest.raises(ValueError, match="class 9 has no train image"): separating_texts(world.study, 9, 2)
+    with pytest.raises(ValueError, match="at_most=0"): confusable_pairs(world.study, at_most=0)
 
 
 @pytest.mark.parametrize("per_class", [1, 2, 12])
@@ -242,6 +244,6 @@ def test_gallery_of_suspects(per_class, tmp_path):
     world = World(per_class)
     pixels = np.random.default_rng(0).integers(0, 255, (len(world.y), 9, 12, 3), dtype=np.uint8)
     images = ImageSet("toy", ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class that needs two lines"), {"train": list(zip(pixels, world.y.tolist())), "val": [], "test": []})
-    fig = suspect_gallery(images, suspect_labels(*world.args), n=3)
+    fig = suspect_gallery(images, suspect_labels(world.study), n=3)
     fig.savefig(tmp_path / "suspects.png")
     assert len(fig.axes) == 3 * (1 + min(2, per_class - 1) + min(2, per_class))

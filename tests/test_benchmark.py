@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from datadesc.adapters import adapters
-from datadesc.benchmark import as_texts, ask_all, at_most, benchmark, blind, controls, method_from
+from datadesc.benchmark import as_texts, benchmark, collect_texts, controls, method_from, top_per_class
 from datadesc.comparison import correct_matrix
 from datadesc.describe import flagged
+from datadesc.study import ChoiceOptions, Study
 from datadesc.zeroshot import names_only
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
@@ -44,25 +45,28 @@ SAID = {name: [f"looks{c} {part}" for part in ("head", "legs", "tail")] for c, n
 POOL = flagged([dict(class_id=c, component="", sample=n, text=text, source="", knowledge="") for c, texts in enumerate(SAID.values()) for n, text in enumerate(texts)], CLASSES)
 
 
-def looking(seen):
+def study_of(images, pool=POOL, embed=embed, **options): return Study(CLASSES, *images, pool, embed, ChoiceOptions(**dict(top_k=2) | options))
+
+
+def looking(study):
     "A method that chooses by all that it is shown: the two sentences of each class nearest to its images."
-    means = torch.stack([torch.cat([seen.image_emb[part][seen.labels[part] == c] for part in ("train", "val")]).mean(0) for c in range(len(seen.classes))])
-    return at_most(POOL.assign(score=(embed(POOL.text) * means[POOL.class_id.to_numpy(copy=True)]).sum(1).numpy()), 2)
+    means = torch.stack([torch.cat([study.image_emb[part][study.labels[part] == c] for part in ("train", "val")]).mean(0) for c in range(study.n_classes)])
+    return top_per_class(POOL.assign(score=(embed(POOL.text) * means[POOL.class_id.to_numpy(copy=True)]).sum(1).numpy()), 2)
 
 
 def tried(images, methods, shots=(2,), **options):
     "The benchmark with two seeds, and all images under the paper's protocol unless that is said otherwise."
-    return benchmark(methods, *images, CLASSES, embed, shots=shots, **dict(seeds=range(2), paper_shots=()) | options)
+    return benchmark(study_of(images), methods, shots=shots, **dict(seeds=range(2), paper_shots=()) | options)
 
 
 @pytest.fixture(scope="module")
-def methods(tmp_path_factory):
+def methods(images, tmp_path_factory):
     "The same sentences through every door there is, and the controls."
     folder = tmp_path_factory.mktemp("methods")
     (folder/"said.json").write_text(json.dumps({name.upper(): texts for name, texts in SAID.items()}))
-    (folder/"mine.py").write_text(f"SAID = {SAID}\ndef say(seen): return {{name: SAID[name][:seen.split.seed + 1] for name in seen.classes}}")
+    (folder/"mine.py").write_text(f"SAID = {SAID}\ndef say(study): return {{name: SAID[name][:study.split.seed + 1] for name in study.classes}}")
     from_files = dict(method_from(f"{name}={folder/place}", CLASSES)[:2] for name, place in {"json": "said.json", "python": "mine.py:say"}.items())
-    return {"dict": SAID, "table": POOL, "function": looking} | from_files | controls(looking, POOL, CLASSES, "function", k=2)
+    return {"dict": SAID, "table": POOL, "function": looking} | from_files | controls(study_of(images), "function", looking)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def test_test_images_decide_nothing(images, methods):
     half, g = torch.arange(len(labels["test"])) % 2 == 0, torch.Generator().manual_seed(3)
     noise = F.normalize(torch.randn(emb["test"].shape, generator=g), dim=1)
     other = emb | {"test": torch.where(half[:, None], emb["test"], noise)}, labels | {"test": torch.where(half, labels["test"], labels["test"][torch.randperm(len(half), generator=g)])}
-    before, after = (ask_all(methods, *of, CLASSES, embed, shots=(2,), seeds=range(2)).said for of in (images, other))
+    before, after = (collect_texts(study_of(of), methods, shots=(2,), seeds=range(2)) for of in (images, other))
     for setting, said in before.items():
         for name, texts in said.items(): pd.testing.assert_frame_equal(texts, after[setting][name])
     options = dict(shots=(2, "all"), paper_shots=["all"], start=["function"], joint=["function"], adapters={name: (ADAPTERS[name], ["function"]) for name in ("Tip-Adapter", "logistic regression")})
@@ -141,12 +145,13 @@ def test_test_images_decide_nothing(images, methods):
 def test_validation_images_do_not_train(images):
     "What a method is shown in each setting: from two images a class on, none is both a train and a validation image."
     shown = []
-    ask_all({"spy": lambda seen: shown.append(seen) or SAID}, *images, CLASSES, embed, shots=(1, 2, 4, 8), seeds=range(3))
+    collect_texts(study_of(images), {"spy": lambda study: shown.append(study) or SAID}, shots=(1, 2, 4, 8), seeds=range(3))
     assert len(shown) == 5*3
     for seen in shown:
         train, val = (set(map(tuple, seen.image_emb[part].tolist())) for part in ("train", "val"))
         assert train and val and (train == val if seen.split.shots == "1" else not train & val)
-        assert set(seen.labels["val"].tolist()) == set(range(4)) and not hasattr(seen, "test") and set(seen.image_emb) == set(seen.labels) == {"train", "val"}
+        assert set(seen.labels["val"].tolist()) == set(range(4)) and set(seen.image_emb) == set(seen.labels) == set(seen.features) == {"train", "val"}
+        assert not any(test <= {tuple(row) for row in rows.tolist()} for test in [set(map(tuple, images[0]["test"].tolist()))] for rows in vars(seen._heads)["emb"].values())
 
 
 def test_few_shots_leave_the_validation_split_alone(images, methods):
@@ -180,24 +185,24 @@ def test_a_budget_holds_for_all(images, methods):
     table = tried(images, methods, paper_shots=[2], budget=2, adapters={"Tip-Adapter": (ADAPTERS["Tip-Adapter"], list(methods))}, start=["dict"], joint=["dict"])
     k = table[table.k > 0].groupby("method").k.agg(set)
     assert k["class names"] == {1} and k["python"] == {1, 2} and all(found == {2} for name, found in k.items() if "class names" not in name and "python" not in name)
-    said = ask_all(methods, *images, CLASSES, embed, shots=(2,), seeds=range(2), budget=1).said
+    said = collect_texts(study_of(images), methods, shots=(2,), seeds=range(2), budget=1)
     for of_methods in said.values():
         for texts in of_methods.values(): assert texts.groupby("class_id").size().tolist() == [1]*4
 
 
 def test_a_budget_keeps_the_best_and_draws_where_there_is_no_best(images):
-    said = ask_all({"scored": POOL.assign(score=range(len(POOL), 0, -1)), "bare": POOL}, *images, CLASSES, embed, shots=(), seeds=range(4), budget=1).said
+    said = collect_texts(study_of(images), {"scored": POOL.assign(score=range(len(POOL), 0, -1)), "bare": POOL}, shots=(), seeds=range(4), budget=1)
     for seed in range(4): assert said["all", seed]["scored"].text.tolist() == [texts[0] for texts in SAID.values()]
     assert len({tuple(said["all", seed]["bare"].text) for seed in range(4)}) > 1
 
 
-def test_blind_choice_knows_refusals_and_repetitions(images):
-    pool = POOL.assign(refusal=POOL["sample"] == 0, duplicate=POOL["sample"] == 1)
-    said = ask_all({"blind": blind(pool, 2)}, *images, CLASSES, embed, shots=(2,), seeds=range(2)).said
-    for of_methods in said.values(): assert of_methods["blind"].text.tolist() == [texts[2] for texts in SAID.values()]
+def test_random_choice_knows_refusals_and_repetitions(images):
+    study = study_of(images, POOL.assign(refusal=POOL["sample"] == 0, duplicate=POOL["sample"] == 1))
+    said = collect_texts(study, {"random": controls(study)["random choice"]}, shots=(2,), seeds=range(2))
+    for of_methods in said.values(): assert of_methods["random"].text.tolist() == [texts[2] for texts in SAID.values()]
 
 
-def broken(seen): raise KeyError("what is not there")
+def broken(study): raise KeyError("what is not there")
 
 
 @pytest.mark.parametrize("answer, words", [
@@ -221,10 +226,24 @@ def broken(seen): raise KeyError("what is not there")
     (POOL.assign(text=None), ["empty"]),
 ])
 def test_a_method_that_answers_nonsense_is_named(images, answer, words):
-    for method in (answer, lambda seen: answer):
+    for method in (answer, lambda study: answer):
         if method is None: continue  # nobody gives that himself
         with pytest.raises(ValueError) as error: tried(images, {"dict": SAID, "mine": method})
         for word in ["'mine'", *words]: assert word in str(error.value)
+
+
+def test_all_images_share_one_head_and_equal_answers_one_row(images, monkeypatch):
+    "Scoring head and influence on all images are made once for all seeds; a choice that is the same under every seed has one zero-shot row, and as many trained ones as seeds."
+    from datadesc import study as module
+    sizes = []
+    for name in ("train_head", "influence"):
+        monkeypatch.setattr(module, name, lambda x, *args, made=getattr(module, name), **options: sizes.append(len(x)) or made(x, *args, **options))
+    study = study_of(images)
+    methods = {form: lambda few, form=form: few.texts(form) for form in ("direct", "proponent")}
+    table = benchmark(study, methods | controls(study), shots=(2, "all"), paper_shots=["all"], seeds=range(3))
+    assert sizes.count(len(images[1]["train"])) == 2, "one head and one influence on all images"
+    rows = table[table.method == "direct"].groupby(["protocol", "shots"]).seed.nunique()
+    assert rows["zero_shot", "0"] == 1 and rows["transfer", "all"] == rows["transfer", "2"] == 3
 
 
 def test_a_method_that_raises_is_named(images):
@@ -248,7 +267,9 @@ def test_a_text_that_names_its_class_is_scored_without_it_and_prompts_as_it_came
     def spy(texts):
         read.extend(texts)
         return embed(texts)
-    benchmark({"mine": table, "bare": table[["class_id", "text"]].iloc[1::2]} | controls(lambda seen: table.assign(score=1.), table, CLASSES, "mine", k=1), *images, CLASSES, spy, shots=(), paper_shots=(), seeds=[0])
+    study = study_of(images, table, spy, top_k=1)
+    methods = {"mine": table, "bare": table[["class_id", "text"]].iloc[1::2]} | controls(study, "mine", lambda few: table.assign(score=1.))
+    benchmark(study, methods, shots=(), paper_shots=(), seeds=[0])
     assert {"this animal with looks0 legs", "looks0 tail", "a ant with looks0 legs", "ant, looks0 tail"} <= set(read)
     assert not [text for text in read if any(text.startswith(f"{name}, a {name}") for name in CLASSES)]
     assert all(sum(name in text.split() for name in CLASSES) <= 1 for text in (t.replace(",", "") for t in read))

@@ -8,7 +8,7 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from datadesc.comparison import chance_interval, gain, holm, interval, paired_test, resampled_means, summary
-from datadesc.zeroshot import accuracy_row
+from datadesc.accuracy import accuracy_row
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from datadesc.head import (Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, gradients, learning_rate,
                            logits, mean_loss, train_head)
 from datadesc.influence import (block_rows, class_opponents, class_proponents, collect, influence, influence_matrix, mean_influence,
-                                mean_text_influence, own_text_influence, self_influence, text_influence, top)
+                                self_influence, text_influence, top)
 
 C, D = 4, 6
 
@@ -55,10 +55,10 @@ def test_closed_form_is_autograd(bias, scale):
     assert (self_influence(x, y, ck) - autograd_influence(x, y, x, y, ck).diag()).abs().max() < 1e-9
     assert abs(mean_influence(x, y, v, w, ck) - want.mean()) < 1e-9
     by_class = torch.stack([want[:, w == c].mean(1) for c in range(C)], 1)
-    assert (text_influence(x, y, v, w, ck, C) - by_class).abs().max() < 1e-9
+    assert (text_influence(x, y, v, w, ck) - by_class).abs().max() < 1e-9
     assert (found.by_class.T - by_class).abs().max() < 1e-9
-    assert (own_text_influence(x, y, v, w, ck) - by_class.gather(1, y[:, None])[:, 0]).abs().max() < 1e-9
-    assert (mean_text_influence(x, y, v, w, ck) - want.mean(1)).abs().max() < 1e-9
+    assert (text_influence(x, y, v, w, ck, on="own") - by_class.gather(1, y[:, None])[:, 0]).abs().max() < 1e-9
+    assert (text_influence(x, y, v, w, ck, on="all") - want.mean(1)).abs().max() < 1e-9
 
 
 def test_float32_agrees_within_rounding():
@@ -79,9 +79,8 @@ def test_blocks_change_nothing_beyond_rounding(memory_mb):
     torch.testing.assert_close(found.proponent_scores, best)
     torch.testing.assert_close(found.opponent_scores, -worst)
     torch.testing.assert_close(found.positive_by_class, torch.stack([S[w == c].clamp(min=0).mean(0) for c in range(C)]))
-    for by_texts in (mean_text_influence, own_text_influence):
-        torch.testing.assert_close(by_texts(x, y, v, w, ck, memory_mb=memory_mb), by_texts(x, y, v, w, ck))
-    torch.testing.assert_close(text_influence(x, y, v, w, ck, C, memory_mb=memory_mb), text_influence(x, y, v, w, ck, C))
+    for on in ("class", "all", "own"):
+        torch.testing.assert_close(text_influence(x, y, v, w, ck, on, memory_mb=memory_mb), text_influence(x, y, v, w, ck, on))
     torch.testing.assert_close(self_influence(x, y, ck, memory_mb), self_influence(x, y, ck))
     assert mean_influence(x, y, v, w, ck, memory_mb) == pytest.approx(S.mean().item())
 
@@ -92,11 +91,11 @@ def test_classes_with_many_images_go_by_their_gradient(memory_mb, normalised):
     x, y, *_, ck = world(torch.float64)
     v, w = cloud(40, 3, torch.float64)
     w[w == 1] = torch.tensor([1, 1, 1, 0, 0, 0, 2, 2, 2, 3])  # 3 images of class 1, fewer than D; the others have more
-    each = torch.stack([text_influence(x, y, v[i:i + 1], w[i:i + 1], ck, C, normalised)[:, w[i]] for i in range(40)])
+    each = torch.stack([text_influence(x, y, v[i:i + 1], w[i:i + 1], ck, "class", normalised)[:, w[i]] for i in range(40)])
     want = torch.stack([each[w == c].mean(0) for c in range(C)], 1)
-    torch.testing.assert_close(text_influence(x, y, v, w, ck, C, normalised, memory_mb), want)
-    torch.testing.assert_close(own_text_influence(x, y, v, w, ck, normalised, memory_mb), want.gather(1, y[:, None])[:, 0])
-    torch.testing.assert_close(mean_text_influence(x, y, v, w, ck, normalised, memory_mb), each.mean(0))
+    torch.testing.assert_close(text_influence(x, y, v, w, ck, "class", normalised, memory_mb), want)
+    torch.testing.assert_close(text_influence(x, y, v, w, ck, "own", normalised, memory_mb), want.gather(1, y[:, None])[:, 0])
+    torch.testing.assert_close(text_influence(x, y, v, w, ck, "all", normalised, memory_mb), each.mean(0))
 
 
 def test_block_rows_stay_in_budget_and_never_vanish():
@@ -168,8 +167,8 @@ def test_half_precision_is_storage_only(dtype):
     for name in ("proponents", "proponent_scores", "self_influence", "by_class", "positive_mean"):
         assert torch.equal(getattr(stored, name), getattr(same, name))
     assert stored.by_class.dtype == stored.positive_mean.dtype == torch.float32
-    texts = text_influence(x.to(dtype), y, v.to(dtype), w, ck, C)
-    assert texts.dtype == torch.float32 and torch.equal(texts, text_influence(x.to(dtype).float(), y, v.to(dtype).float(), w, ck, C))
+    texts = text_influence(x.to(dtype), y, v.to(dtype), w, ck)
+    assert texts.dtype == torch.float32 and torch.equal(texts, text_influence(x.to(dtype).float(), y, v.to(dtype).float(), w, ck))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -178,7 +177,7 @@ def test_cuda_agrees_with_cpu():
     there = [a.cuda() for a in (x, y, v, w)], [replace(c, weight=c.weight.cuda(), bias=c.bias.cuda()) for c in ck]
     ours, theirs = influence(x, y, v, w, ck, top_k=5), influence(*there[0], there[1], top_k=5)
     for name, value in vars(ours).items(): torch.testing.assert_close(getattr(theirs, name).cpu(), value)
-    torch.testing.assert_close(text_influence(*there[0], there[1], C).cpu(), text_influence(x, y, v, w, ck, C))
+    torch.testing.assert_close(text_influence(*there[0], there[1]).cpu(), text_influence(x, y, v, w, ck))
 
 
 def test_more_proponents_than_images_gives_all():
@@ -189,10 +188,10 @@ def test_more_proponents_than_images_gives_all():
 def test_class_without_validation_image_is_nan_and_others_are_untouched():
     x, y, v, w, ck = world()
     some = w != 2
-    m, all_classes = text_influence(x, y, v[some], w[some], ck, C), text_influence(x, y, v, w, ck, C)
+    m, all_classes = text_influence(x, y, v[some], w[some], ck), text_influence(x, y, v, w, ck)
     assert m[:, 2].isnan().all()
     torch.testing.assert_close(m[:, [0, 1, 3]], all_classes[:, [0, 1, 3]])
-    own = own_text_influence(x, y, v[some], w[some], ck)
+    own = text_influence(x, y, v[some], w[some], ck, on="own")
     assert torch.equal(own.isnan(), y == 2)
     found = influence(x, y, v[some], w[some], ck)
     assert found.by_class[2].isnan().all() and found.positive_mean[2].isnan().all() and found.by_class[:2].isfinite().all()
@@ -214,9 +213,9 @@ def bad_rows(x): return x.index_fill(0, torch.tensor([3]), torch.nan)
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], logit_scale=3.)]), "checkpoints: number 3 differs from number 0"),
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], weight=ck[0].weight * torch.nan)]), "checkpoints: number 3 holds NaN or infinity"),
 ])
-@pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence, mean_text_influence, own_text_influence])
+@pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence, text_influence])
 def test_bad_input_is_named(function, change, message):
-    if function in (mean_text_influence, own_text_influence): message = message.replace("train:", "text_emb:")
+    if function is text_influence: message = message.replace("train:", "text_emb:")
     with pytest.raises(ValueError, match=message): function(*change(*world()))
 
 
@@ -224,9 +223,8 @@ def test_top_k_is_at_least_one():
     with pytest.raises(ValueError, match="top_k=0: expected at least one proponent"): influence(*world(), top_k=0)
 
 
-def test_text_influence_needs_the_heads_classes():
-    x, y, v, w, ck = world()
-    with pytest.raises(ValueError, match="n_classes=9, but the checkpoints know 4"): text_influence(x, y, v, w, ck, 9)
+def test_text_influence_names_the_losses_it_knows():
+    with pytest.raises(ValueError, match="on='classes': expected one of class, all, own"): text_influence(*world(), on="classes")
 
 
 # The head

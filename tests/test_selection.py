@@ -1,16 +1,15 @@
 "Every form of the score by its own definition, ranks, the chosen list with its reasons, precision, fall-backs, and every input a user can get wrong."
 from dataclasses import replace
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.head import HeadOptions, center, common_part, train_head
+from datadesc.head import center, common_part
 from datadesc.influence import influence, influence_matrix
-from datadesc.selection import (FORMS, Evidence, choose, ift, precision_at, precision_by_class, proponent_images, top_texts)
+from datadesc.selection import FORMS, choose, ift, precision_at, precision_by_class, proponent_images, text_scores, top_texts
+from datadesc.study import ChoiceOptions, Study
 
 C, D = 4, 8
 
@@ -23,19 +22,21 @@ def cloud(per_class, seed, gap):
 
 
 class World:
+    "Embeddings of images and texts; a study of them is made anew whenever it is asked for."
     def __init__(self):
         gap = torch.tensor([0, 0, 0, 0, 1., -1, 2, 0])
         (self.train, self.y), (self.val, self.w), (self.text, self.t) = cloud(9, 0, gap), cloud(5, 1, gap), cloud(6, 2, -gap)
-        self.descriptions = pd.DataFrame(dict(text_id=range(len(self.t)), class_id=self.t.numpy()))
-        self.head = train_head(center(self.train), self.y, C, HeadOptions(epochs=10, batch_size=8))
+        self.pool = pd.DataFrame(dict(text_id=range(len(self.t)), class_id=self.t.numpy(), text=list(map(str, range(len(self.t))))))
+
+    def study(self, image_influence=None, **options):
+        def embed(texts): return self.text[[int(t) for t in texts]]
+        images, labels = dict(train=self.train, val=self.val), dict(train=self.y, val=self.w)
+        return Study("abcd", images, labels, self.pool, embed, ChoiceOptions(**options), image_influence=image_influence)
+
+    def ift(self, form, image_influence=None, **options): return ift(form, self.study(image_influence, **options))
 
     @property
-    def args(self): return self.text, self.train, self.y, self.val, self.w, self.head
-
-    def ift(self, form, **options): return ift(form, self.descriptions, *self.args, **options)
-
-    @property
-    def evidence(self): return Evidence(self.text, self.t, self.train, self.y, self.val, self.w, self.head)
+    def args(self): return (s := self.study()).features["train"], self.y, s.features["val"], self.w, s.scorer
 
 
 @pytest.fixture
@@ -52,15 +53,14 @@ def test_clip_is_the_mean_cosine_to_the_classs_images(world):
 
 
 def test_printed_is_equation_two(world):
-    mean = common_part(world.train)
-    S = influence_matrix(center(world.train), world.y, center(world.val, mean), world.w, world.head)
+    S = influence_matrix(*world.args)
     cosine = world.text @ world.train.T
     want = torch.stack([(S + row[:, None]).mean() for row in cosine])
     torch.testing.assert_close(numbers(world.ift("printed").ift), want)
 
 
 def test_proponent_and_weighted_pair_by_pair(world):
-    S = influence_matrix(center(world.train), world.y, center(world.val, common_part(world.train)), world.w, world.head)
+    S = influence_matrix(*world.args)
     cosine = center(world.text) @ center(world.train).T
     near, chosen, weighted = [], [], []
     for row, c in zip(cosine, world.t):
@@ -75,7 +75,7 @@ def test_proponent_and_weighted_pair_by_pair(world):
 
 
 def test_direct_treats_the_text_as_a_train_image(world):
-    S = influence_matrix(center(world.text), world.t, center(world.val, common_part(world.train)), world.w, world.head)
+    S = influence_matrix(center(world.text), world.t, *world.args[2:])
     own = torch.stack([row[world.w == c].mean() for row, c in zip(S, world.t)])
     torch.testing.assert_close(numbers(world.ift("direct").ift), S.mean(1))
     torch.testing.assert_close(numbers(world.ift("direct_own").ift), own)
@@ -94,19 +94,20 @@ def test_every_form_gives_a_whole_table(world, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_uncentered_head_is_scored_uncentered(world, form):
-    world.head = train_head(world.train, world.y, C, HeadOptions(epochs=10, batch_size=8))
     assert world.ift(form, centered=False).ift.notna().all()
 
 
 def test_rows_in_any_order_get_the_same_rank(world):
     turn = torch.randperm(len(world.t), generator=torch.Generator().manual_seed(3))
-    turned = ift("clip", world.descriptions.iloc[turn.tolist()], world.text[turn], *world.args[1:])
-    assert turned["rank"].sort_index().equals(world.ift("clip")["rank"])
+    straight = world.ift("clip")["rank"]
+    world.pool = world.pool.iloc[turn.tolist()]
+    assert world.ift("clip")["rank"].sort_index().equals(straight)
 
 
 def test_ties_go_by_text_id(world):
     world.text = world.text[world.t * 6]  # the same sentence six times a class
-    scores = ift("clip", world.descriptions.assign(text_id=range(100, 76, -1)), *world.args)
+    world.pool["text_id"] = range(100, 76, -1)
+    scores = world.ift("clip")
     for _, rows in scores.groupby("class_id"):
         if rows.ift.nunique() == 1: assert rows.sort_values("rank").text_id.is_monotonic_increasing
 
@@ -122,8 +123,7 @@ def test_top_texts_come_best_first(world):
 
 
 def test_no_positive_influence_falls_back_to_clip(world):
-    e = world.evidence
-    found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
+    found = influence(*world.args)
     hurt = (world.w == 2)[:, None]  # only class 2 has no train image that helps it
     none = replace(found, proponent_scores=torch.where(hurt, -1., 1.).expand_as(found.proponent_scores), positive_mean=found.positive_mean.index_fill(0, torch.tensor([2]), torch.nan))
     clip_scores = world.ift("clip")
@@ -136,24 +136,20 @@ def test_no_positive_influence_falls_back_to_clip(world):
 
 
 def test_proponent_images_add_up_to_the_weighted_score(world):
-    e = world.evidence
-    found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
-    index, added = proponent_images(e.text, e.text_class, e.train, found, top_k=len(world.y))
+    index, added = proponent_images(world.study(), top_k=len(world.y))
     torch.testing.assert_close(added.sum(1), numbers(world.ift("weighted").ift))
-    few, most = proponent_images(e.text, e.text_class, e.train, found, top_k=3)
+    few, most = proponent_images(world.study(), top_k=3)
     assert torch.equal(few, index[:, :3]) and (most[:, 0] >= most[:, 2]).all()
 
 
 def test_proponent_images_need_the_tables_by_class(world):
-    e = world.evidence
-    with pytest.raises(ValueError, match="compute it with by_class=True"): proponent_images(e.text, e.text_class, e.train, e.images)
+    lean = influence(*world.args, by_class=False)
+    with pytest.raises(ValueError, match="compute it with by_class=True"): proponent_images(world.study(lean))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_form_needs_the_tables_by_class(world, form):
-    e = world.evidence
-    found = influence(e.train, e.train_class, e.val, e.val_class, world.head)
-    slim = influence(e.train, e.train_class, e.val, e.val_class, world.head, by_class=False)
+    found, slim = influence(*world.args), influence(*world.args, by_class=False)
     pd.testing.assert_frame_equal(world.ift(form, image_influence=slim), world.ift(form, image_influence=found))
 
 
@@ -264,9 +260,9 @@ def test_bad_options_of_the_list_are_named(pool, options, message):
 
 
 def test_bad_input_of_the_list_is_named(pool):
-    with pytest.raises(ValueError, match="descriptions: no column text, refusal; expected the table"): choose(pool.scores, pool.texts.drop(columns=["text", "refusal"]), pool.emb)
+    with pytest.raises(ValueError, match="pool: no column text, refusal; expected the table"): choose(pool.scores, pool.texts.drop(columns=["text", "refusal"]), pool.emb)
     with pytest.raises(ValueError, match="scores: its text_id differ"): choose(pool.scores.iloc[::-1], pool.texts, pool.emb)
-    with pytest.raises(ValueError, match="descriptions has 12 rows and text_emb 11"): choose(pool.scores, pool.texts, pool.emb[:-1])
+    with pytest.raises(ValueError, match="pool has 12 rows and text_emb 11"): choose(pool.scores, pool.texts, pool.emb[:-1])
     with pytest.raises(ValueError, match="text_emb: row 0 has length 2"): choose(pool.scores, pool.texts, 2 * pool.emb)
     with pytest.raises(ValueError, match="text_emb: 1 of 12 rows hold NaN"): choose(pool.scores, pool.texts, holed(pool.emb))
 
@@ -280,30 +276,33 @@ def test_precision_by_hand():
     assert precision_at(scores, truth, 9)["precision"] == pytest.approx(.5)  # more than there are: all of them
 
 
-def lengthened(x): return x * 2
-
-
 def holed(x): return x.index_fill(0, torch.tensor([1]), torch.nan)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(text_emb=lengthened), r"text_emb: row 0 has length 2, expected L2-normalised embeddings; use torch"),
-    (dict(train_emb=lengthened), "train_emb: row 0 has length 2"),
-    (dict(val_emb=holed), "val_emb: 1 of 20 rows hold NaN or infinity, the first is row 1"),
-    (dict(text_emb=lambda x: x[:-1]), "descriptions has 24 rows and text_emb 23"),
-    (dict(form=lambda _: "cosine"), "form='cosine': expected one of printed, clip"),
-    (dict(checkpoints=lambda c: [*c, *train_head(torch.zeros(5, D), torch.arange(5), 5, HeadOptions(epochs=1))]), "checkpoints: number 10 has a weight of shape"),
-    (dict(train_labels=lambda y: y + 1), "train: labels from 1 to 4"),
+@pytest.mark.parametrize("name, change, message", [
+    ("text", lambda x: 2 * x, r"text_emb: row 0 has length 2, expected L2-normalised embeddings; use torch"),
+    ("train", lambda x: 2 * x, "image_emb\\['train'\\]: row 0 has length 2"),
+    ("val", holed, "image_emb\\['val'\\]: 1 of 20 rows hold NaN or infinity, the first is row 1"),
+    ("y", lambda y: y + 1, "labels: expected 0 to 3 for 4 classes, got 1 to 4"),
+    ("w", lambda y: y + 1, "val: labels from 1 to 4"),
 ])
-def test_bad_input_is_named(world, change, message):
-    names = ("form", "descriptions", "text_emb", "train_emb", "train_labels", "val_emb", "val_labels", "checkpoints")
-    given = dict(zip(names, ("proponent", world.descriptions, *world.args)))
-    with pytest.raises(ValueError, match=message): ift(**{k: change[k](v) if k in change else v for k, v in given.items()})
+def test_bad_input_is_named(world, name, change, message):
+    setattr(world, name, change(getattr(world, name)))
+    with pytest.raises(ValueError, match=message): world.ift("proponent")
 
 
-@pytest.mark.parametrize("options, message", [(dict(top_k=0), "top_k=0: expected at least one"), (dict(top_m=0), "top_m=0: expected at least one")])
+@pytest.mark.parametrize("options, message", [(dict(top_k=0), "top_k=0: expected at least one"), (dict(top_m=0), "top_m=0: expected at least one"), (dict(form="cosine"), "form='cosine': expected one of printed, clip")])
 def test_bad_options_are_named(world, options, message):
-    with pytest.raises(ValueError, match=message): world.ift("proponent", **options)
+    with pytest.raises(ValueError, match=message): world.study(**options)
+
+
+def test_an_unknown_form_is_named(world):
+    with pytest.raises(ValueError, match="form='cosine': expected one of printed, clip"): world.ift("cosine")
+
+
+def test_text_scores_leave_out_what_is_the_same_for_all():
+    scores = pd.DataFrame(dict(class_id=[0, 0, 1, 1], influence_part=[.7, .7, .2, .2], clip_part=[.1, .3, .2, -.1]))
+    torch.testing.assert_close(text_scores(scores), torch.tensor([.1, .3, .2, -.1]))
 
 
 READ_A_CLASS = [form for form in FORMS if form not in ("printed", "random")]
@@ -328,10 +327,10 @@ def test_train_images_stand_in_for_validation_images(world, form):
 
 def test_stand_ins_of_the_direct_forms(world):
     without(world, "val", 3)
-    e = world.evidence
-    val, labels = torch.cat([e.val, e.train[e.train_class == 3]]), torch.cat([e.val_class, e.train_class[e.train_class == 3]])
-    S = influence_matrix(e.text, e.text_class, val, labels, world.head)
-    tail, scale = (e.text_class == 3), S.abs().max().item()
+    s = world.study()
+    val, labels = torch.cat([s.features["val"], s.features["train"][world.y == 3]]), torch.cat([world.w, world.y[world.y == 3]])
+    S = influence_matrix(s.text, world.t, val, labels, s.scorer)
+    tail, scale = world.t == 3, S.abs().max().item()
     torch.testing.assert_close(numbers(world.ift("direct").ift)[tail], S[tail].mean(1), atol=1e-5 * scale, rtol=1e-4)
     torch.testing.assert_close(numbers(world.ift("direct").ift)[~tail], S[~tail][:, labels != 3].mean(1), atol=1e-5 * scale, rtol=1e-4)
     torch.testing.assert_close(numbers(world.ift("direct_own").ift)[tail], S[tail][:, labels == 3].mean(1), atol=1e-5 * scale, rtol=1e-4)
@@ -340,7 +339,6 @@ def test_stand_ins_of_the_direct_forms(world):
 @pytest.mark.parametrize("form", FORMS)
 def test_validation_images_stand_in_for_train_images(world, form):
     without(world, "train", 1)
-    world.head = train_head(center(world.train), world.y, C, HeadOptions(epochs=2))
     table = world.ift(form)
     assert table.ift.notna().all()
     if form == "clip":
@@ -352,13 +350,12 @@ def test_validation_images_stand_in_for_train_images(world, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_ranks_a_class_without_images(world, form):
     without(without(world, "train", 1), "val", 1)
-    world.head = train_head(center(world.train), world.y, C, HeadOptions(epochs=2))
     table = world.ift(form, top_k=2)
     tail = table.class_id == 1
     assert table.ift[tail].isna().all() == (form in READ_A_CLASS) and table.ift[~tail].notna().all()
     if form not in READ_A_CLASS: return
     assert table["rank"][tail].tolist() == [1, 2, 3, 4, 5, 6]
-    flags = world.descriptions.assign(text=[f"sentence {i}" for i in range(len(table))], refusal=False, duplicate=False)
+    flags = world.pool.assign(text=[f"sentence {i}" for i in range(len(table))], refusal=False, duplicate=False)
     for diversity in (0, .5):
         chosen = choose(table, flags, world.text, top_k=2, diversity=diversity)[tail]
         assert chosen.proponent.sum() == 2 and "no image to rank it by" in chosen.why_not.tolist()
@@ -366,8 +363,7 @@ def test_nothing_ranks_a_class_without_images(world, form):
 
 
 def test_image_influence_that_keeps_too_few_proponents(world):
-    e = world.evidence
-    few = influence(e.train, e.train_class, e.val, e.val_class, world.head, top_k=3)
+    few = influence(*world.args, top_k=3)
     with pytest.raises(ValueError, match="top_m=5, but image_influence keeps 3 proponents"): world.ift("proponent", top_m=5, image_influence=few)
 
 

@@ -8,18 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datadesc.accuracy import accuracy, confusion, correct, per_class_accuracy
 from datadesc.adapters import adapted, adapters
 from datadesc.audit import auc_of_planted, confusable_pairs, separating_texts, suspect_labels, wrong_label_scores
-from datadesc.benchmark import benchmark, controls, selected
+from datadesc.benchmark import benchmark, chosen_by, controls
 from datadesc.comparison import chance_interval, correct_matrix, gain, summary
 from datadesc.data import ImageSet
+from datadesc.fewshot import take_shots
 from datadesc.figures import accuracy_table, image_rows, proponent_gallery, suspect_gallery, text_class_heatmap, tsne_figure
-from datadesc.head import SCORING_HEAD, center, common_part, train_head
-from datadesc.influence import class_opponents, class_proponents, influence, mean_text_influence, text_influence
+from datadesc.head import center
+from datadesc.influence import class_opponents, class_proponents, text_influence
 from datadesc.network import NetworkOptions, load_network, network_influence, train_network
-from datadesc.selection import FORMS, choose, ift, lacking_images, proponent_images
-from datadesc.transfer import take_shots, transfer
-from datadesc.zeroshot import accuracy, class_scores, confusion, correct, per_class_accuracy, zero_shot
+from datadesc.selection import FORMS, lacking_images, proponent_images
+from datadesc.study import ChoiceOptions, Study
+from datadesc.transfer import transfer
+from datadesc.zeroshot import class_scores, zero_shot
 
 torch.set_num_threads(1)
 COUNTS = {"whole": (30, 10, 12), "three": (1, 1, 1), "two": (1, 0, 1), "one": (1, 0, 0), "no train": (0, 6, 6), "no test": (8, 4, 0), "test only": (0, 0, 5)}  # train, val, test
@@ -47,13 +50,16 @@ class World:
         self.images = {split: F.normalize(centre[y] + torch.randn(len(y), WIDTH, generator=g) + 2 * vector("image"), dim=1) for split, y in self.labels.items()}
         rows = [dict(class_id=c, text=f"looks{c} {part} {kind}") for c in range(C) for part in ("head", "legs", "tail") for kind in ("long", "round")]
         self.pool = pd.DataFrame(rows).assign(text_id=range(len(rows)), refusal=False, duplicate=False, scored_text=lambda t: t["text"])
-        self.texts, self.owner = embed(self.pool.text), torch.tensor(self.pool.class_id.to_numpy(copy=True))
-        self.train, self.val = center(self.images["train"]), center(self.images["val"], common_part(self.images["train"]))
-        self.head = train_head(self.train, self.labels["train"], C, SCORING_HEAD)
-        self.found = influence(self.train, self.labels["train"], self.val, self.labels["val"], self.head, top_k=10)
+        self.study = self.with_val(slice(None))
+        self.texts, self.owner = self.study.text_emb, self.study.text_class
+        self.train, self.val, self.head, self.found = self.study.features["train"], self.study.features["val"], self.study.scorer, self.study.influence
 
-    def ift(self, form, val=slice(None), **options):
-        return ift(form, self.pool, self.texts, self.images["train"], self.labels["train"], self.images["val"][val], self.labels["val"][val], self.head, top_k=3, **options)
+    def with_val(self, some, **more):
+        "The study with some of the validation images."
+        images, labels = (of | {"val": of["val"][some]} for of in (self.images, self.labels))
+        return Study(CLASSES, images, labels, self.pool, embed, ChoiceOptions(top_k=3), **more)
+
+    def ift(self, form, val=slice(None), **more): return self.with_val(val, **more).scores(form)
 
     @property
     def chosen(self): return {"pool": (self.texts, self.owner, None)}
@@ -73,19 +79,19 @@ def test_influence_by_class_is_not_known_without_validation_images(world):
     unknown = torch.tensor([c in NO_VAL + UNSEEN for c in range(C)])
     for table in (world.found.by_class, world.found.positive_by_class, class_proponents(world.found)[1], class_opponents(world.found)[1]):
         assert (table.isnan().all(1) == unknown).all() and table[~unknown].isfinite().all()
-    matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head, C)
+    matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head)
     assert (matrix.isnan().all(0) == unknown).all() and matrix[:, ~unknown].isfinite().all()
-    added = proponent_images(center(world.texts), world.owner, world.train, world.found)[1]
+    added = proponent_images(world.study)[1]
     assert (added[torch.isin(world.owner, torch.tensor(NO_VAL + UNSEEN))] == 0).all()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_ranks_every_sentence(world, form):
-    table = world.ift(form, image_influence=world.found)
+    table = world.study.scores(form)
     assert all(sorted(r) == [1, 2, 3, 4, 5, 6] for _, r in table.groupby("class_id")["rank"])
     assert table.ift.isna().equals(table.class_id.isin(UNSEEN) & (form in READ_A_CLASS))
     if form in READ_A_CLASS: assert table["rank"][table.class_id == UNSEEN[0]].tolist() == [1, 2, 3, 4, 5, 6]
-    chosen = choose(table, world.pool, world.texts, top_k=3)
+    chosen = world.study.chosen(form)
     assert (chosen.groupby("class_id").proponent.sum() == 3).all()
 
 
@@ -99,7 +105,7 @@ def test_complete_classes_keep_their_scores_when_others_lose_their_images(world,
 
 def test_direct_scores_complete_classes_by_validation_images_alone(world):
     seen = world.pool.class_id.isin(COMPLETE + NO_TRAIN).to_numpy()
-    alone = mean_text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head)
+    alone = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head, on="all")
     np.testing.assert_allclose(world.ift("direct").ift[seen], alone[torch.tensor(seen)], rtol=1e-4, atol=1e-6)
     assert not np.allclose(world.ift("direct").ift[world.pool.class_id == 2], alone[world.owner == 2], rtol=1e-3)
 
@@ -146,25 +152,23 @@ def test_adapters_end(world):
 
 
 def test_the_audit_says_what_it_can(world):
-    args = world.train, world.labels["train"], world.val, world.labels["val"], world.head
-    suspects = suspect_labels(*args, world.found)
+    suspects = suspect_labels(world.study)
     assert len(suspects) == len(world.train)
     alone = suspects.given.isin([1, 2, 3])
     assert suspects.suspicion.isna().equals(alone) and not suspects.likely[alone].any() and alone.iloc[-3:].all()
-    scores = wrong_label_scores(*args)
+    scores = wrong_label_scores(world.study)
     marks = auc_of_planted(scores, torch.arange(len(world.train)) == 0)
     assert np.isnan(marks.auc["harm"]) and marks.auc.drop("harm").notna().all()
-    pairs = confusable_pairs(world.val, world.labels["val"], world.head[-1])
+    pairs = confusable_pairs(world.study)
     assert set(pairs.a) | set(pairs.b) == {0, 1, 4, 5} and pairs.notna().all().all()
-    told = separating_texts(2, 0, world.pool, world.texts, world.images["train"], world.labels["train"], world.images["val"], world.labels["val"])
-    assert told.gap.notna().all() and told.told_apart.isna().all()
+    table = separating_texts(world.study, 2, 0)
+    assert table.gap.notna().all() and table.auc.isna().all() and not table.separates.any()
 
 
 @pytest.mark.parametrize("shots, paper", [((1, "all"), ("all",)), ((), ("all",)), ((), ())])
 def test_the_benchmark_ends(world, shots, paper):
-    ours = selected(world.pool, world.texts, "direct", top_k=3)
-    methods = {form: selected(world.pool, world.texts, form, top_k=3) for form in READ_A_CLASS} | controls(ours, world.pool, CLASSES, "direct", 3)
-    table = benchmark(methods, world.images, world.labels, CLASSES, embed, shots, paper, range(2), start=["direct"], joint=["direct"],
+    methods = {form: chosen_by(form) for form in READ_A_CLASS} | controls(world.study)
+    table = benchmark(world.study, methods, shots, paper, range(2), start=["direct"], joint=["direct"],
                       adapters={name: (adapter, ["direct"]) for name, adapter in adapters(10.).items()})
     assert table.accuracy.notna().all() and table.mean_per_class.notna().all()
     assert set(table.protocol) == {"zero_shot"} | ({"transfer", "adapter"} if shots else set()) | ({"paper"} if paper else set())
@@ -188,10 +192,10 @@ def test_a_network_is_trained_on_what_there_is(world, tmp_path):
 def test_figures_show_what_there_is(world, tmp_path, recwarn):
     rng = np.random.default_rng(0)
     images = ImageSet("tail", CLASSES, {split: [(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), int(c)) for c in y] for split, y in world.labels.items()})
-    matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head, C)
+    matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head)
     scores = world.ift("direct").join(world.pool["text"])
     teachers = {c: [] if c in NO_VAL + UNSEEN else class_proponents(world.found, 3)[0][c].tolist() for c in range(C)}
-    suspects = suspect_labels(world.train, world.labels["train"], world.val, world.labels["val"], world.head)
+    suspects = suspect_labels(world.study)
     heat = text_class_heatmap(matrix, world.owner, CLASSES)
     cloud = tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
     for fig in (heat, cloud, proponent_gallery(images, teachers, scores), suspect_gallery(images, suspects, n=2), image_rows([[(images.images("test")[0], "one")]])): fig.savefig(tmp_path/"figure.png")

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from datadesc.comparison import correct_matrix, summary
+from datadesc.fewshot import FewShotSplit, take_shots
 from datadesc.head import Checkpoint, HeadOptions, learning_rate
-from datadesc.transfer import PAPER, Heads, Split, TransferOptions, batches, pick, shuffled, stage, take_shots, text_features, train_heads, transfer
+from datadesc.transfer import PAPER, Heads, TransferOptions, batches, pick, shuffled_rows, stage, text_features, train_heads, transfer
 from two_modalities import CLASSES, WIDTH, two_modalities
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
@@ -17,6 +18,9 @@ QUICK = TransferOptions(image=HeadOptions(lr=1., epochs=10, batch_size=16), text
 
 @pytest.fixture(scope="module")
 def world(): return two_modalities(1.5)
+
+
+def shuffled(texts, seed=0): return texts[0], texts[1][shuffled_rows(len(texts[1]), seed)], texts[2]
 
 
 def autograd_head(bank, labels, rows, share, options):
@@ -223,7 +227,7 @@ def test_sentences_may_depend_on_the_split(world):
     images, labels, texts = world
     asked = []
     def chosen(split):
-        assert isinstance(split, Split)
+        assert isinstance(split, FewShotSplit)
         asked.append((split.shots, split.seed))
         return {"first of each": (texts[0][::6], texts[1][::6], None)}
     rows = transfer(images, labels, chosen, QUICK, shots=(1, "all"), seeds=range(2))

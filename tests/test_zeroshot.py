@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import top_k_accuracy_score
 
+from datadesc.accuracy import top_k_accuracy
 from datadesc.comparison import correct_matrix, summary
-from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, restrict, top_k_accuracy, with_names, zero_shot
+from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, with_names, zero_shot
 
 
 torch.set_num_threads(1)
@@ -57,14 +58,6 @@ def test_the_first_places_agree_with_scikit_learn(world):
     scores = class_scores(image, text, ids, 4)
     for k in (1, 2, 3): assert top_k_accuracy(scores, labels, k) == pytest.approx(top_k_accuracy_score(labels, scores, k=k))
     with pytest.raises(ValueError, match="one label per image"): top_k_accuracy(scores, labels[:-1], k=2)
-
-
-def test_restrict_keeps_the_answer_among_the_kept_classes(world):
-    image, text, ids, labels = world
-    scores = class_scores(image, text, ids, 4)
-    kept, anew = restrict(scores, labels, [3, 1])
-    assert len(kept) == ((labels == 3) | (labels == 1)).sum()
-    assert (torch.tensor([3, 1])[anew] == labels[(labels == 3) | (labels == 1)]).all()
 
 
 def test_names_may_hold_braces_and_templates_must_hold_fields():
