@@ -13,11 +13,11 @@ __all__ = ['PALETTE', 'INK', 'SOFT', 'RULE', 'WIDTH', 'FONT', 'STYLE', 'DOT', 'D
 import html, math, re, textwrap, unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -25,13 +25,12 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from pandas.io.formats.style import Styler
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from .data import ImageSet, open_image
 from .head import center
+
+if TYPE_CHECKING: from pandas.io.formats.style import Styler
 
 # %% ../nbs/80_figures.ipynb #cd57997e
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#8C6D31", "#2F4B7C", "#B5446E", "#6B8E23", "#444444")
@@ -39,7 +38,8 @@ INK, SOFT, RULE = "#222222", "#777777", "#DDDDDD"  # text, what stands back, lin
 WIDTH = 10  # inches, at 90 dots each: the width of a report's column
 
 FONT = "DejaVu Sans"  # comes with matplotlib
-STYLE = sns.axes_style("ticks") | {
+STYLE = {
+    "axes.axisbelow": True, "lines.solid_capstyle": "round", "patch.edgecolor": "w", "patch.force_edgecolor": True,
     "figure.dpi": 90, "savefig.dpi": 90, "font.family": FONT, "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": SOFT, "ytick.color": SOFT,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "legend.frameon": False, "figure.facecolor": "white"}
@@ -139,8 +139,8 @@ def as_typed(
     return re.sub(r"[!#$&*+\-.:<=>@\[\\\]^_`{|}~]", lambda sign: f"&#{ord(sign[0])};", " ".join(str(text).split()))
 
 def typed_table(
-    table: pd.DataFrame | Styler,  # of a Styler, the cells keep their own format
-) -> Styler:
+    table: "pd.DataFrame | Styler",  # of a Styler, the cells keep their own format
+) -> "Styler":
     "The table with its cells, and the names of its rows and columns, shown as typed."
     style = table.style.format(escape="html") if isinstance(table, pd.DataFrame) else table
     for axis in (0, 1): style = style.format_index(escape="html", axis=axis)
@@ -180,6 +180,8 @@ def flat_map(
     seed: int = 0,
 ) -> np.ndarray:  # (N, 2)
     "Places (N, 2) of the points on a plane, by t-SNE."
+    from sklearn.manifold import TSNE   # late: a second of import for this one function
+    from threadpoolctl import threadpool_limits
     tsne = TSNE(init="pca", perplexity=min(30, (len(x) - 1) / 3), max_iter=500, random_state=seed)
     with threadpool_limits(1): return tsne.fit_transform(np.asarray(x.cpu()))
 
@@ -373,7 +375,7 @@ def _dots(ax, rows, y, over):
     for mean, high, at in zip(percent["mean"], percent.high, y):
         ax.annotate(f"{mean:.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8)
     ax.grid(axis="x", color=RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.16); ax.tick_params(axis="y", length=0)
-    sns.despine(ax=ax, left=True)
+    ax.spines["left"].set_visible(False)
 
 # %% ../nbs/80_figures.ipynb #78ff18d3
 @_drawn
@@ -405,7 +407,7 @@ def _gain_dots(ax, rows, y):
     for value, high, at in zip(points.gain, points.high, y):
         ax.annotate(f"{round(value, 1) + 0.:+.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8)
     ax.grid(axis="x", color=RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.2); ax.tick_params(axis="y", length=0)
-    sns.despine(ax=ax, left=True)
+    ax.spines["left"].set_visible(False)
 
 # %% ../nbs/80_figures.ipynb #a4700424
 MARKERS = "osD^vP*X<>hp"
@@ -479,7 +481,7 @@ def accuracy_table(
     rows: Sequence[str] = ("method",),  # columns of both tables that name a row
     columns: str = "shots",  # column of both tables that names a column
     over: str = "images only",  # the method the gains were taken over, for the caption
-) -> Styler:
+) -> "Styler":
     "Table of mean accuracies ± half their intervals, in percent, marked where clearly above or below `over` and grey where within noise of it."
     keys, table = [*rows, columns], lines.assign(verdict="")
     _one_each(lines, *keys)
@@ -511,6 +513,8 @@ def text_class_heatmap(
     ax.set_yticks([np.flatnonzero(y == c).mean() for c in np.unique(y)], [names[c] for c in np.unique(y)])
     ax.set_xticks(range(len(classes)), names, rotation=55, ha="right", rotation_mode="anchor")
     ax.set(xlabel="validation images of", ylabel="training on a sentence about")
-    ax.tick_params(length=0, labelsize=8); sns.despine(ax=ax, left=True, bottom=True)
+    import seaborn as sns   # late: it brings scipy.stats, two seconds of import
+    ax.tick_params(length=0, labelsize=8)
+    sns.despine(ax=ax, left=True, bottom=True)
     fig.colorbar(picture, ax=ax, shrink=.5, aspect=25, pad=.01, label="influence: blue helps, red hurts" + ", grey: no image" * bool(np.isnan(m).any())).outline.set_visible(False)
     return fig

@@ -23,12 +23,14 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from .data import ImageSet
-from .embed import encode_in_memory, hub_or_cache, pick_device, prepared, quiet  # before timm: it mends torchvision
+from .embed import prepared
+from .hub import encode_in_memory, hub_or_cache, import_timm, pick_device, quiet
 from .head import Checkpoint, HeadOptions, checkpoint_epochs, errors, learning_rate
 from .influence import Influence, block_rows, collect, self_influence
 from .files import writable_folder
 from .store import key_of, read_tensors, write_json, write_tensors
 
+import_timm()
 import timm, torchvision
 
 # %% ../nbs/42_network.ipynb #2f321053

@@ -158,14 +158,22 @@ class Rows:
         folder: str | Path, # where the shards lie
     ): self.folder, self._places, self._seen = Path(folder), {}, set()
 
-    def get(self,
+    def missing(self,
         keys, # 32 hexadecimal digits each
-    ) -> dict[str, torch.Tensor]:
-        "{key: (D,)} of those keys whose row is kept."
+    ) -> list[str]:
+        "Those keys whose row is not kept, each once."
         for shard in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
             with safe_open(shard, "pt") as file: shard_keys = file.get_tensor("keys").numpy()
             self._places.update((key.tobytes().hex(), (shard, row)) for row, key in enumerate(shard_keys))
             self._seen.add(shard)
+        return [key for key in dict.fromkeys(keys) if key not in self._places]
+
+    def get(self,
+        keys, # 32 hexadecimal digits each
+    ) -> dict[str, torch.Tensor]:
+        "{key: (D,)} of those keys whose row is kept."
+        keys = list(keys)
+        self.missing(keys)
         places = {key: self._places[key] for key in keys if key in self._places}
         shards = {shard: read_tensors(shard)["rows"] for shard in {shard for shard, _ in places.values()}}
         return {key: shards[shard][row] for key, (shard, row) in places.items()}

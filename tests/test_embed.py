@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 
 from datadesc import embed
 from datadesc.data import from_folder
-from datadesc.embed import embed_images, embed_set, embed_texts, load_encoder, open_clip, quiet
+from datadesc.embed import embed_images, embed_set, embed_texts, load_encoder, text_embedder
+from datadesc.hub import import_open_clip, quiet
+
+open_clip = import_open_clip()
 
 SHARED = Path(__file__).parents[2]/"shared"/"data"
 LAYERS = {"embed_dim": 16,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from datadesc import runs
-from datadesc.embed import open_clip
+from datadesc.hub import import_open_clip
 from llm_server import llm_server
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -153,7 +153,7 @@ def datadesc(*arguments, cwd, **env):
 
 def test_photographs_with_an_encoder_of_real_size(tmp_path):
     folder = few(tmp_path, (2, 1, 1))
-    torch_model = open_clip.create_model("ViT-B-32")
+    torch_model = import_open_clip().create_model("ViT-B-32")
     import torch
     torch.save({k: v.half() for k, v in torch_model.state_dict().items()}, tmp_path/"weights.pt")
     (tmp_path/"sentences.json").write_text(json.dumps({name: said[:2] for name, said in sentences(folder).items()}))

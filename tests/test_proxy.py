@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from datadesc.datasets import fetch_file
-from datadesc.embed import hub, hub_or_cache
+from datadesc.hub import hub, hub_or_cache
 from datadesc.llm import LLM
 from datadesc.proxy import mend_no_proxy
 from datadesc.wiki import Wikipedia
