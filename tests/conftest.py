@@ -40,9 +40,22 @@ print("bar", file=sys.stderr)'''
 
 RESULT = '''import json, pathlib
 mean = heads / throws
-row = dict(protocol="zero_shot", method="coin", aggregation="mean", names="without", shots="0", mean=mean, interval=[mean, mean], seeds=seeds, n_test=throws)
-result = dict(dataset=dataset, classes=["head", "tail"], parameters=dict(form=form), accuracy=[row])
+row = dict(protocol="zero_shot", method="coin", aggregation="mean", names="without", shots="0", mean=mean, interval=[mean, mean], seeds=len(seeds), n_test=throws)
+odd = dict(name="coin", verdict="fail" if mean < .4 else "pass", figure=mean, limit=.4, sentence="It lands on heads too rarely.")
+result = dict(schema_version="2", dataset=dataset, classes=["head", "tail"], raw_names=["head", "tail"], images={}, parameters=dict(form=form), versions={}, seconds={},
+              accuracy=[row], conditions=[odd], chosen={"head": ["a face"], "tail": ["a number"]})
 pathlib.Path(out, "result.json").write_text(json.dumps(result))'''
+
+
+BENCHMARK = ['''run: str = "."  # folder of the finished run
+images_at: str = ""  # where its images lie
+others: int = 1  # how many other coins
+out: str = "."  # folder of the results''', '''import json, pathlib
+result = json.loads(pathlib.Path(run, "result.json").read_text())
+assert others, "nothing to compare with"
+accuracy = [result["accuracy"][0] | dict(method=f"coin {n}") for n in range(others)]
+compared = [dict(sentence="One coin is like another.")]
+pathlib.Path(out, "benchmark.json").write_text(json.dumps(dict(accuracy=accuracy, comparisons=compared, shared="heads" in globals(), images_at=images_at)))''']
 
 
 def pictures(folder, classes=("cat", "dog"), n=3):
@@ -57,10 +70,20 @@ def pictures(folder, classes=("cat", "dog"), n=3):
 def coin_notebook():
     "A run notebook that ends in a second, or when `throws * wait` seconds are over; no throws make it fail."
     code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
-    cells = [prose("# A coin\n\n- skip_exec: true"), code(PARAMETERS, metadata={"tags": ["parameters"]}),
-             prose("## The throws"), code(THROWS), prose("## The result"), code(RESULT)]
+    return notebook_of(prose("# A coin\n\n- skip_exec: true"), code(PARAMETERS, metadata={"tags": ["parameters"]}),
+                       prose("## The throws"), code(THROWS), prose("## The result"), code(RESULT))
+
+
+def coins_notebook():
+    "The benchmark of such a run."
+    code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    return notebook_of(prose("# Coins"), code(BENCHMARK[0], metadata={"tags": ["parameters"]}), prose("## Other coins"), code(BENCHMARK[1]))
+
+
+def notebook_of(*cells):
+    "A notebook for this Python."
     kernel = {"name": "python3", "language": "python", "display_name": "python3"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    return nbformat.v4.new_notebook(cells=list(cells), metadata={"kernelspec": kernel})
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +98,11 @@ def coin_package(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(REPO / "datadesc", site / "datadesc", ignore=shutil.ignore_patterns("__pycache__", "assets"))
     shutil.copytree(REPO / "datadesc" / "assets" / "report", site / "datadesc" / "assets" / "report")
-    (site / "datadesc" / "assets" / "datasets").mkdir()
-    shutil.copy(REPO / "datadesc" / "assets" / "datasets" / "sources.csv", site / "datadesc" / "assets" / "datasets")
+    shutil.copytree(REPO / "datadesc" / "assets" / "datasets", site / "datadesc" / "assets" / "datasets")
     bundled = site / "datadesc" / "assets" / "runs"
     bundled.mkdir()
-    nbformat.write(coin_notebook(), bundled / "dataset.ipynb")
+    nbformat.write(coin_notebook(), bundled / "describe.ipynb")
+    nbformat.write(coins_notebook(), bundled / "benchmark.ipynb")
     (bundled / "coin.yaml").write_text("throws: 50\n")
     return site
 

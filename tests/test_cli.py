@@ -1,4 +1,5 @@
 "The command line as a user meets it: its output and its exit code."
+import contextlib
 import json
 import os
 import re
@@ -27,14 +28,14 @@ def test_help_imports_nothing_heavy(repo):
 
 def test_help_names_every_option(datadesc):
     shown = datadesc("run", "--help").stdout
-    for option in ("-p", "--kernel", "--model", "--checkpoint", "--descriptions", "--llm-base-url", "--llm-model", "--on-bad-image", "--out", "--force"):
+    for option in ("-p", "--kernel", "--model", "--checkpoint", "--descriptions", "--llm-base-url", "--llm-model", "--on-bad-image", "--benchmark", "--strict", "--out", "--force"):
         assert option in shown
 
 
-def test_run_tells_accuracy_and_report(datadesc):
+def test_run_tells_what_was_found_and_where(datadesc):
     done = datadesc("run", "coin")
     assert done.code == 0, done.stderr
-    assert re.search(r"^method  zero-shot\ncoin    [\d.]+%$", done.stdout, re.M)
+    assert "head\n  - a face\ntail\n  - a number\n" in done.stdout and "method" not in done.stdout
     assert done.stdout.rstrip().endswith(f"Report: {os.path.join('papermill_runs', 'coin', 'report.html')}")
     assert "1/2  The throws" in done.stdout
 
@@ -55,6 +56,90 @@ def test_out_moves_the_runs(datadesc):
     assert "Report: elsewhere/demo/coin/report.html" in done.stdout
     assert sorted(os.listdir()) == ["elsewhere"]
     assert "done" in datadesc("status", "--out", "elsewhere/demo").stdout
+
+
+def test_other_images_are_another_run(datadesc):
+    pictures("photos")
+    assert "The throws" in datadesc("run", "photos").stdout
+    assert "nothing to run" in datadesc("run", "photos").stdout
+    os.utime("photos/cat/0.png", (0, 0))
+    assert "nothing to run" in datadesc("run", "photos").stdout, "a copy of the same picture is no change"
+    pictures("photos", ("owl", "cat"), n=1)
+    changed = datadesc("run", "photos").stdout
+    assert "run with other files" in changed and "photos/cat/0.png' is another file now" in changed and "The throws" in changed
+    assert "nothing to run" in datadesc("run", "photos").stdout
+
+
+def test_the_first_line_comes_before_a_kernel(datadesc):
+    pictures("photos")
+    lines = datadesc("run", "photos").stdout.splitlines()
+    assert lines[0] == "./photos: 6 images of 2 classes: cat, dog"
+    assert datadesc("run", "coin", "-p", "dataset=meadow").stdout.splitlines()[0] == "meadow: 2,400 images (960 train, 480 val, 960 test) of 24 classes"
+
+
+def test_strict_ends_with_one_if_a_premise_failed(datadesc):
+    assert datadesc("run", "coin", "--strict").code == 0
+    done = datadesc("run", "coin", "--strict", "-p", "throws=1", "-p", "seeds=0")
+    assert done.code == 1 and "premises failed" in done.stderr and "Failed: coin." in done.stdout, done.stdout
+    assert datadesc("run", "coin", "-p", "throws=1", "-p", "seeds=0").code == 0 and os.path.exists("papermill_runs/coin/report.html")
+
+
+def test_a_benchmark_with_the_run(datadesc):
+    done = datadesc("run", "coin", "--benchmark", "-p", "others=2")
+    assert done.code == 0, done.stderr
+    assert "One coin is like another." in done.stdout and done.stdout.rstrip().endswith("Benchmark: papermill_runs/coin/benchmark.html")
+    facts = json.load(open("papermill_runs/coin/benchmark.json"))
+    assert len(facts["accuracy"]) == 2 and facts["shared"], "it goes on in the kernel of the report"
+    assert "nothing to run" in datadesc("run", "coin", "--benchmark", "-p", "others=2").stdout
+    again = datadesc("run", "coin", "--benchmark", "-p", "others=3").stdout
+    assert "others: 2 -> 3" in again and "The throws" not in again
+    assert "nothing to run" in datadesc("run", "coin").stdout and os.path.exists("papermill_runs/coin/benchmark.json")
+    datadesc("run", "coin", "-p", "throws=51")
+    assert not os.path.exists("papermill_runs/coin/benchmark.json")
+
+
+def test_a_benchmark_of_a_finished_run(datadesc, monkeypatch, tmp_path):
+    assert "No finished run 'coin'" in said(datadesc("benchmark", "coin"))
+    pictures("photos")
+    datadesc("run", "photos")
+    before = {name: os.stat(f"papermill_runs/photos/{name}").st_ino for name in os.listdir("papermill_runs/photos")}
+    with open("papermill_runs/photos/notes.txt", "w") as file:
+        file.write("mine")
+    monkeypatch.chdir(tmp_path)
+    done = datadesc("benchmark", "here/papermill_runs/photos", "-p", "others=2")
+    assert done.code == 0, done.stderr
+    place = tmp_path / "here" / "papermill_runs" / "photos"
+    facts = json.loads((place / "benchmark.json").read_text())
+    assert len(facts["accuracy"]) == 2 and not facts["shared"] and os.path.samefile(facts["images_at"], "here/photos")
+    assert all(os.stat(place / name).st_ino == inode for name, inode in before.items() if name != ".datadesc-run") and (place / "notes.txt").read_text() == "mine"
+    assert {"benchmark.json", "result.json"} <= set(json.loads((place / ".datadesc-run").read_text())["files"])
+    assert "nothing to run" in datadesc("benchmark", "here/papermill_runs/photos").stdout, "its parameters are those of the one that is there"
+    pictures("here/photos", ("owl",))
+    assert "was run with other files" in said(datadesc("benchmark", "here/papermill_runs/photos", "-p", "others=3"))
+    assert "No parameter 'throws'" in said(datadesc("benchmark", "here/papermill_runs/photos", "-p", "throws=3"))
+
+
+def test_a_benchmark_that_fails_leaves_the_report(datadesc):
+    message = said(datadesc("run", "coin", "--benchmark", "-p", "others=0"))
+    assert "'coin' stopped under 'Other coins': AssertionError: nothing to compare with" in message and "benchmark.ipynb" in message
+    assert os.path.exists("papermill_runs/coin/report.html") and not os.path.exists("papermill_runs/coin/benchmark.json")
+    assert "failed  stopped under 'Other coins'" in datadesc("status").stdout
+    assert datadesc("run", "coin").code == 0
+    assert re.search(r"^coin +done", datadesc("status").stdout, re.M)
+
+
+def test_params_are_those_of_both_notebooks(datadesc):
+    shown = datadesc("params").stdout
+    assert "throws: int = 100" in shown and "others: int = 1" in shown and "benchmark: bool = false" in shown and "images_at" not in shown
+
+
+@pytest.mark.parametrize("command", [["list"], ["status"], ["run", "photos"], ["show", "photos"], ["params"]])
+def test_what_is_asked_often_imports_little(repo, coin_package, datadesc, command):
+    pictures("photos")
+    datadesc("run", "photos")
+    program = "import sys; from datadesc.cli import main; sys.argv[1:] = %r\ntry: main()\nexcept BaseException: pass\nprint(*{name.partition('.')[0] for name in sys.modules})" % command
+    loaded = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(coin_package)}, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
+    assert not {"torch", "pandas", "papermill", "nbformat", "nbconvert", "jupyter_client", "open_clip", "openai", "matplotlib"} & set(loaded)
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -114,7 +199,8 @@ def test_no_place_to_write(datadesc):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permissions")
-def test_no_permission_to_write(datadesc, coin_package, tmp_path):
+def test_no_permission_to_write(datadesc, coin_package, tmp_path, monkeypatch):
+    monkeypatch.setattr("datadesc.kernel.started", lambda *a, **options: contextlib.nullcontext())  # this Python lies in root's home
     for folder in (coin_package, tmp_path, *list(tmp_path.parents)[:3]):
         os.chmod(folder, 0o755)
     os.seteuid(65534)

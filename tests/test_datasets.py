@@ -12,8 +12,9 @@ from scipy.io import savemat
 
 from datadesc import data, datasets
 from datadesc.data import PackedImage, open_image
-from datadesc.datasets import CLASSES, FILES, LAYOUT, NAMES, SOURCES, Incomplete, classes_of, load_dataset, md5_of, needs, split_lists
-from datadesc.embed import import_torchvision
+from datadesc.catalogue import LAYOUT, needs
+from datadesc.datasets import CLASSES, FILES, NAMES, SOURCES, Incomplete, classes_of, load_dataset, md5_of, split_lists
+from datadesc.hub import import_torchvision
 
 import_torchvision()
 from torchvision import datasets as published

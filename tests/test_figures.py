@@ -16,7 +16,7 @@ from datadesc import figures
 from datadesc.data import ImageSet
 from datadesc.figures import (PALETTE, STYLE, WIDTH, accuracy_bars, accuracy_table, as_typed, gain_bars, image_rows, proponent_gallery, pushed_apart, selections_compared,
                               shots_curves, suspect_gallery, text_class_heatmap, top_k_curves, tsne_figure, typed_table, wrapped)
-from datadesc.runs import report_html
+from datadesc.kernel import report_html
 
 torch.set_num_threads(1)
 CLASSES = ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class")
