@@ -220,6 +220,15 @@ class Study:
         if split.shots == "all": return self._like_this(**changes, _scores=self._scores, _chosen=self._chosen)
         return self._like_this(**changes, _heads=_Heads(emb, labels, self.n_classes, self.options, seed))
 
+    def with_scorer(
+        self,
+        scorer: list[Checkpoint],  # as `train_head` returns them
+    ) -> Study:
+        "A study of the same values whose influence and scores come from this head."
+        heads = copy(self._heads)
+        heads.__dict__ = {name: value for name, value in vars(heads).items() if name != "influence"} | dict(scorer=scorer)
+        return self._like_this(_heads=heads)
+
     def _like_this(self, **changes):
         "A copy with these attributes; what is derived from them is made anew."
         other, stale = copy(self), {"features", "_scores", "_chosen"}
