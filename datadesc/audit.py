@@ -19,8 +19,8 @@ from .influence import text_influence
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['plant_wrong_labels', 'Trajectory', 'trajectory', 'opponent_counts', 'wrong_label_scores', 'auc_of_planted',
-           'suspect_labels', 'confusable_pairs', 'separating_texts']
+__all__ = ['plant_wrong_labels', 'Trajectory', 'trajectory', 'wrong_label_scores', 'auc_of_planted', 'suspect_labels',
+           'confusable_pairs', 'separating_texts']
 
 # %% ../nbs/47_audit.ipynb #5e701235
 def plant_wrong_labels(
@@ -65,25 +65,15 @@ def trajectory(study: Study) -> Trajectory:
     rows = max(1, 2 ** 24 // sum(len(c.weight) for c in checkpoints))  # 64 MB of probabilities at a time
     return Trajectory(*map(torch.cat, zip(*(_trajectory(x[i:i + rows], y[i:i + rows], checkpoints) for i in range(0, len(x), rows)))))
 
-# %% ../nbs/47_audit.ipynb #39666605
-def opponent_counts(study: Study) -> tuple[Tensor, Tensor]:  # (N,) and (N,)
-    "Of how many validation images each train image is a kept opponent (N,), and of how many of its own class (N,)."
-    image, hurts, y = study.influence.opponents, study.influence.opponent_scores < 0, study.labels
-    own_class = y["train"][image] == y["val"][:, None]
-    return tuple(image[of].bincount(minlength=len(y["train"])) for of in (hurts, hurts & own_class))
-
 # %% ../nbs/47_audit.ipynb #c581083f
-def _suspicion(study, path):
-    "{name: (N,)}: suspicion, self-influence and the counts of opponents of the train images with this trajectory."
-    (n, n_own), self_influence = opponent_counts(study), study.influence.self_influence
-    return dict(suspicion=(path.path_loss * self_influence).sqrt() * (1 + n) ** .25, self_influence=self_influence, opponent_of=n, opponent_of_own=n_own)
+def _suspicion(study, path): return (path.path_loss * study.influence.self_influence).sqrt()
 
 def wrong_label_scores(study: Study) -> pd.DataFrame:  # N rows, in the order of the images
-    "Ways to suspect a train image of a wrong label, the higher the more: suspicion, and what it is made of and compared with."
+    "Ways to suspect a train image of a wrong label, the higher the more: suspicion, what it is made of, and what it is compared with."
     path, x, y = trajectory(study), study.features, study.labels
-    scores = _suspicion(study, path)
     harm = -text_influence(x["train"], y["train"], x["val"], y["val"], study.scorer, on="own")
-    columns = dict(suspicion=scores.pop("suspicion"), path_loss=path.path_loss, **scores, harm=harm, early_loss=path.early_loss, last_loss=path.last_loss, doubt=path.doubt)
+    columns = dict(suspicion=_suspicion(study, path), path_loss=path.path_loss, self_influence=study.influence.self_influence,
+                   harm=harm, early_loss=path.early_loss, last_loss=path.last_loss, doubt=path.doubt)
     return pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
 
 # %% ../nbs/47_audit.ipynb #c55242cc
@@ -100,13 +90,13 @@ def auc_of_planted(
 
 # %% ../nbs/47_audit.ipynb #4b8d7241
 def suspect_labels(study: Study) -> pd.DataFrame:  # one row a train image, most suspect first
-    """Train images by how likely their label is wrong: image, given and suggested class, likely, suspicion, the two probabilities along the path, self-influence and opponents.
+    """Train images by how likely their label is wrong: image, given and suggested class, likely, suspicion, the two probabilities along the path, self-influence.
 
     Suspicion is NaN for the only image of a class."""
-    path, y = trajectory(study), study.labels["train"]
-    scores, alone = _suspicion(study, path), y.bincount()[y] == 1
+    path, y, self_influence = trajectory(study), study.labels["train"], study.influence.self_influence
+    alone = y.bincount()[y] == 1
     columns = dict(image=torch.arange(len(y)), given=y, suggested=path.guess, likely=(path.other > path.given) & ~alone,
-                   suspicion=scores.pop("suspicion").masked_fill(alone, torch.nan), p_given=path.given, p_suggested=path.other, **scores)
+                   suspicion=_suspicion(study, path).masked_fill(alone, torch.nan), p_given=path.given, p_suggested=path.other, self_influence=self_influence)
     table = pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
     return table.sort_values("suspicion", ascending=False, kind="stable", ignore_index=True)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.audit import _mean_probabilities, auc_of_planted, confusable_pairs, opponent_counts, plant_wrong_labels, separating_texts, suspect_labels, trajectory, wrong_label_scores
+from datadesc.audit import _mean_probabilities, auc_of_planted, confusable_pairs, plant_wrong_labels, separating_texts, suspect_labels, trajectory, wrong_label_scores
 from datadesc.data import ImageSet
 from datadesc.figures import suspect_gallery
 from datadesc.head import center, logits
@@ -17,7 +17,7 @@ from datadesc.study import Study
 
 torch.set_num_threads(1)
 C, D = 4, 8
-SCORES = ["suspicion", "path_loss", "self_influence", "opponent_of", "opponent_of_own", "harm", "early_loss", "last_loss", "doubt"]
+SCORES = ["suspicion", "path_loss", "self_influence", "harm", "early_loss", "last_loss", "doubt"]
 
 
 def cloud(per_class, seed, n_classes=C):
@@ -99,18 +99,6 @@ def test_trajectory_by_its_definition(world):
     torch.testing.assert_close(t.early_loss, loss[0]), torch.testing.assert_close(t.last_loss, loss[-1])
     torch.testing.assert_close(t.doubt, 1 - p[-1].amax(1)), torch.testing.assert_close(t.given, path[own])
     assert torch.equal(t.guess, path.masked_fill(own, -1).argmax(1)) and (t.guess != world.given).all()
-
-
-def test_opponents_are_counted_one_by_one(world):
-    world.fit(world.y, image_influence=influence(*world.args, top_k=3))
-    n, own = opponent_counts(world.study)
-    S = influence_matrix(*world.args)
-    want, want_own = [0] * 48, [0] * 48
-    for v in range(len(world.v)):
-        for z in S[:, v].argsort()[:3].tolist():
-            want[z] += int(S[z, v] < 0)
-            want_own[z] += int(S[z, v] < 0 and world.v[v] == world.given[z])
-    assert n.tolist() == want and own.tolist() == want_own
 
 
 def test_harm_is_minus_the_influence_on_the_own_class(world):
