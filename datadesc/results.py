@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'ConditionLine', 'AccuracyLine', 'PairLine', 'Comparison', 'Result', 'write', 'read', 'accuracies',
            'chosen_texts', 'closing_lines', 'write_suspects', 'write_classes', 'write_lists']
 
-# %% ../nbs/83_results.ipynb #d4dc9179
+# %% ../nbs/83_results.ipynb #c86ec991
 import csv, io, json, re, textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .files import write_text
 from .names import printable
 
-# %% ../nbs/83_results.ipynb #5c2f894b
+# %% ../nbs/83_results.ipynb #c5a89848
 SCHEMA = "2"
 
 class _Part(BaseModel):
@@ -55,7 +55,7 @@ class AccuracyLine(_Part):
     p_holm: float | None = None
     clear: bool | None = None
 
-# %% ../nbs/83_results.ipynb #1fd5aad4
+# %% ../nbs/83_results.ipynb #4a39754e
 class PairLine(_Part):
     "Two classes that the classifier mixes up, and for each the sentence that separates it from the other, if one does."
     a: str
@@ -104,7 +104,7 @@ class Result(_Part):
         "The conditions that failed."
         return [condition for condition in self.conditions if condition.verdict == "fail"]
 
-# %% ../nbs/83_results.ipynb #4e13ab78
+# %% ../nbs/83_results.ipynb #70f53ab3
 def write(
     out: str | Path,  # folder of the run
     result: Result,
@@ -129,14 +129,18 @@ def read(
     except ValueError: raise ValueError(f"'{file}' is not JSON: run it again with --force") from None
     if not isinstance(facts, dict): raise ValueError(f"'{file}' is no result of a run: expected an object with classes and accuracy")
     version = facts.get("schema_version")
-    if version not in (None, SCHEMA): raise ValueError(f"'{file}' has schema version {version}, this datadesc reads 1 and {SCHEMA}: install the datadesc that wrote it, or run it again with --force")
-    if version is None and not {"dataset", "classes", "accuracy"} <= set(facts): raise ValueError(f"'{file}' is no result of a run: expected dataset, classes and accuracy in it")
+    if version not in (None, SCHEMA):
+        raise ValueError(f"'{file}' has schema version {version}, this datadesc reads 1 and {SCHEMA}: "
+                         "install the datadesc that wrote it, or run it again with --force")
+    if version is None and not {"dataset", "classes", "accuracy"} <= set(facts):
+        raise ValueError(f"'{file}' is no result of a run: expected dataset, classes and accuracy in it")
     try: return Result(**facts if version else _from_first(facts))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"'{file}' cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}; run it again with --force") from None
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"'{file}' cannot be read: {field}: {first['msg']}; run it again with --force") from None
 
-# %% ../nbs/83_results.ipynb #b84a8b35
+# %% ../nbs/83_results.ipynb #7a12578a
 def accuracies(
     folder: str | Path,  # of a finished run
 ) -> "pd.DataFrame":
@@ -156,10 +160,12 @@ def chosen_texts(
     rows = ift.merge(texts, on="text_id").sort_values(["class_id", "rank"])
     return rows.assign(**{"class": rows.class_id.map(dict(enumerate(result.classes)))})[["class_id", "class", "text", "ift", "rank"]]
 
-# %% ../nbs/83_results.ipynb #ce36c1dd
+# %% ../nbs/83_results.ipynb #33777702
 def _indented(text, width=100):
     "The text in lines of so many letters, indented, with a bullet."
     return textwrap.wrap(printable(text), width, initial_indent="  - ", subsequent_indent="    ")
+
+def _wrapped(text): return textwrap.wrap(text, 100, subsequent_indent="  ")
 
 def _pair_line(pair):
     "A pair in a sentence."
@@ -174,31 +180,31 @@ def closing_lines(
     n_classes: int = 6,  # that are shown with their sentences
 ) -> list[str]:
     "What a run found, in lines for a terminal."
-    result, lines = read(folder), []
-    if result.warning: lines += [*textwrap.wrap(f"Warning: {result.warning}", 100), ""]
-    if "sentences" in result.withheld: lines += textwrap.wrap(f"Sentences: folded away in the report. {_reason(result, 'sentences')}", 100, subsequent_indent="  ")
+    result = read(folder)
+    lines = [*_wrapped(f"Warning: {result.warning}"), ""] if result.warning else []
+    if "sentences" in result.withheld: lines += _wrapped(f"Sentences: folded away in the report. {_reason(result, 'sentences')}")
     else: lines += _sentence_lines(result, n_classes)
-    if result.pairs: lines += textwrap.wrap("Most easily confused: " + "; ".join(map(_pair_line, result.pairs[:3])) + ".", 100, subsequent_indent="  ")
-    if "labels" in result.withheld: lines += textwrap.wrap(f"Labels to look at: not said. {_reason(result, 'labels')}", 100, subsequent_indent="  ")
-    elif result.suspects is not None: lines.append(f"Labels to look at: {result.suspects:,}" + (f" ({Path(folder)/'suspects.csv'})" if result.suspects else ""))
-    lines += _failed_lines(result)
-    return [*lines, f"Report: {Path(folder)/'report.html'}"]
+    if result.pairs: lines += _wrapped("Most easily confused: " + "; ".join(map(_pair_line, result.pairs[:3])) + ".")
+    if "labels" in result.withheld: lines += _wrapped(f"Labels to look at: not said. {_reason(result, 'labels')}")
+    elif result.suspects: lines.append(f"Labels to look at: {result.suspects:,} ({Path(folder)/'suspects.csv'})")
+    elif result.suspects == 0: lines.append("Labels to look at: 0")
+    return [*lines, *_failed_lines(result), f"Report: {Path(folder)/'report.html'}"]
 
 def _failed_lines(result):
     "The failed conditions: causes with their sentence, what failed because of them by name."
-    causes, lines = [c for c in result.failed() if not c.because], []
-    for c in causes: lines += textwrap.wrap(f"Failed: {c.name}. {c.sentence}" if c.sentence != result.warning else f"Failed: {c.name}.", 100, subsequent_indent="  ")
-    later = [c.name for c in result.failed() if c.because]
-    return lines + [f"Failed with it: {', '.join(later)}."] * bool(later)
+    causes, later = [c for c in result.failed() if not c.because], [c.name for c in result.failed() if c.because]
+    sentences = [f"Failed: {c.name}." + f" {c.sentence}" * (c.sentence != result.warning) for c in causes]
+    return [line for sentence in sentences for line in _wrapped(sentence)] + [f"Failed with it: {', '.join(later)}."] * bool(later)
 
 def _sentence_lines(result, n_classes):
     "The first classes with three of their sentences."
     lines = []
-    for name, texts in list(result.chosen.items())[:n_classes]: lines += [printable(name), *(line for text in texts[:3] for line in _indented(text))]
+    for name, texts in list(result.chosen.items())[:n_classes]:
+        lines += [printable(name), *(line for text in texts[:3] for line in _indented(text))]
     more = len(result.chosen) - n_classes
     return lines + [f"... and {more} more"] * (more > 0) + [""] * bool(lines)
 
-# %% ../nbs/83_results.ipynb #dc46a577
+# %% ../nbs/83_results.ipynb #e3b9fa7c
 def _cell(value):
     "The value for a spreadsheet: text that looks like a formula stays text."
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
@@ -218,7 +224,7 @@ def write_suspects(
     table.writerows([_cell(path), _cell(given), _cell(suggested), f"{score:.4g}"] for path, given, suggested, score in rows)
     return write_text(Path(out)/"suspects.csv", sheet.getvalue())
 
-# %% ../nbs/83_results.ipynb #e2326e05
+# %% ../nbs/83_results.ipynb #1f01ab84
 def write_classes(
     out: str | Path,  # folder of the run
     result: Result,
@@ -235,5 +241,6 @@ def write_lists(
     left_out: Sequence[str] = (),  # a line for each file that was not read
 ) -> None:
     "Writes `descriptions.json`, and `left_out.txt` where something was left out."
-    write_text(Path(out)/"descriptions.json", json.dumps({name: list(texts) for name, texts in descriptions.items()}, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps({name: list(texts) for name, texts in descriptions.items()}, indent=1, ensure_ascii=False)
+    write_text(Path(out)/"descriptions.json", text + "\n")
     if left_out: write_text(Path(out)/"left_out.txt", "\n".join(map(printable, left_out)) + "\n")
