@@ -121,11 +121,10 @@ class Study:
         progress: bool = True,  # show a bar if embedding takes more than a few seconds
     ) -> Study:
         "The study of an image set; its images are embedded now, through the store if there is one."
-        from datadesc.embed import embed_set, embed_texts  # whoever has no images to embed need not wait for its libraries
-        keep = store.keep if store else lambda name, make, **determined_by: make()
-        def embed(texts): return keep("text_embeddings", lambda: embed_texts(encoder, texts, progress=progress), texts=texts, encoder=encoder)
-        image_emb = keep("image_embeddings", lambda: embed_set(encoder, image_set, progress=progress), images=image_set, encoder=encoder)
-        study = cls(image_set.classes, image_emb, {split: image_set.labels(split) for split in image_emb}, pool, embed, options, None, image_influence)
+        from datadesc.embed import embed_set, text_embedder  # whoever has no images to embed need not wait for its libraries
+        image_emb = embed_set(encoder, image_set, progress=progress, store=store)
+        labels = {split: image_set.labels(split) for split in image_emb}
+        study = cls(image_set.classes, image_emb, labels, pool, text_embedder(encoder, store, progress), options, None, image_influence)
         study.image_set, study.encoder = image_set, encoder
         return study
 
