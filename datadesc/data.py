@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'PackedImage', 'ImageSet', 'content_digest', 'content_digests', 'content_keys', 'to_eight_bits', 'on_white',
            'upright_rgb', 'decoded', 'open_image', 'drop_unreadable', 'hold_out', 'complete_splits', 'from_table',
-           'from_folder', 'from_csv', 'load', 'pixels_key', 'repeated', 'few_shot']
+           'from_folder', 'from_csv', 'pixels_key', 'repeated', 'few_shot']
 
 # %% ../nbs/05_data.ipynb #19a81ea1
 import io, os, random, time
@@ -373,27 +373,6 @@ def from_csv(
 ):
     "The `ImageSet` of a CSV, named after it"
     return _from_listing(read_list(path), Path(path).stem, superclass, bad_images, seed, store)
-
-# %% ../nbs/05_data.ipynb #68ed0fc2
-def load(
-    name_or_path,        # "meadow", a folder, a CSV, "cub" or another published dataset, "hf:NAME_OR_FOLDER" or "wds:SHARDS"
-    data_root=None,      # of a published dataset: the folder that holds such datasets
-    split="official",    # or "paper_sizes", of a published dataset
-    download=False,      # of a published dataset: fetch what is missing
-    class_level="auto",  # of a folder: which of its folders are the classes, "top", "deepest" or "path"
-    **options,           # superclass and bad_images; of your own images also seed, for splits that have to be drawn; meadow is as it is
-):
-    "The `ImageSet` of that name or place"
-    from datadesc import datasets, meadow
-    name, path = str(name_or_path), Path(name_or_path)
-    if name == "meadow": return meadow.load().images
-    if name in datasets.NAMES: return datasets.load_dataset(name, data_root, split, download, **options)
-    if name.startswith("hf:"): return datasets.from_huggingface(name.removeprefix("hf:"), **options)
-    if name.startswith("wds:"): return datasets.from_webdataset(name.removeprefix("wds:"), **options)
-    if path.is_dir(): return from_folder(path, class_level=class_level, **options)
-    if path.suffix.lower() == ".csv": return from_csv(path, **options)
-    raise FileNotFoundError(f"No dataset '{name}': expected meadow, a folder <root>/<class>/<image>.jpg, a CSV with columns path, label and perhaps split, "
-                            f"hf:NAME_OR_FOLDER, wds:SHARDS, or one of {', '.join(datasets.NAMES)}.")
 
 # %% ../nbs/05_data.ipynb #bf2f6f55
 def pixels_key(

@@ -10,7 +10,7 @@ __all__ = ['FOLDER', 'SOURCES', 'CLASSES', 'FILES', 'NAMES', 'READERS', 'IMAGE_K
            'fetch_rest', 'fetch_file', 'unpack_into', 'unpack', 'fetch', 'split_notes', 'read_or_fetch', 'load_dataset',
            'split_lists', 'huggingface', 'column_of', 'row_bytes', 'open_huggingface', 'huggingface_rows',
            'from_huggingface', 'shards_of', 'bytes_at', 'samples_in', 'split_of', 'class_names', 'class_name',
-           'shard_rows', 'from_webdataset']
+           'shard_rows', 'from_webdataset', 'synthetic', 'load']
 
 # %% ../nbs/08_datasets.ipynb #b1a38f22
 import hashlib, operator, os, re, shutil, tarfile, zipfile, zlib
@@ -22,18 +22,16 @@ from pathlib import Path
 from random import Random
 from urllib.parse import parse_qsl, urlsplit
 
-import httpx, pandas as pd
+import pandas as pd
 from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from tqdm import tqdm
 
-from .catalogue import LAYOUT, data_folder
-from .data import SPLITS, ImageSet, PackedImage, from_table
+from .catalogue import LAYOUT, data_folder, kind_of
+from .data import SPLITS, ImageSet, PackedImage, from_csv, from_folder, from_table
 from .folders import images_below, split_named, split_names
 from .names import printable
 from .files import writable_folder
-from .hub import hub_or_cache, import_torchvision
-from .proxy import mend_no_proxy
 
 # %% ../nbs/08_datasets.ipynb #d2c30f8c
 FOLDER = files("datadesc")/"assets"/"datasets"
@@ -85,6 +83,7 @@ def check_there(
 # %% ../nbs/08_datasets.ipynb #ea2fddde
 def torchvision_datasets():
     "torchvision's module of readers"
+    from datadesc.hub import import_torchvision   # late: hub brings torch's libraries
     return import_torchvision().datasets
 
 def known_digests(
@@ -264,6 +263,7 @@ def passing(
     error: Exception,  # what fetching raised
 ):
     "Whether to try again: the connection broke, or the server is busy"
+    import httpx
     return isinstance(error, httpx.TransportError) or isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (429, 500, 502, 503, 504)
 
 # %% ../nbs/08_datasets.ipynb #d7083e54
@@ -275,6 +275,8 @@ def fetch_rest(
     "The rest of the file, appended to `part`; all of it where the server knows no ranges"
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    import httpx
+    from datadesc.proxy import mend_no_proxy
     mend_no_proxy()
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=60) as answer:
         if answer.status_code == 416: return   # no more to be had
@@ -294,6 +296,7 @@ def fetch_file(
     pause=1,        # seconds before the second of five tries; doubled before each further one
 ):
     "The path, once the whole file lies there"
+    import httpx
     part = writable_folder(Path(path).parent)/f"{Path(path).name}.part"
     by_hand = f"Run it again, or fetch it by other means and put it at '{path}'."
     try:
@@ -392,6 +395,7 @@ def load_dataset(
     progress=True,      # show bars for what takes more than a few seconds
     superclass=None,    # what all classes are kinds of; None: what `classes.csv` says
     bad_images="stop",  # or "skip": about images that cannot be read
+    store=None,         # a `Store` that remembers what was read and checked before
 ):
     "The `ImageSet` of a published dataset"
     if name not in NAMES: raise ValueError(f"No published dataset '{name}': expected one of {', '.join(NAMES)}.")
@@ -401,7 +405,7 @@ def load_dataset(
     if split == "paper_sizes" or not SOURCES.train[name]: table = paper_splits(table, name)
     folders = {label: folder for folder, label in classes_of(name).items()}
     return from_table(table, name, superclass or superclass_of(name), bad_images,
-                      classes=folders, notes=notes + split_notes(name, split), progress=progress, raw_names=folders)
+                      classes=folders, notes=notes + split_notes(name, split), progress=progress, raw_names=folders, store=store)
 
 # %% ../nbs/08_datasets.ipynb #c1413595
 def split_lists(
@@ -456,6 +460,7 @@ def open_huggingface(
     options,  # config and revision, as the address has them
 ):
     "{split: Hugging Face dataset}"
+    from datadesc.hub import hub_or_cache
     hf, folder = huggingface(), Path(name)
     place = str(folder.resolve()) if folder.is_dir() else name   # a whole path: folders called parquet or csv would be taken for the library's readers
     try:
@@ -488,6 +493,7 @@ def from_huggingface(
     superclass=None,    # what all classes are kinds of: "bird"
     bad_images="stop",  # or "skip": about images that cannot be read
     seed=0,             # for splits that have to be drawn
+    store=None,         # a `Store` that remembers what was read and checked before
 ):
     "The `ImageSet` of a Hugging Face image-classification dataset"
     hf, (name, _, query) = huggingface(), address.partition("?")
@@ -501,7 +507,7 @@ def from_huggingface(
     skipped = [f"split '{part}': not called like train, val or test" for part, split in splits.items() if not split]
     skipped += [f"{count:,} images of split '{part}': their class is not given" for part, count in table.part[table.label.isna()].value_counts().items()]
     names = getattr(features[label], "names", None)
-    return from_table(table.dropna(subset="label", ignore_index=True), Path(name).name, superclass, bad_images, seed, skipped, names)
+    return from_table(table.dropna(subset="label", ignore_index=True), Path(name).name, superclass, bad_images, seed, skipped, names, store=store)
 
 # %% ../nbs/08_datasets.ipynb #98e865ed
 def shards_of(
@@ -589,6 +595,7 @@ def from_webdataset(
     superclass=None,    # what all classes are kinds of: "bird"
     bad_images="stop",  # or "skip": about images that cannot be read
     seed=0,             # for splits that have to be drawn
+    store=None,         # a `Store` that remembers what was read and checked before
 ):
     "The `ImageSet` of a WebDataset"
     shards, rows, skipped = shards_of(pattern), [], []
@@ -600,4 +607,32 @@ def from_webdataset(
     table = pd.DataFrame(rows, columns=["path", "label", "split"])
     if "" in set(table.split): table["split"] = ""   # as soon as one shard does not say, none is believed
     folder = Path(shards[0]).resolve().parent
-    return from_table(table, folder.parent.name if split_named(folder.name) else folder.name, superclass, bad_images, seed, skipped)
+    return from_table(table, folder.parent.name if split_named(folder.name) else folder.name, superclass, bad_images, seed, skipped, store=store)
+
+# %% ../nbs/08_datasets.ipynb #f3175f02
+def synthetic(
+    name: str,  # "meadow" or "heath"
+):
+    "The synthetic dataset of that name, a `meadow.World`: images, articles, and what is true of them."
+    from datadesc import meadow
+    return meadow.load() if name == "meadow" else meadow.make_world(7, "heath")
+
+def load(
+    name_or_path: str | Path,  # "meadow" or "heath", a folder, a CSV, "cub" or another published dataset, "hf:NAME_OR_FOLDER" or "wds:SHARDS"
+    data_root: str | Path | None = None,  # of a published dataset: the folder that holds such datasets
+    split: str = "official",  # or "paper_sizes", of a published dataset
+    download: bool = False,  # of a published dataset: fetch what is missing
+    class_level: str = "auto",  # of a folder: which of its folders are the classes, "top", "deepest" or "path"
+    **options,  # superclass, bad_images and store; of your own images also seed, for splits that have to be drawn; the synthetic ones are as they are
+) -> ImageSet:
+    "The `ImageSet` of that name or place."
+    name, path = str(name_or_path), Path(name_or_path)
+    match kind_of(name):
+        case "synthetic": return synthetic(name).images
+        case "published": return load_dataset(name, data_root, split, download, **options)
+        case "hf": return from_huggingface(name.removeprefix("hf:"), **options)
+        case "wds": return from_webdataset(name.removeprefix("wds:"), **options)
+    if path.is_dir(): return from_folder(path, class_level=class_level, **options)
+    if path.suffix.lower() == ".csv": return from_csv(path, **options)
+    raise FileNotFoundError(f"No dataset '{name}': expected meadow, a folder <root>/<class>/<image>.jpg, a CSV with columns path, label and perhaps split, "
+                            f"hf:NAME_OR_FOLDER, wds:SHARDS, or one of {', '.join(NAMES)}.")

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from datadesc import data
-from datadesc.data import ImageSet, few_shot, from_csv, from_folder, load, open_image
+from datadesc.data import ImageSet, few_shot, from_csv, from_folder, open_image
+from datadesc.datasets import load
 
 SHARED = Path(__file__).parents[2]/"shared"/"data"
 clothing = pytest.mark.skipif(not (SHARED/"clothing").is_dir(), reason="needs the photographs in ../shared/data")

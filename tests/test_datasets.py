@@ -134,7 +134,7 @@ def sizes(images): return [len(images.images(split)) for split in data.SPLITS]
 def test_published_layouts(tmp_path, monkeypatch, name):
     TREES[name](tmp_path, monkeypatch)
     for split, expected in (("official", OFFICIAL), ("paper_sizes", PAPER)):
-        images = data.load(name, tmp_path, split)
+        images = datasets.load(name, tmp_path, split)
         assert (images.name, sizes(images)) == (name, expected[name]), split
         assert list(images.classes) == [label for label in classes_of(name).values() if label in images.classes]
         assert any(note.endswith(f" of {SOURCES.loc[name, ['paper_train', 'paper_val', 'paper_test']].sum():,} images") for note in images.notes)
@@ -195,7 +195,7 @@ def test_split_does_not_depend_on_the_place(tmp_path, monkeypatch):
 
 @real_eurosat
 def test_real_eurosat():
-    images = data.load("eurosat", SHARED)
+    images = datasets.load("eurosat", SHARED)
     assert sizes(images) == [840, 240, 120] and images.notes[0] == "1,200 of 27,000 images"
     assert images.labels("val").bincount().tolist() == [24]*10
     assert "sea or lake" in images.classes and needs("eurosat", SHARED) == ""
@@ -278,7 +278,7 @@ def test_truncated_image(tmp_path, monkeypatch):
     path = tmp_path/"oxford-iiit-pet"/"images"/"Abyssinian_3.jpg"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match="Abyssinian_3.jpg"): load_dataset("pets", tmp_path)
-    images = data.load("pets", tmp_path, bad_images="skip")
+    images = datasets.load("pets", tmp_path, bad_images="skip")
     assert len(images) == 29 and "Abyssinian_3.jpg" in images.skipped[0]
 
 def test_unknown_class_folder(tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_unknown_class_folder(tmp_path, monkeypatch):
 
 def test_wrong_names():
     with pytest.raises(ValueError, match="No published dataset 'cubs': expected one of cub, mini_imagenet"): load_dataset("cubs")
-    with pytest.raises(FileNotFoundError, match="No dataset 'cubs': .*wds:SHARDS, or one of cub"): data.load("cubs")
+    with pytest.raises(FileNotFoundError, match="No dataset 'cubs': .*wds:SHARDS, or one of cub"): datasets.load("cubs")
 
 def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
@@ -504,7 +504,7 @@ def features(label=None): return hf.Features({"image": hf.Image(), "label": labe
 
 def test_parquet(tmp_path):
     for split, n in (("train", 20), ("validation", 4), ("test", 6)): hf.Dataset.from_dict(rows(n), features()).to_parquet(tmp_path/"animals"/f"{split}-00000-of-00001.parquet")
-    images = data.load(f"hf:{tmp_path}/animals", superclass="animal")
+    images = datasets.load(f"hf:{tmp_path}/animals", superclass="animal")
     assert (images.name, images.classes, images.superclass, sizes(images)) == ("animals", ("zebra", "ape"), "animal", [20, 4, 6])
     assert str(images.images("train")[3]) == "hf:animals/train/3"
     assert np.array_equal(np.asarray(open_image(images.images("train")[3])), np.asarray(Image.open(io.BytesIO(jpeg(3)))))
@@ -513,60 +513,60 @@ def test_image_folder_is_the_same_dataset(tmp_path):
     for split, n in (("train", 8), ("test", 2)):
         for name in ("ape", "zebra"):
             for i in range(n): plain(tmp_path/"animals"/split/name/f"{i}.png", i + 10*n)
-    one, two = data.load(f"hf:{tmp_path}/animals"), data.load(tmp_path/"animals")
+    one, two = datasets.load(f"hf:{tmp_path}/animals"), datasets.load(tmp_path/"animals")
     assert one.fingerprint == two.fingerprint and sizes(one) == [12, 4, 4]
 
 def test_saved_to_disk(tmp_path):
     hf.DatasetDict({"train": hf.Dataset.from_dict(rows(), features()), "test": hf.Dataset.from_dict(rows(6), features())}).save_to_disk(tmp_path/"both")
     hf.Dataset.from_dict(rows(), features()).save_to_disk(tmp_path/"one")
-    assert sizes(data.load(f"hf:{tmp_path}/both")) == [16, 4, 6] and sizes(data.load(f"hf:{tmp_path}/one")) == [12, 4, 4]
+    assert sizes(datasets.load(f"hf:{tmp_path}/both")) == [16, 4, 6] and sizes(datasets.load(f"hf:{tmp_path}/one")) == [12, 4, 4]
 
 def test_labels_that_are_words_or_missing(tmp_path):
     words = hf.Dataset.from_dict(rows(20, ("ape", "zebra")), features(hf.Value("string")))
     words.to_parquet(tmp_path/"words"/"train.parquet")
-    assert data.load(f"hf:{tmp_path}/words").classes == ("ape", "zebra")
+    assert datasets.load(f"hf:{tmp_path}/words").classes == ("ape", "zebra")
     for split, labels in (("train", (0, 1)), ("test", (0, 1, -1)), ("unsupervised", (-1,))): hf.Dataset.from_dict(rows(12, labels), features()).to_parquet(tmp_path/"some"/f"{split}.parquet")
-    images = data.load(f"hf:{tmp_path}/some")
+    images = datasets.load(f"hf:{tmp_path}/some")
     assert len(images.images("test")) == 8 and "4 images of split 'test': their class is not given" in images.skipped
 
 def test_splits_of_other_names(tmp_path):
     parts = {split: hf.Dataset.from_dict(rows(12), features()) for split in ("train", "test", "extra")}
     hf.DatasetDict(parts).save_to_disk(tmp_path/"parts")
-    images = data.load(f"hf:{tmp_path}/parts")
+    images = datasets.load(f"hf:{tmp_path}/parts")
     assert sizes(images) == [10, 2, 12] and images.skipped == ("split 'extra': not called like train, val or test",)
     hf.DatasetDict({"full": parts["extra"]}).save_to_disk(tmp_path/"full")
-    assert sum(sizes(data.load(f"hf:{tmp_path}/full"))) == 12
+    assert sum(sizes(datasets.load(f"hf:{tmp_path}/full"))) == 12
 
 def test_two_columns_of_classes(tmp_path):
     both = hf.Features({"img": hf.Image(), "fine": hf.ClassLabel(names=["ape", "asp"]), "coarse": hf.ClassLabel(names=["animal", "plant"])})
     table = rows()
     hf.Dataset.from_dict({"img": table["image"], "fine": table["label"], "coarse": table["label"]}, both).to_parquet(tmp_path/"two"/"train.parquet")
-    with pytest.raises(ValueError, match=r"Which column is the label\? There are img, fine, coarse: .*hf:NAME\?label=fine"): data.load(f"hf:{tmp_path}/two")
-    with pytest.raises(ValueError, match="Which column is the label"): data.load(f"hf:{tmp_path}/two?label=fin")
-    assert data.load(f"hf:{tmp_path}/two?label=coarse&image=img").classes == ("animal", "plant")
+    with pytest.raises(ValueError, match=r"Which column is the label\? There are img, fine, coarse: .*hf:NAME\?label=fine"): datasets.load(f"hf:{tmp_path}/two")
+    with pytest.raises(ValueError, match="Which column is the label"): datasets.load(f"hf:{tmp_path}/two?label=fin")
+    assert datasets.load(f"hf:{tmp_path}/two?label=coarse&image=img").classes == ("animal", "plant")
 
 def test_unreadable_row(tmp_path):
     table = rows()
     table["image"][3] = {"bytes": jpeg(3)[:300], "path": None}
     hf.Dataset.from_dict(table, features()).to_parquet(tmp_path/"bad"/"train.parquet")
-    with pytest.raises(ValueError, match="hf:bad/train/3"): data.load(f"hf:{tmp_path}/bad")
-    assert data.load(f"hf:{tmp_path}/bad", bad_images="skip").skipped[0].startswith("hf:bad/train/3: ")
+    with pytest.raises(ValueError, match="hf:bad/train/3"): datasets.load(f"hf:{tmp_path}/bad")
+    assert datasets.load(f"hf:{tmp_path}/bad", bad_images="skip").skipped[0].startswith("hf:bad/train/3: ")
 
 def test_folder_called_like_a_reader(tmp_path, monkeypatch):
     hf.Dataset.from_dict(rows(), features()).to_parquet(tmp_path/"parquet"/"train.parquet")
     monkeypatch.chdir(tmp_path)
-    assert len(data.load("hf:parquet")) == 20
+    assert len(datasets.load("hf:parquet")) == 20
 
 def test_no_hub(monkeypatch):
     from huggingface_hub import constants
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
-    with pytest.raises(FileNotFoundError, match="Cannot open hf:no/such: .*a network, the first time"): data.load("hf:no/such")
+    with pytest.raises(FileNotFoundError, match="Cannot open hf:no/such: .*a network, the first time"): datasets.load("hf:no/such")
 
 @pytest.mark.parametrize("library, address, extra", [("datasets", "hf:x", "datasets"), ("webdataset.shardlists", "wds:x.tar", "webdataset")])
 def test_without_the_extra(monkeypatch, library, address, extra):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=f"pip install {extra}"): data.load(address)
+    with pytest.raises(ImportError, match=f"pip install {extra}"): datasets.load(address)
 
 
 # WebDataset
@@ -589,31 +589,31 @@ def test_shards_with_splits_and_names(tmp_path):
     shard(tmp_path/"zoo"/"test"/"0.tar", pairs(6, 50))
     write(tmp_path/"zoo"/"classnames.txt", "zebra\nape\n")
     for address in (f"wds:{tmp_path}/zoo", f"wds:{tmp_path}/zoo/{{train/{{0..2}},test/0}}.tar", f"wds:{tmp_path}/zoo/*/*.tar"):
-        images = data.load(address, superclass="animal")
+        images = datasets.load(address, superclass="animal")
         assert sizes(images)[1:] == [4, 6] and len(images) == 30 and set(images.classes) == {"ape", "zebra"} and images.superclass == "animal"
     pixels = np.asarray(open_image(next(image for image in images.images("train") + images.images("val") if image.name.endswith("train/1.tar/s0000013"))))
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(jpeg(13)))))
 
 def test_shards_with_words_and_no_splits(tmp_path):
     for s in range(2): shard(tmp_path/"zoo"/f"zoo-{s:03}.tar", pairs(10, 10*s, ("ape", "zebra")) + [("note", {"txt": b"x"})])
-    images = data.load(f"wds:{tmp_path}/zoo/zoo-{{000..001}}.tar")
+    images = datasets.load(f"wds:{tmp_path}/zoo/zoo-{{000..001}}.tar")
     assert (images.name, images.classes, sizes(images)) == ("zoo", ("ape", "zebra"), [12, 4, 4]) and "1 samples without" in images.skipped[0]
 
 def test_wrong_shards(tmp_path):
     shard(tmp_path/"n"/"0.tar", pairs(4))
-    with pytest.raises(ValueError, match="s0000000.cls.* is the number 0, and no classnames.txt"): data.load(f"wds:{tmp_path}/n/0.tar")
+    with pytest.raises(ValueError, match="s0000000.cls.* is the number 0, and no classnames.txt"): datasets.load(f"wds:{tmp_path}/n/0.tar")
     write(tmp_path/"n"/"classnames.txt", "zebra\n")
-    with pytest.raises(ValueError, match="is the number 1, .*found 1 lines"): data.load(f"wds:{tmp_path}/n/0.tar")
+    with pytest.raises(ValueError, match="is the number 1, .*found 1 lines"): datasets.load(f"wds:{tmp_path}/n/0.tar")
     shard(tmp_path/"z"/"0.tar", pairs(4, names=("a", "b")), "w:gz")
-    with pytest.raises(ValueError, match="not compressed"): data.load(f"wds:{tmp_path}/z/0.tar")
+    with pytest.raises(ValueError, match="not compressed"): datasets.load(f"wds:{tmp_path}/z/0.tar")
     shard(tmp_path/"e"/"0.tar", [("a", {"txt": b"x"})])
-    with pytest.raises(ValueError, match="No image in"): data.load(f"wds:{tmp_path}/e/0.tar")
-    with pytest.raises(FileNotFoundError, match="No shard 'pipe:cat x'"): data.load("wds:pipe:cat x")
+    with pytest.raises(ValueError, match="No image in"): datasets.load(f"wds:{tmp_path}/e/0.tar")
+    with pytest.raises(FileNotFoundError, match="No shard 'pipe:cat x'"): datasets.load("wds:pipe:cat x")
 
 def test_shard_that_was_cut_off(tmp_path):
     path = shard(tmp_path/"zoo"/"0.tar", pairs(20, names=("a", "b")))
     path.write_bytes(path.read_bytes()[:15_000])
-    with pytest.raises(ValueError, match="0.tar"): data.load(f"wds:{tmp_path}/zoo/0.tar")
+    with pytest.raises(ValueError, match="0.tar"): datasets.load(f"wds:{tmp_path}/zoo/0.tar")
 
 
 # Memory and threads
@@ -630,10 +630,10 @@ def test_memory_stays_flat(tmp_path, kind):
     if kind == "hf": hf.Dataset.from_dict({"image": [{"bytes": pictures[i % 8], "path": None} for i in range(n)], "label": [i % 2 for i in range(n)]}, features()).to_parquet(tmp_path/"set"/"train.parquet")
     else: shard(tmp_path/"set"/"0.tar", [(f"{i:05}", {"jpg": pictures[i % 8], "cls": b"ab"[i % 2:i % 2 + 1]}) for i in range(n)])
     place = f"{kind}:{tmp_path}/set"
-    data.load(place)
+    datasets.load(place)
     tracemalloc.start()
     try:
-        images = data.load(place)
+        images = datasets.load(place)
         images.fingerprint
         for split in data.SPLITS:
             for image in images.images(split): open_image(image)
@@ -647,7 +647,7 @@ def test_images_are_read_by_many_threads(tmp_path, kind):
     n = 200
     if kind == "hf": hf.Dataset.from_dict(rows(n), features()).to_parquet(tmp_path/"set"/"train.parquet")
     else: shard(tmp_path/"set"/"0.tar", pairs(n, names=("a", "b")))
-    images = [image for split, samples in data.load(f"{kind}:{tmp_path}/set").samples.items() for image, _ in samples]
+    images = [image for split, samples in datasets.load(f"{kind}:{tmp_path}/set").samples.items() for image, _ in samples]
     number = lambda image: int(re.search(r"(\d+)$", image.name)[1])
     with ThreadPoolExecutor(8) as pool: read = list(pool.map(lambda image: image.read(), images*3))
     assert all(content == jpeg(number(image)) for image, content in zip(images*3, read))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datadesc import data, folders
+from datadesc import data, datasets, folders
 from datadesc.folders import MARK, image_formats, look, read_folder, read_images, read_list, split_named, split_names
 
 
@@ -111,7 +111,7 @@ def test_the_level_of_the_classes(tmp_path):
     assert read_folder(tmp_path, "deepest").notes == ["2 class names in more than one place, each read as one class: apple, pear."]
     with pytest.raises(ValueError, match="class_level is 'bottom': expected one of auto, top, deepest, path"): labels("bottom")
     lay(tmp_path, *each("{t}/{c}", 4, t="fresh rotten", c="apple pear"))
-    assert data.load(tmp_path, class_level="deepest").classes == ("apple", "pear")
+    assert datasets.load(tmp_path, class_level="deepest").classes == ("apple", "pear")
 
 def test_deepest_folders_of_uneven_depth(tmp_path):
     lay(tmp_path, *each("{s}/Fruit/Apple/{c}", s="train test", c="Golden Pink"), *each("{s}/Fruit/Pear", s="train test"), *each("{s}/Vegetables/Leek", s="train test"))
@@ -220,7 +220,7 @@ def test_lists_in_any_spelling(tmp_path):
     upper = path.rename(tmp_path/"UP.CSV")
     listing = read_images(upper)
     assert summary(listing) == [(s, c) for s in ("test", "train", "val") for c in ("cat", "dog")] and all(os.path.exists(row[0]) for row in listing.rows)
-    assert data.load(upper).name == "UP" and len(data.load(str(upper))) == 6
+    assert datasets.load(upper).name == "UP" and len(datasets.load(str(upper))) == 6
 
 @pytest.mark.parametrize("lines, says", [
     (["path,label", "img/cat/0.png,cat, tabby"], "Line 2 of '.*list.csv' has 3 cells, its first line 2: put a cell that holds a comma in quotes"),
