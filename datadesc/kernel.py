@@ -7,7 +7,7 @@ __all__ = ['THIS_PYTHON', 'KernelSpecs', 'SocketKernelManager', 'started', 'anno
            'report_html']
 
 # %% ../nbs/89_kernel.ipynb #b2cc1b4a
-import logging, os, sys, tempfile, time
+import json, logging, os, sys, tempfile, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -18,7 +18,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.utils import run_sync
 
-from .files import no_room
+from .files import no_room, write_text
 from .parameters import heading, read_cells
 from .run_folder import RunFailed
 
@@ -104,6 +104,12 @@ class Bars:
         self.stream.flush()
 
 # %% ../nbs/89_kernel.ipynb #a8b9d555
+def _mark_open(report, index):
+    "Takes the count from a cell that was interrupted, which papermill writes down as if it had come to its end."
+    notebook = json.loads(report.read_text(encoding="utf-8"))
+    notebook["cells"][index] |= {"execution_count": None}
+    write_text(report, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
 def execute(
     notebook: Path,  # a run notebook
     report: Path,  # the executed notebook, in a folder that is there
@@ -113,9 +119,16 @@ def execute(
     "Executes `notebook` into `report`, results into its folder; `RunFailed` if the kernel dies, papermill's error if a cell fails."
     import papermill
     logging.getLogger("papermill").setLevel(logging.ERROR)  # names it cannot see are checked already
+    announce, at = announce_parts(notebook), []
+    def begin(cell, cell_index):
+        at[:] = [cell_index]
+        announce(cell, cell_index)
     try: papermill.execute_notebook(
         notebook, report, params | {"out": str(report.parent)}, kernel_name=manager.kernel_name, language="python", km=manager,
-        record_timing=False, progress_bar=False, on_cell_start=announce_parts(notebook), stderr_file=Bars(sys.stderr))
+        record_timing=False, progress_bar=False, on_cell_start=begin, stderr_file=Bars(sys.stderr))
+    except KeyboardInterrupt:
+        if at: _mark_open(report, *at)
+        raise
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
     except OSError as error:
         room = f": {no_room(error)}" * bool(no_room(error))
