@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML, Markdown
+from tqdm import tqdm
 
 from . import conditions, meadow, results
 from .accuracy import accuracy_row, per_class_accuracy
@@ -307,8 +308,8 @@ def _benchmark_line(findings):
     "What would measure the second comparison."
     if "comparison" in findings.withheld: return ""
     name = html.escape(Path(findings.out).resolve().name)
-    words = "Whether sentences help a classifier that sees a few images was not measured here"
-    return f'<p class="counts">{words}: <code>datadesc benchmark {name}</code> does that.</p>'
+    words = "Whether sentences help a classifier that sees a few images is measured by"
+    return f'<p class="counts">{words} <code>datadesc benchmark {name}</code>, in benchmark.html beside this page.</p>'
 
 def _audit_tiles(findings):
     "The most confusable pairs and the labels to look at."
@@ -464,12 +465,12 @@ def class_cards(
     n, name = findings.study.n_classes, findings.study.image_set.name
     reason = findings.withheld.get("sentences")
     head = '<h2 id="classes">Classes</h2>' + (_withheld_box("The sentences are folded away.", reason) if reason else _caution(findings))
-    if n <= ON_THIS_PAGE: return HTML(head + "".join(_card(findings, c) for c in range(n)))
+    cards = [_card(findings, c) for c in tqdm(range(n), "cards", delay=2, leave=False)]
+    if n <= ON_THIS_PAGE: return HTML(head + "".join(cards))
     starts = range(0, n, PER_PAGE)
     for number, start in enumerate(starts, 1):
-        cards = "".join(_card(findings, c) for c in range(start, min(n, start + PER_PAGE)))
         back = f'<p><a href="../report.html">{_shown(name)}</a></p>'
-        write_text(Path(findings.out)/"classes"/f"{number}.html", _page(_attribute(name), back + head + cards))
+        write_text(Path(findings.out)/"classes"/f"{number}.html", _page(_attribute(name), back + head + "".join(cards[start:start + PER_PAGE])))
     ends = [(s, min(n, s + PER_PAGE) - 1) for s in starts]
     links = "".join(f"<li>{_link(findings.study, first)} to {_link(findings.study, last)}</li>" for first, last in ends)
     return HTML(head + f"<p>The cards of {n:,} classes are on pages beside this one.</p><ul>{links}</ul>")
@@ -570,10 +571,19 @@ def _table(rows, heads):
     body = "".join("<tr>" + "".join(f"<td>{_shown(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
+def _twin_notes(findings, at_most=5):
+    "The first test images that occur among the training images too."
+    emb = findings.study.image_emb
+    twins = conditions.same_pictures(emb["test"], emb["train"]).tolist()
+    notes = [f"{_path(findings, 'test', i)} (test) shows the same picture as {_path(findings, 'train', j)} (training), or nearly."
+             for i, j in twins[:at_most]]
+    return notes + [f"... and {len(twins) - at_most:,} more such pairs."] * (len(twins) > at_most)
+
 def _image_notes(findings):
     "What a reader must know of the images."
     image_set = findings.study.image_set
     notes = [*image_set.notes, *lacking_images(findings.study.labels, image_set.classes)]
+    notes += _twin_notes(findings)
     left_out = image_set.skipped
     if left_out: notes.append(f"Left out: {_counted(len(left_out), 'file')}, such as {left_out[0]}; all in left_out.txt.")
     return "".join(f"<li>{_shown(note)}</li>" for note in notes)

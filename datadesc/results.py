@@ -155,7 +155,8 @@ def chosen_texts(
     import pandas as pd
     result, tables = read(folder), Path(folder)/"tables"
     ift = pd.read_parquet(tables/"ift.parquet")
-    ift = ift[(ift.form == result.parameters["form"]) & ift.proponent]
+    form = result.parameters["form"].replace("influence", "direct")  # two names of one form
+    ift = ift[(ift.form == form) & ift.proponent]
     texts = pd.read_parquet(tables/"descriptions.parquet")[["text_id", "text"]]
     rows = ift.merge(texts, on="text_id").sort_values(["class_id", "rank"])
     return rows.assign(**{"class": rows.class_id.map(dict(enumerate(result.classes)))})[["class_id", "class", "text", "ift", "rank"]]
@@ -194,7 +195,8 @@ def _failed_lines(result):
     "The failed conditions: causes with their sentence, what failed because of them by name."
     causes, later = [c for c in result.failed() if not c.because], [c.name for c in result.failed() if c.because]
     sentences = [f"Failed: {c.name}." + f" {c.sentence}" * (c.sentence != result.warning) for c in causes]
-    return [line for sentence in sentences for line in _wrapped(sentence)] + [f"Failed with it: {', '.join(later)}."] * bool(later)
+    lines = [line for sentence in sentences for line in _wrapped(sentence)]
+    return lines + [f"Failed with {'it' if len(causes) == 1 else 'them'}: {', '.join(later)}."] * bool(later)
 
 def _sentence_lines(result, n_classes):
     "The first classes with three of their sentences."

@@ -123,6 +123,16 @@ def test_a_sentence_at_chance_is_not_called_separating(tmp_path):
         assert found is None or found[1] > .5
 
 
+def test_a_picture_with_two_labels_and_one_in_two_splits_are_listed(tmp_path):
+    findings = findings_of(NAMES, tmp_path)
+    emb = findings.study.image_emb
+    emb["train"][12], emb["test"][0] = emb["train"][3], emb["train"][1]
+    page = sections(findings)
+    rows = [row.text for row in page.select(".suspect") if "train image 3" in row.text and "train image 12" in row.text]
+    assert len(rows) == 1 and "kind 0" in rows[0] and "kind 1" in rows[0]
+    assert "test image 0 (test) shows the same picture as train image 1" in page.text
+
+
 def test_nothing_is_drawn_where_nothing_is_to_say(tmp_path):
     findings = findings_of(NAMES, tmp_path, spread=.2)
     assert findings.withheld == {} and len(findings.pairs) == len(findings.suspects) == 0
