@@ -197,7 +197,6 @@ def benchmark(
     paper_shots: Sequence[int | str] = ("all",),  # the same under the paper's protocol, where texts have their class names
     seeds: Sequence[int] = range(5),
     budget: int | None = None,  # texts per class, the same for all methods; None: as many as each brings
-    names: str = "without",  # whether texts have their class names "with" or "without" in our protocol
     start: Sequence[str] = (),  # methods whose texts also start a head
     joint: Sequence[str] = (),  # methods whose texts are also learned together with the images
     adapters: Mapping[str, tuple[Adapter, Sequence[str]]] = {},  # row -> one of the adapters, and the methods whose texts it is given
@@ -208,7 +207,7 @@ def benchmark(
     only = [name for name, texts in tables["all", seeds[0]].items() if "text" not in texts]
     def texts(names, of=methods): return lambda split: {name: _embedded(tables[split.shots, split.seed][name], names, study) for name in of}
     rows = [_zero_shot_rows(study, tables, seeds)]
-    if shots: rows += [_named(transfer(*images, texts(names), shots=shots, seeds=seeds, zero_shot_start=start, joint=joint), names, only)]
-    if paper_shots: rows += [_named(transfer(*images, texts("with"), shots=paper_shots, seeds=seeds, protocol="paper"), "with", only)]
-    rows += [_named(adapted(*images, texts(names, of), {name: adapter}, shots, seeds), names, only) for name, (adapter, of) in adapters.items() if shots]
+    if shots: rows += [_named(transfer(*images, texts("without"), shots=shots, seeds=seeds, zero_shot_start=start, joint=joint), "without", only)]
+    if paper_shots: rows += [_named(transfer(*images, texts("with"), "paper", paper_shots, seeds), "with", only)]
+    rows += [_named(adapted(*images, texts("without", of), {name: adapter}, shots, seeds), "without", only) for name, (adapter, of) in adapters.items() if shots]
     return pd.concat(rows, ignore_index=True)

@@ -138,7 +138,7 @@ WEIGHTINGS, CHOICES = ("loss", "embedding", "none"), ("accuracy", "loss", "last"
 @dataclass(frozen=True)
 class TransferOptions:
     "How heads are trained on images and then on sentences. The seeds of the two `HeadOptions` are not looked at: `transfer` has its own."
-    image: HeadOptions = HeadOptions()  # chapter 35's
+    image: HeadOptions = HeadOptions()
     text: HeadOptions = HeadOptions(lr=.1, epochs=10, schedule="constant", n_checkpoints=10)
     rates: tuple[float, ...] = ()  # further rates for the text stage, to choose from on validation
     steps: int | None = 6  # steps in a text epoch, the same for all methods; None: one pass over the method's own sentences
@@ -147,6 +147,8 @@ class TransferOptions:
     weighting: str = "loss"  # one of WEIGHTINGS: what the weight of a sentence multiplies
     within: str = "class"  # weights are relative to the sentences of the "class" or of the whole "pool"
     choose: str = "accuracy"  # one of CHOICES: the text epoch with the best validation accuracy (among equals the lowest loss), with the lowest loss, or the last
+    protocol: str = "transfer"  # what the rows of a table call these options
+    memory_mb: int = 64  # what heads that train side by side may take
 
     def __post_init__(self):
         for name, allowed in dict(weighting=WEIGHTINGS, choose=CHOICES, within=("class", "pool")).items():
@@ -159,7 +161,7 @@ class TransferOptions:
 # %% ../nbs/55_transfer.ipynb #6b182e3a
 PAPER = TransferOptions(image=HeadOptions(lr=.1, epochs=200, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
                         text=HeadOptions(lr=.1, epochs=30, t_max=200, batch_size=64, logit_scale=1., n_checkpoints=1),
-                        steps=None, mix=0., center=False, within="pool", choose="last")
+                        steps=None, mix=0., center=False, within="pool", choose="last", protocol="paper")
 PROTOCOLS = {"transfer": TransferOptions(), "paper": PAPER}
 
 # %% ../nbs/55_transfer.ipynb #810a071d
@@ -299,16 +301,16 @@ class _Plan:
 
 ZERO_SHOT, JOINT = "zero-shot start: ", "joint: "  # followed by a method, the names of its other rows
 
-def _room(heads, options, memory_mb):
+def _room(heads, options):
     "How many methods with so many rates may train side by side: their weights at every moment, and their scores of the validation images."
     moments = 4 + max(options.image.n_checkpoints, options.text.n_checkpoints)
     floats = heads.n_classes * (moments * (heads.zero.weight.shape[1] + 1) + 3 * len(heads.sets[0]["val"][0]))
-    return lambda rates: max(1, memory_mb * 2**18 // (floats * len(heads.sets) * rates))
+    return lambda rates: max(1, options.memory_mb * 2**18 // (floats * len(heads.sets) * rates))
 
 # %% ../nbs/55_transfer.ipynb #3f87a2e0
-def _plans(given, options, zero_shot_start, joint, final, memory_mb):
+def _plans(given, options, zero_shot_start, joint, final):
     "The plans for the methods of `given`, one mapping per seed."
-    at_once, device = _room(final, options, memory_mb), final.zero.weight.device
+    at_once, device = _room(final, options), final.zero.weight.device
     said = {id(t): tuple(x.to(device) for x in text_features(t, options)) for own in given for t in own.values()}
     def features_of(methods): return [[said[id(own[m])] for m in methods] for own in given]
     def k(method): return int(given[0][method][1].bincount().max())
@@ -356,7 +358,7 @@ def _check_named(methods, **asked):
         if (unknown := set(those) - set(methods)): raise ValueError(f"{name} names {', '.join(map(repr, sorted(unknown)))}, but the methods are {', '.join(methods)}")
 
 # %% ../nbs/55_transfer.ipynb #0f148fcb
-def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, joint, memory_mb):
+def _episodes(image_emb, labels, texts, options, shots, seeds, zero_shot_start, joint):
     "The rows of one number of shots."
     splits = [take_shots(labels, shots, s) for s in seeds]
     given = [texts(s) if callable(texts) else texts for s in splits]
@@ -368,7 +370,7 @@ def _setting(image_emb, labels, texts, options, shots, seeds, zero_shot_start, j
         x, y = final.sets[s]["test"]
         return accuracy_row(logits(head, x), y, method=method, aggregation="none", names="without", shots=str(shots), k=k, weighting=weighting, seed=seeds[s], epoch=head.epoch)
     rows = {"images only": [row(s, head, "images only", 0, "none") for s, head in enumerate(final.base)]}
-    for plan in _plans(given, options, zero_shot_start, joint, final, memory_mb):
+    for plan in _plans(given, options, zero_shot_start, joint, final):
         heads = iter(_tuned(plan, trial, final, options.choose))
         for s in range(len(splits)):
             for facts in zip(plan.names, plan.k, plan.weighting): rows.setdefault(facts[0], []).append(row(s, next(heads), *facts))
@@ -380,16 +382,15 @@ def transfer(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
     texts: Mapping[str, tuple] | Callable[[FewShotSplit], Mapping[str, tuple]],  # method -> (text_emb (T, D), class_ids (T,), scores (T,) or None), or a function from a split to that
-    options: TransferOptions | None = None,  # default: those of the protocol
+    options: TransferOptions | str = "transfer",  # or the name of a protocol, one of PROTOCOLS
     shots: Sequence[int | str] = ("all",),  # labelled images per class
     seeds: Sequence[int] = range(5),
     zero_shot_start: Sequence[str] = (),  # methods whose sentences also start a head of their own
     joint: Sequence[str] = (),  # methods whose sentences are also trained on together with the images
-    protocol: str = "transfer",  # one of PROTOCOLS, or a name for the options given
-    memory_mb: int = 64,  # what heads that train side by side may take
 ) -> pd.DataFrame:  # one row per method, shots and seed
     "Test accuracies after cross-modal transfer, with the two image-only rows that every method has to beat."
-    if options is None and protocol not in PROTOCOLS: raise ValueError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}; a name of your own needs options with it")
-    table = pd.DataFrame([row for n in shots for row in _setting(image_emb, labels, texts, options or PROTOCOLS[protocol], n, seeds, zero_shot_start, joint, memory_mb)])
-    table.insert(1, "protocol", protocol)
+    if isinstance(options, str) and options not in PROTOCOLS: raise ValueError(f"options={options!r}: expected one of {', '.join(PROTOCOLS)}, or TransferOptions")
+    options = PROTOCOLS[options] if isinstance(options, str) else options
+    table = pd.DataFrame([row for n in shots for row in _episodes(image_emb, labels, texts, options, n, seeds, zero_shot_start, joint)])
+    table.insert(1, "protocol", options.protocol)
     return table

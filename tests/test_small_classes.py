@@ -137,7 +137,7 @@ def test_shots_come_from_the_classes_that_have_images(world):
 
 @pytest.mark.parametrize("protocol", ["transfer", "paper"])
 def test_transfer_ends(world, protocol):
-    table = transfer(world.images, world.labels, world.chosen, shots=[1, "all"], seeds=range(2), zero_shot_start=["pool"], joint=["pool"], protocol=protocol)
+    table = transfer(world.images, world.labels, world.chosen, shots=[1, "all"], seeds=range(2), zero_shot_start=["pool"], joint=["pool"], options=protocol)
     assert set(table.shots) == {"1", "all"} and table.accuracy.notna().all() and table.mean_per_class.notna().all()
     known = table[(table.method == "images only") & (table.shots == "all")]
     rights = correct_matrix(known)[:, (world.labels["test"] == 6).numpy()]

@@ -66,7 +66,7 @@ def papers_head(images, labels, texts, seed):
 def test_the_papers_protocol_to_the_letter(world):
     images, labels, (emb, y, _) = world
     texts = (emb.repeat(4, 1), y.repeat(4), torch.rand(4 * len(y), generator=torch.Generator().manual_seed(1)) - .2)
-    rows = transfer(images, labels, {"texts": texts}, seeds=range(2), protocol="paper")
+    rows = transfer(images, labels, {"texts": texts}, options="paper", seeds=range(2))
     assert set(rows.protocol) == {"paper"} and set(rows[rows.method == "texts"].epoch) == {30}
     right = correct_matrix(rows[rows.method == "texts"])
     for seed in range(2):
@@ -107,7 +107,7 @@ def test_joint_heads_see_images_and_sentences_from_the_start(world):
 def test_memory_decides_how_many_train_together_and_nothing_else(world):
     images, labels, texts = world
     given, o = {name: shuffled(texts, seed) for seed, name in enumerate("abc")}, replace(QUICK, rates=(.1, 1.))
-    tables = [transfer(images, labels, given, o, shots=(2, "all"), seeds=range(2), joint="ab", memory_mb=mb) for mb in (0, 64)]
+    tables = [transfer(images, labels, given, replace(o, memory_mb=mb), shots=(2, "all"), seeds=range(2), joint="ab") for mb in (0, 64)]
     assert (correct_matrix(tables[0]) == correct_matrix(tables[1])).all() and tables[0].epoch.equals(tables[1].epoch)
 
 
@@ -263,7 +263,7 @@ def test_mistakes_are_named(world):
     with pytest.raises(ValueError, match="'texts'.*24"): transfer(images, labels, {"texts": (texts[0], texts[1][:5], None)}, QUICK)
     with pytest.raises(ValueError, match="other"): transfer(images, labels, {"texts": texts}, QUICK, zero_shot_start=("other",))
     with pytest.raises(ValueError, match="joint.*other"): transfer(images, labels, {"texts": texts}, QUICK, joint=("other",))
-    with pytest.raises(ValueError, match="'letter'.*transfer, paper"): transfer(images, labels, {"texts": texts}, protocol="letter")
+    with pytest.raises(ValueError, match="'letter'.*transfer, paper"): transfer(images, labels, {"texts": texts}, "letter")
     with pytest.raises(ValueError, match="expected the same for all"): transfer(images, labels, lambda split: {str(split.seed): texts}, QUICK)
     with pytest.raises(ValueError, match="share"): TransferOptions(mix=1.5)
 
