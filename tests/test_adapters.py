@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.adapters import (Adapter, SelfAttention, adapted, adapters, by_class, concept_weights, discriminability, greedy, labo, logistic_regression,
+from datadesc.adapters import (Adapter, SelfAttention, Task, adapted, adapters, by_class, concept_weights, discriminability, greedy, labo, logistic_regression,
                                one_space, select_concepts, tip_adapter, train_attention, tuned, vdt_adapter)
 from datadesc.comparison import correct_matrix, summary
 from datadesc.zeroshot import class_scores
@@ -22,7 +22,7 @@ def world(): return two_modalities(1.2)
 
 def scores_of(world, fit, **options):
     images, labels, (emb, ids, _) = world
-    return fit(images["train"], labels["train"], emb, ids, CLASSES, **options)(images["test"])
+    return fit(Task(images["train"], labels["train"], emb, ids, CLASSES), **options)(images["test"])
 
 
 def accuracy_of(world, fit, **options):
@@ -49,7 +49,7 @@ def test_training_leaves_inputs_and_the_random_state_alone(world, fit, options):
 def test_order_of_texts_and_their_place_in_the_table_do_not_matter(world, fit):
     images, labels, (emb, ids, _) = world
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(1))
-    again = fit(images["train"], labels["train"], emb[order], ids[order], CLASSES, epochs=0)(images["test"])
+    again = fit(Task(images["train"], labels["train"], emb[order], ids[order], CLASSES), epochs=0)(images["test"])
     assert torch.allclose(again, scores_of(world, fit, epochs=0), atol=1e-3)
 
 
@@ -63,7 +63,7 @@ def test_tip_adapter_is_zero_shot_plus_a_vote_per_image(world):
 
 def test_trained_keys_lower_the_loss_on_the_labelled_images(world):
     images, labels, (emb, ids, _) = world
-    loss = [F.cross_entropy(tip_adapter(images["train"], labels["train"], emb, ids, CLASSES, epochs=e)(images["train"]), labels["train"]) for e in (0, 20)]
+    loss = [F.cross_entropy(tip_adapter(Task(images["train"], labels["train"], emb, ids, CLASSES), epochs=e)(images["train"]), labels["train"]) for e in (0, 20)]
     assert loss[1] < loss[0]
 
 
@@ -88,7 +88,7 @@ def test_concepts_are_own_distinct_and_all_where_a_class_has_few(world):
     images, labels, (emb, ids, _) = world
     keep = torch.arange(len(ids)) >= TEXTS - 2  # the first class has two left
     x, texts, _ = one_space(images["train"], emb[keep], True)
-    chosen = select_concepts(x, labels["train"], texts, ids[keep], CLASSES, k=4)
+    chosen = select_concepts(Task(x, labels["train"], texts, ids[keep], CLASSES), k=4)
     assert ids[keep][chosen].tolist() == [0] * 2 + [1] * 4 + [2] * 4 + [3] * 4
     assert len(set(chosen.tolist())) == len(chosen)
 
@@ -105,7 +105,7 @@ def test_concept_weights_are_mixtures_that_start_at_home_and_turn_from_a_falseho
     x, texts, _ = one_space(images["train"], emb, True)
     said = ids.clone()
     said[0], said[TEXTS] = 1, 0  # one text of class 0 and one of class 1 change places
-    start, learned = (concept_weights(x, labels["train"], texts, said, CLASSES, scale=10., epochs=e) for e in (0, 100))
+    start, learned = (concept_weights(Task(x, labels["train"], texts, said, CLASSES), scale=10., epochs=e) for e in (0, 100))
     assert torch.allclose(learned.sum(1), torch.ones(CLASSES)) and (start.argmax(0) == said).all()
     kept = (learned / start)[said, torch.arange(len(said))]
     assert max(kept[0], kept[TEXTS]) < kept[ids == said].mean()
@@ -139,8 +139,8 @@ def test_attention_is_the_same_for_the_same_seed_only(world):
 
 def test_tuning_sees_validation_never_test_and_fits_the_winner_on_all_shots():
     "The classes are told by the first coordinate; an option turns its sign."
-    def fit(x, y, text_emb, class_ids, n_classes, sign=1., sure=1.):
-        seen.append((len(x), sign, sure))
+    def fit(task, sign=1., sure=1.):
+        seen.append((len(task.x), sign, sure))
         return lambda new: sign * sure * torch.stack([-new[:, 0], new[:, 0]], 1)
     x, y, seen = torch.tensor([[-1.], [1.]]), torch.tensor([0, 1]), []
     fit_set, final_set = dict(train=(x[:1], y[:1]), val=(x, y), test=(-x, y)), dict(train=(x, y), val=(x, y), test=(-x, y))
@@ -176,7 +176,7 @@ def test_texts_may_depend_on_the_split(world):
 def test_one_image_a_class_raises_no_warning(world, recwarn):
     images, labels, texts = world
     first = torch.arange(CLASSES) * 20
-    logistic_regression(images["train"][first], labels["train"][first], *texts[:2], CLASSES)
+    logistic_regression(Task(images["train"][first], labels["train"][first], *texts[:2], CLASSES))
     assert not recwarn
 
 
@@ -184,16 +184,16 @@ def test_one_image_a_class_raises_no_warning(world, recwarn):
 def test_texts_that_do_not_fit_are_named(world, fit):
     images, labels, (emb, ids, _) = world
     with pytest.raises(ValueError, match="images of width 16, but texts of width 8"):
-        fit(images["train"], labels["train"], emb[:, :8], ids, CLASSES)
+        fit(Task(images["train"], labels["train"], emb[:, :8], ids, CLASSES))
     with pytest.raises(ValueError, match="No text of class 3|No sentence for class 3"):
-        fit(images["train"], labels["train"], emb[ids < 3], ids[ids < 3], CLASSES)
+        fit(Task(images["train"], labels["train"], emb[ids < 3], ids[ids < 3], CLASSES))
 
 
 @pytest.mark.parametrize("fit", [*TEXT_READERS, logistic_regression])
 def test_a_class_without_images_stops_nobody(world, fit):
     images, labels, (emb, ids, _) = world
     some = labels["train"] < 3
-    scores = fit(images["train"][some], labels["train"][some], emb, ids, CLASSES)(images["test"])
+    scores = fit(Task(images["train"][some], labels["train"][some], emb, ids, CLASSES))(images["test"])
     assert scores.shape == (len(images["test"]), CLASSES)
     assert scores[:, 3].isneginf().all() if fit is logistic_regression else scores.isfinite().all(), "the probe has nothing else to know a class by"
     assert scores[:, :3].isfinite().all()
@@ -208,5 +208,5 @@ def test_a_class_without_images_divides_nothing(world):
 def test_two_classes_are_enough_for_the_probe(world):
     images, labels, texts = world
     some, test = labels["train"] < 2, labels["test"] < 2
-    scores = logistic_regression(images["train"][some], labels["train"][some], *texts[:2], 2)(images["test"][test])
+    scores = logistic_regression(Task(images["train"][some], labels["train"][some], *texts[:2], 2))(images["test"][test])
     assert scores.shape == (100, 2) and (scores.argmax(1) == labels["test"][test]).float().mean() > .8
