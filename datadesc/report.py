@@ -444,8 +444,9 @@ def _card(findings, c):
     if not np.isnan(right[c]) and "accuracy" not in findings.withheld: counts += f"; {_percent(right[c])} of its test images recognised"
     sentences = _sentence_list(findings, c)
     if "sentences" in findings.withheld: sentences = f"<details><summary>Its sentences, folded away</summary>{sentences}</details>"
-    open_ = " open" if study.n_classes <= OPEN_CARDS else ""
-    heading = f'<h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span>'
+    open_, typical = " open" if study.n_classes <= OPEN_CARDS else "", _own_images(study, c)[0]
+    picture = findings.looks("train", typical[0], 40) if typical and not open_ else ""
+    heading = f'{picture}<h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span>'
     return (f'<details class="card" id="class-{c}"{open_}><summary>{heading}</summary>'
             f"{_image_strip(findings, c)}{sentences}{_look_alikes(findings, c)}</details>")
 

@@ -1,5 +1,6 @@
 "The page for the owner: every class, every caption, nothing that says nothing, other people's text as text, one file without scripts."
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +162,12 @@ def test_files_to_use(tmp_path):
     assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
     assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1 + result.suspects
     assert results.chosen_texts(tmp_path).text.tolist()[:4] == result.chosen["kind 0"]
+
+
+def test_text_is_legible_on_a_phone():
+    style = (REPO / "datadesc" / "assets" / "report" / "report.css").read_text()
+    sizes = [float(size) * 16 for size in re.findall(r"(?:font|font-size):[^;}]*?(\d*\.?\d+)rem", style)]
+    assert sizes and min(sizes) >= 9 and ".scroll { overflow-x: auto; }" in style
 
 
 def test_the_notebook_is_short_and_folded_once(tmp_path):
