@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from .head import logits
@@ -82,6 +81,7 @@ def auc_of_planted(
     wrong: Tensor,  # (N,) bool: the labels that were spoilt
 ) -> pd.DataFrame:  # one row a score: auc, found
     "How well each score finds the wrong labels: area under the ROC curve (NaN where a score is), and the share of wrong ones among as many of the most suspect as there are."
+    from sklearn.metrics import roc_auc_score   # late: a second of import for this one function
     wrong = np.asarray(wrong.cpu())
     if wrong.shape != (len(scores),): raise ValueError(f"wrong: shape {wrong.shape}, but there are {len(scores)} rows of scores; expected one bool per train image")
     if not 0 < wrong.sum() < len(wrong): raise ValueError(f"wrong: {wrong.sum()} of {len(wrong)} labels are wrong; expected some of both kinds")
@@ -123,8 +123,8 @@ def confusable_pairs(
 def _auc(texts, a, b):
     "For each text (T,) the chance that an image of `a` is nearer to it than one of `b`; NaN where either has no image."
     if not (len(a) and len(b)): return np.full(len(texts), np.nan)
-    is_a = [True] * len(a) + [False] * len(b)
-    return np.array([roc_auc_score(is_a, cosine) for cosine in (texts @ torch.cat([a, b]).T).cpu().numpy()])
+    to_a, to_b = ((texts @ x.T).cpu().numpy()[:, :, None] for x in (a, b))
+    return np.array([((x > y.T) + (x == y.T) / 2).mean() for x, y in zip(to_a, to_b)])
 
 def _auc_error(m, n):
     "Standard deviation of the AUC of a sentence that tells nothing, on `m` and `n` images (Mann and Whitney 1947)."

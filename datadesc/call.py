@@ -12,7 +12,6 @@ import asyncio, json, re, time
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-import openai
 from aiolimiter import AsyncLimiter
 from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
@@ -146,6 +145,7 @@ def no_reply(
     timeout, # seconds that the call had
 ) -> CallError:
     "What that means"
+    import openai
     url, cause = address(api), type(error.__cause__).__name__
     if cause in BROKEN: return CallError(f"{url} broke off in the middle of an answer: run again, or ask fewer questions at once.", again=True)
     if isinstance(error, (TimeoutError, openai.APITimeoutError)) and cause != "ConnectTimeout":
@@ -189,6 +189,7 @@ async def post(
     timeout:float, # seconds for the whole call
 ):
     "The JSON of the reply; `CallError` if there is none"
+    import openai   # late: only those who ask a server need it
     try:
         async with asyncio.timeout(timeout): text = (await api.chat.completions.with_raw_response.create(**chat)).text
         return json.loads(text)

@@ -180,6 +180,12 @@ def frozen(
     return Checkpoint(ckpt.weight.clone(), None if ckpt.bias is None else ckpt.bias.clone(), ckpt.lr, ckpt.epoch, ckpt.logit_scale)
 
 # %% ../nbs/35_head.ipynb #14773fa3
+def _sgd_step(params, velocities, grads, rate, options):
+    "A step of SGD with momentum and weight decay, in place, by the rules of `torch.optim.SGD`."
+    for p, velocity, g in zip(params, velocities, grads):
+        velocity.mul_(options.momentum).add_(g.add(p, alpha=options.weight_decay))
+        p.sub_(velocity, alpha=rate)
+
 def train_head(
     features: Tensor,  # (N, D) embeddings, usually centred
     labels: Tensor,  # (N,) class of each, 0 to n_classes - 1
@@ -193,14 +199,13 @@ def train_head(
     _check_labels(x, y, n_classes, sample_weight)
     weight, bias = _layer(n_classes, x, options, start)
     params = [weight, bias] if options.bias else [weight]
-    sgd = torch.optim.SGD(params, options.lr, options.momentum, weight_decay=options.weight_decay)
+    velocities = [torch.zeros_like(p) for p in params]
     shuffle, keep, kept = torch.Generator().manual_seed(options.seed), set(checkpoint_epochs(options)), []
     for epoch in range(options.epochs):
-        rate = sgd.param_groups[0]["lr"] = learning_rate(options, epoch)
+        rate = learning_rate(options, epoch)
         layer = Checkpoint(weight, bias if options.bias else None, rate, epoch + 1, options.logit_scale)
         for batch in torch.randperm(len(x), generator=shuffle).to(x.device).split(options.batch_size):
             grads = gradients(layer, x[batch], y[batch], None if sample_weight is None else sample_weight[batch])
-            for p, g in zip(params, grads): p.grad = g
-            sgd.step()
+            _sgd_step(params, velocities, grads, rate, options)
         if epoch + 1 in keep: kept.append(frozen(layer))
     return kept

@@ -16,7 +16,6 @@ from inspect import isawaitable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import openai
 from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
 
@@ -126,6 +125,7 @@ async def openai_client(
     llm, # an `LLM`: its address and its time limit
 ):
     "The openai client for the server, with the key from the environment; its connections close with the block"
+    import openai   # late: only those who ask a server need it
     mend_no_proxy()
     async with openai.AsyncOpenAI(api_key=os.environ.get("OPENAI_API_KEY", "").strip() or NO_KEY, base_url=llm.base_url, timeout=llm.timeout, max_retries=0) as api:
         yield api
