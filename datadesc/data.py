@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'PackedImage', 'ImageSet', 'content_digest', 'content_digests', 'content_keys', 'to_eight_bits', 'on_white',
            'upright_rgb', 'decoded', 'open_image', 'drop_unreadable', 'hold_out', 'complete_splits', 'from_table',
-           'from_folder', 'from_csv', 'pixels_key', 'repeated', 'few_shot']
+           'from_folder', 'from_csv', 'pixels_key', 'repeated']
 
 # %% ../nbs/05_data.ipynb #19a81ea1
 import io, os, random, time
@@ -398,19 +398,3 @@ def repeated(
     groups = table.groupby("group")
     table = table.assign(across=groups.split.transform("nunique") > 1, labels_differ=groups.label.transform("nunique") > 1)
     return table.sort_values("group", kind="stable", ignore_index=True)
-
-# %% ../nbs/05_data.ipynb #3554520d
-def few_shot(
-    labels,  # (N,) class of every image
-    shots,   # images of each class
-    seed=0,  # another seed, other images
-):
-    "LongTensor (C * shots,): places of `shots` images of every class, class after class"
-    labels = torch.as_tensor(labels)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = []
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
-        if len(members) < shots: raise ValueError(f"Class {label} has {len(members)} images: too few for {shots} shots.")
-        drawn.append(members[torch.randperm(len(members), generator=generator)[:shots]])
-    return torch.cat(drawn)

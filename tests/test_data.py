@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datadesc import data
-from datadesc.data import ImageSet, few_shot, from_csv, from_folder, open_image
+from datadesc.data import ImageSet, from_csv, from_folder, open_image
 from datadesc.datasets import load
 
 SHARED = Path(__file__).parents[2]/"shared"/"data"
@@ -344,13 +344,6 @@ def test_load(tmp_path):
     assert load(tmp_path/"pets", seed=3).samples == from_folder(tmp_path/"pets", seed=3).samples
     with pytest.raises(FileNotFoundError, match="No dataset 'pasture'"): load("pasture")
     with pytest.raises(FileNotFoundError, match="No file '.*list.csv'"): load(tmp_path/"list.csv")
-
-def test_few_shot():
-    labels = torch.tensor([1, 0, 1, 0, 1, 0])
-    assert labels[few_shot(labels, 2)].tolist() == [0, 0, 1, 1]
-    assert few_shot(labels, 1, seed=1).tolist() == few_shot(labels, 1, seed=1).tolist()
-    assert len({tuple(few_shot(labels, 1, seed=seed).tolist()) for seed in range(20)}) > 3
-    with pytest.raises(ValueError, match="Class 0 has 3 images: too few for 4 shots"): few_shot(labels, 4)
 
 @clothing
 def test_clothing():
