@@ -30,17 +30,17 @@ check: .venv/ready-dev
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs
 
-# Renews the committed run, on an empty store so that its times are true.
+# Renews the committed run and its benchmark, on an empty store so that its times are true.
 meadow-run: .venv/ready
 	rm -rf papermill_runs/demo/store
-	DATADESC_STORE=papermill_runs/demo/store $(BIN)/datadesc run meadow --force
+	DATADESC_STORE=papermill_runs/demo/store $(BIN)/datadesc run meadow --benchmark --force
 
 # Renews the committed page of all runs: both worlds, with their articles and from memory, and the photographs of ../shared/data if they are there.
 summary: .venv/ready
 	for world in meadow heath; do printf 'dataset: %s\nmodel: meadow-clip\nknowledge: none\n' $$world > papermill_runs/$${world}_from_memory.yaml; done
 	if [ -d ../shared/data ]; then $(BIN)/python tools/photographs.py papermill_runs; fi
 	cd papermill_runs && runs="meadow heath $$(ls *_from_memory.yaml *_sample.yaml | sed 's/.yaml//')" && cd .. && \
-	for run in $$runs; do $(BIN)/datadesc run $$run || exit 1; done && $(BIN)/datadesc summary $$runs
+	for run in $$runs; do $(BIN)/datadesc run $$run --benchmark || exit 1; done && $(BIN)/datadesc summary $$runs
 
 # Records the answers about the bundled dataset again, which is needed when a prompt has changed.
 meadow: .venv/ready-dev

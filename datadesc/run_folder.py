@@ -242,7 +242,7 @@ def note_inputs(
 ) -> None:
     "Writes down size, time and hash of every file that the run reads; nothing where it reads none."
     facts = {way: [(at := os.stat(path)).st_size, at.st_mtime_ns, _digest(path)] for way, path in _by_way(place, paths).items()}
-    if facts: write_text(work/_INPUTS, json.dumps(facts, ensure_ascii=False))
+    if facts: write_text(work/_INPUTS, json.dumps(facts))  # in ASCII: a name may hold bytes that are no text
 
 def changed_inputs(
     place: Path,  # folder of a finished run

@@ -178,7 +178,7 @@ def _attempt(
 # %% ../nbs/90_runs.ipynb #a6fabac7
 def run_notebook() -> Path:
     "The package's notebook that makes the report."
-    return next(file for name in (DESCRIBE[1], "dataset.ipynb") if (file := sources()[0]/name).exists())
+    return sources()[0]/DESCRIBE[1]
 
 _FLAG = Parameter("benchmark", "bool", False, "make the page for researchers as well: every method with its controls", "The benchmark")
 
@@ -494,7 +494,8 @@ def publish(
     if name is None: return len(read_bundle(write_bundle(record, file))), None, 0
     result(root, name)
     tables, beside = Path(root)/name/"tables", file.with_name(file.name.split(".")[0] + ".articles.jsonl.gz")
-    answers = len(read_bundle(write_bundle(record, file, read_table(tables/"questions.parquet").key)))
+    asked = [key for of in ("questions", "benchmark_questions") if (table := tables/f"{of}.parquet").exists() for key in read_table(table).key]
+    answers = len(read_bundle(write_bundle(record, file, list(dict.fromkeys(asked)))))
     if not (tables/"articles.parquet").exists(): return answers, None, 0
     articles = read_table(tables/"articles.parquet")
     return answers, write_snapshot(articles, beside), len(articles)

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 from conftest import pictures
-from datadesc import runs
+from datadesc import kernel, runs
 from datadesc.run_folder import beside, write_mark
 from test_run_folder import snapshot
 
-QUICK = ["--model", "meadow-clip", "-p", "shots=[1]", "-p", "paper_shots=[]", "-p", "seeds=1"]
+QUICK = ["--model", "meadow-clip"]
 
 
 def said(file, classes=("cat", "dog")):
@@ -117,10 +117,11 @@ def test_names_arrive_in_one_form(datadesc):
 def test_every_parameter_is_listed(repo):
     program = "from datadesc.cli import main; import sys; sys.argv = ['datadesc', 'params']; main()"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=repo, check=True).stdout
-    known = runs.parameters(repo / "nbs" / "runs" / "dataset.ipynb")
+    known = runs.known_parameters(repo / "nbs" / "runs" / "describe.ipynb")
+    assert {"dataset", "form", "benchmark", "shots", "peers"} <= set(known) and not {"out", "run", "images_at"} & set(known)
     for name, parameter in known.items():
-        assert name == "out" or f"  {name}: {parameter.annotation} = {json.dumps(parameter.default)}\n" in shown
-    assert all(parameter.help in " ".join(shown.split()) for parameter in known.values() if parameter.name != "out")
+        assert f"  {name}: {parameter.annotation} = {json.dumps(parameter.default)}\n" in shown
+    assert all(parameter.help in " ".join(shown.split()) for parameter in known.values())
     assert all(parameter.help and parameter.group for parameter in known.values())
 
 
@@ -187,10 +188,10 @@ def test_a_long_temporary_folder(user, tmp_path):
 
 
 def test_no_socket_folder_at_all(monkeypatch):
-    monkeypatch.setattr(runs.tempfile, "gettempdir", lambda: "/" + "x" * 140)
-    monkeypatch.setattr(runs.os, "access", lambda place, mode: False)
+    monkeypatch.setattr(kernel.tempfile, "gettempdir", lambda: "/" + "x" * 140)
+    monkeypatch.setattr(kernel.os, "access", lambda place, mode: False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    assert runs.SocketKernelManager(kernel_name=runs.THIS_PYTHON).transport == "tcp"
+    assert kernel.SocketKernelManager(kernel_name=kernel.THIS_PYTHON).transport == "tcp"
 
 
 def test_a_file_may_not_grow(user):
@@ -203,7 +204,7 @@ def test_a_file_may_not_grow(user):
 
 def test_a_full_disk_inside_the_kernel(user, coin_package):
     import nbformat
-    notebook = nbformat.read(coin_package / "datadesc" / "assets" / "runs" / "dataset.ipynb", as_version=4)
+    notebook = nbformat.read(coin_package / "datadesc" / "assets" / "runs" / "describe.ipynb", as_version=4)
     notebook.cells[3].source = "raise OSError(28, 'No space left on device')"
     nbformat.write(notebook, "full.ipynb")
     with pytest.raises(runs.RunFailed, match="No space left on device: the disk or the quota is full.*--out for results, DATADESC_STORE for the store"):
@@ -254,7 +255,7 @@ def disk(tmp_path, monkeypatch):
 
     def end(process):
         _, errors = process.communicate(timeout=300)
-        assert "Traceback" not in errors
+        assert "Traceback" not in errors, errors
         return process.returncode, errors
 
     def compare(was, *but):
@@ -277,7 +278,7 @@ def earlier():
 def test_a_real_run_of_the_folder_one_stands_in(disk):
     begin, end, compare = disk
     was = snapshot(".")
-    assert end(begin(".", "--descriptions", "../said.json", cwd="photos")) == (0, "")
+    assert end(begin(".", "--descriptions", "../said.json", cwd="photos"))[0] == 0
     compare(was, "photos/papermill_runs")
     place = Path("photos/papermill_runs/photos")
     assert json.loads((place / "result.json").read_text())["classes"] == ["cat", "dog"]
@@ -295,7 +296,7 @@ def test_a_real_run_of_names_that_are_no_text_and_of_markup(disk):
     os.symlink("../elsewhere/雪豹", "photos/雪豹")
     said("said.json", ("cat", "[dog](http:x) <i>n", "雪豹"))
     was = snapshot(".")
-    assert end(begin("photos", "--descriptions", "said.json")) == (0, "")
+    assert end(begin("photos", "--descriptions", "said.json"))[0] == 0
     compare(was, "papermill_runs")
     page = Path("papermill_runs/photos/report.html").read_text()
     assert "[dog](http:x) &lt;i&gt;n" in page and "<i>n" not in page and 'href="http:x' not in page and "雪豹" in page

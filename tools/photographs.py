@@ -16,19 +16,6 @@ from datadesc.sentences import read_sentences
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 QUICK = dict(model="meadow-clip", top_k=5)
 
-CLOTHING = {
-    "dress": "a long skirt below the waist, a bodice and skirt in one piece, thin straps, a flowing hem, a gathered waist, often patterned",
-    "hat": "a round crown, a brim all around, a curved visor, no sleeves, soft knitted cloth, photographed from above",
-    "longsleeve": "sleeves down to the wrists, a round neck, ribbed cuffs, no buttons, plain cotton, a straight hem",
-    "outwear": "a zip down the front, a hood, padded sleeves, two large pockets, a high collar, thick cloth",
-    "pants": "two long legs, a waistband, a fly with a button, side pockets, blue denim, a seam along the leg",
-    "shirt": "a row of buttons, a pointed collar, cuffs with buttons, a breast pocket, checked or striped cloth, a curved hem",
-    "shoes": "a rubber sole, laces, a pair side by side, a rounded toe, a tongue under the laces, leather or canvas",
-    "shorts": "legs that end above the knee, an elastic waistband, a drawstring, wide leg openings, light cloth, side pockets",
-    "skirt": "no legs, a waistband and a hanging hem, pleats, a flared outline, shorter than a dress, no sleeves",
-    "t-shirt": "short sleeves, a round neck, a print on the chest, no buttons, thin cotton, a straight hem",
-}
-
 
 def phrases(description):
     "The clauses of a description that somebody wrote."
@@ -63,8 +50,7 @@ def grocery(folder):
 
 def clothing(folder):
     "450 photographs of clothes; phrases of ours."
-    (folder/"clothing.json").write_text(json.dumps({name: text.split(", ") for name, text in CLOTHING.items()}))
-    return dict(dataset=str(SHARED/"clothing"), descriptions=str(folder/"clothing.json"))
+    return dict(dataset=str(SHARED/"clothing"), descriptions=str(SHARED/"clothing_sentences.json"))
 
 
 def main(root):
