@@ -1,0 +1,99 @@
+"What a study shares, what it makes anew, and what a study of few images cannot see."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datadesc import study as module
+from datadesc.selection import FORMS
+from datadesc.study import ChoiceOptions, Study
+
+torch.set_num_threads(1)
+C, D, SIZES = 3, 8, dict(train=12, val=5, test=7)
+
+
+def cloud(per_class, seed):
+    y = torch.arange(C).repeat_interleave(per_class)
+    return F.normalize(torch.eye(C, D)[y] + .3 * torch.randn(len(y), D, generator=torch.Generator().manual_seed(seed)) + .5, dim=1), y
+
+
+TEXT, TEXT_CLASS = cloud(6, 9)
+POOL = pd.DataFrame(dict(text_id=range(18), class_id=TEXT_CLASS.numpy(), text=[str(i % 17) for i in range(18)], refusal=False, duplicate=[i == 17 for i in range(18)]))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    "What was made by the study, in order: the functions by name, and the texts that were embedded."
+    calls = []
+    for name in ("train_head", "influence", "ift", "choose"):
+        def counted(*args, function=getattr(module, name), name=name, **options): calls.append(name); return function(*args, **options)
+        monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def new(made=None, **more):
+    def embed(texts):
+        if made is not None: made.extend(texts)
+        return TEXT[[int(t) for t in texts]]
+    images, labels = ({split: of[i] for split, of in zip(SIZES, map(cloud, SIZES.values(), range(3)))} for i in (0, 1))
+    return Study("abc", images, labels, POOL, embed, **more)
+
+
+def test_nothing_is_made_before_it_is_asked_for_and_nothing_twice(made):
+    study = new(made)
+    assert not made
+    for _ in range(2):
+        for other in (study, study.with_options(top_k=2), study.with_options(form="clip"), study.few_shot("all", 3), study.few_shot("all", 4)):
+            other.texts(), other.features, other.text
+    texts = [name for name in made if name.isdigit()]
+    assert sorted(texts) == sorted(set(POOL.text)), "each distinct text once"
+    assert made.count("train_head") == 1 and made.count("influence") == 0, "direct and clip need no influence of images"
+    study.few_shot("all").influence, study.influence
+    assert made.count("influence") == 1 and made.count("train_head") == 1
+
+
+def test_a_choice_with_all_images_is_made_once_for_all_seeds(made):
+    study = new()
+    for seed in range(3): study.few_shot("all", seed).texts()
+    assert made.count("ift") == made.count("choose") == 1
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, "all"])
+def test_a_study_of_few_images_holds_no_test_image(shots):
+    study = new()
+    episode = study.few_shot(shots, seed=2)
+    for form in FORMS: episode.texts(form)
+    hidden = set(map(tuple, study.image_emb["test"].tolist()))
+    held = [episode.image_emb, episode._heads.emb, {"chosen": TEXT}]
+    assert not any(hidden & set(map(tuple, x.tolist())) for of in held for x in of.values())
+    assert set(episode.image_emb) == set(episode.labels) == set(episode.features) == {"train", "val"} and episode.image_set is None
+    with pytest.raises(ValueError, match="draw from the study of all images"): episode.few_shot(1)
+
+
+def test_options_that_concern_the_images_make_heads_anew(made):
+    study = new()
+    assert study.with_options(diversity=.5).scorer is study.scorer
+    raw = study.with_options(centered=False)
+    assert raw.scorer is not study.scorer and raw.text is raw.text_emb and torch.equal(raw.features["val"], study.image_emb["val"])
+    assert torch.equal(study.with_options(centered=False).with_options(centered=True).scorer[-1].weight, study.scorer[-1].weight)
+    assert study.with_options(top_m=60).scores("proponent").ift.notna().all()
+
+
+def test_another_scorer_changes_influence_and_scores_and_leaves_the_rest():
+    study = new()
+    other = study.with_scorer(study.classifier)
+    assert other.classifier is study.classifier and torch.equal(other.text_emb, study.text_emb) and study.scorer is not other.scorer
+    assert not torch.equal(other.influence.self_influence, study.influence.self_influence)
+    assert not np.allclose(other.scores("direct").ift, study.scores("direct").ift)
+    assert np.allclose(other.scores("clip").ift, study.scores("clip").ift)
+
+
+def test_an_influence_from_elsewhere_is_for_all_images_only():
+    study = new(image_influence=new().influence)
+    assert study.few_shot("all").influence is study.influence and study.few_shot(2).influence is not study.influence
+
+
+def test_influence_is_a_name_of_direct():
+    study = new(options=ChoiceOptions(form="influence", top_k=2))
+    assert study.scores() is study.scores("direct") and study.chosen("influence") is study.chosen() and set(study.scores().form) == {"direct"}
