@@ -23,7 +23,6 @@ from .cost import estimated_tokens
 from .llm import LLM, LLMError, Request
 from .names import composed, parts_of_name, plain, readable
 from .sentences import for_classes, read_sentences
-from .wiki import passages_about
 
 # %% ../nbs/20_describe.ipynb #80d108d9
 PARTS = """Subject: {subject}
@@ -142,6 +141,7 @@ def excerpt(
     max_tokens=600, # most that the quotation may cost, in estimated tokens
 ) -> list:
     "The passages of the article that will be quoted: all, if they fit"
+    from datadesc.wiki import passages_about   # late: who quotes no article needs no search in one
     article = article | {"passages": [seen(passage[:20 * max_tokens]) for passage in article["passages"]]}
     chosen = passages_about(article, part, max_tokens, lambda text: estimated_tokens(harmless(text)))
     return chosen or [article["passages"][0][:max_tokens // 2]] # one endless sentence: escaped, a character costs 5 bytes at most

@@ -8,8 +8,6 @@ __all__ = ['mend_no_proxy']
 # %% ../nbs/09_proxy.ipynb #c5bca193
 import ipaddress, os, re
 
-import httpx
-
 # %% ../nbs/09_proxy.ipynb #81c07b1b
 def _is_ipv6(entry):
     "Is the entry an IPv6 address?"
@@ -18,6 +16,7 @@ def _is_ipv6(entry):
 
 def _for_httpx(entry):
     "An entry of NO_PROXY as httpx takes it; None if it takes it in no form."
+    import httpx   # late: no entry, no need of it
     bracketed = re.fullmatch(r"\[(.+)\](:\d+)?", entry)
     if bracketed and _is_ipv6(bracketed[1]): entry = f"all://{entry}" if bracketed[2] else bracketed[1]
     try: httpx.URL(entry if "://" in entry else f"all://[{entry}]" if _is_ipv6(entry) else f"all://*{entry}")

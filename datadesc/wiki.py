@@ -22,8 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
-import bm25s, httpx, numpy as np, pandas as pd, wikipediaapi
-from bs4 import BeautifulSoup
+import httpx, numpy as np, pandas as pd, wikipediaapi
 from tqdm import tqdm
 from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttpTimeoutError, WikiRateLimitError
 
@@ -245,6 +244,7 @@ def text_of_html(
     page:str, # a page in HTML
 ) -> str:
     "Its headings, paragraphs and list items as TextExtracts would give them"
+    from bs4 import BeautifulSoup   # late: a snapshot or an article in the store needs no HTML
     soup = BeautifulSoup(page, "html.parser")
     for away in soup.select("table, style, script, sup.reference, .navbox, .hatnote, .mw-editsection, nav, footer"): away.decompose()
     lines = []
@@ -497,6 +497,7 @@ def words_of(
     texts, # T texts
 ) -> list:
     "T lists of words, in lower case and singular"
+    import bm25s   # late, as in `BM25`
     return bm25s.tokenize(list(texts), stopwords=None, stemmer=singular, return_ids=False, show_progress=False)
 
 # %% ../nbs/10_wiki.ipynb #2ae0b24a
@@ -505,6 +506,7 @@ def indexed(
     passages:tuple, # P texts
 ) -> tuple:
     "Their index, and the set of their words"
+    import bm25s
     words, index = words_of(passages), bm25s.BM25()
     if any(words): index.index(words, show_progress=False)
     return index, set().union(*words)
