@@ -12,7 +12,7 @@ __all__ = ['CONFUSED', 'NOT_SEPARATED', 'OPEN_CARDS', 'ON_THIS_PAGE', 'PER_PAGE'
 import base64, html, io, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -34,7 +34,6 @@ from .data import open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
 from .files import write_text
-from .influence import Influence
 from .llm import LLM
 from .names import printable
 from .plan import find_articles, kinds, language_model
