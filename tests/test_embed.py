@@ -1,5 +1,6 @@
 """Encoders from files, tags and folders; what is said when they cannot be had; real-size weights on real photographs."""
-import gzip, json, shutil
+import gzip, json, os, shutil, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ from huggingface_hub import constants as hub
 from PIL import Image
 from safetensors.torch import save_file
 
-from datadesc import embed
+from datadesc import data, embed
 from datadesc.data import from_folder
 from datadesc.embed import embed_images, embed_set, embed_texts, load_encoder, text_embedder
 from datadesc.hub import import_open_clip, quiet
+from datadesc.store import Store
 
 open_clip = import_open_clip()
 
@@ -189,3 +191,97 @@ def test_real_size_on_photographs(tmp_path):
     assert {split: len(rows) for split, rows in embedded.items()} == {split: len(samples) for split, samples in clothing.samples.items()}
     cosines = embedded["test"] @ texts.T
     assert cosines.shape[1] == 4 and cosines.isfinite().all() and len(cosines.unique()) == cosines.numel()
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    "What `decoded`, the one function that opens images, was asked for"
+    asked, decoded = [], data.decoded
+    monkeypatch.setattr(data, "decoded", lambda image, *args, **options: asked.append(image) or decoded(image, *args, **options))
+    return asked
+
+@pytest.fixture
+def album(tmp_path):
+    "36 different pictures of three classes; file times that are not of this moment"
+    draw = np.random.default_rng(0)
+    for i in range(36):
+        path = tmp_path/"photos"/("ape", "bee", "cow")[i % 3]/f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(path)
+    time.sleep(.15)
+    return tmp_path/"photos"
+
+def whole_run(album, store, encoder):
+    images = from_folder(album, store=store)
+    return images.fingerprint, embed_set(encoder, images, progress=False, store=store), data.repeated(images, progress=False, store=store)
+
+def test_a_picture_is_decoded_twice_and_then_never_again(tiny, album, opened, tmp_path):
+    store = Store(tmp_path/"store")
+    _, first, none = whole_run(album, store, tiny)
+    assert len(opened) == 72 and set(map(opened.count, opened)) == {2} and len(none) == 0
+    opened.clear()
+    _, again, _ = whole_run(album, store, tiny)
+    assert not opened and all(torch.equal(first[split], again[split]) for split in first)
+    plain = embed_set(tiny, from_folder(album))
+    assert all(torch.allclose(first[split], plain[split], atol=1e-5) for split in first)
+
+def test_only_what_changed_is_decoded(tiny, album, opened, tmp_path):
+    store, path = Store(tmp_path/"store"), album/"ape"/"0.png"
+    before, *_ = whole_run(album, store, tiny)
+    opened.clear()
+    os.utime(path)   # touched, not changed
+    shutil.copytree(album, tmp_path/"elsewhere"/"photos")
+    time.sleep(.15)
+    assert whole_run(album, store, tiny)[0] == whole_run(tmp_path/"elsewhere"/"photos", store, tiny)[0] == before and not opened
+    was = path.stat()
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    os.truncate(path, was.st_size) if path.stat().st_size > was.st_size else path.write_bytes(path.read_bytes().ljust(was.st_size))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))   # of the same size and time as before
+    shutil.copy(album/"bee"/"1.png", album/"cow"/"copy.png")
+    fingerprint, _, twice = whole_run(album, store, tiny)
+    assert fingerprint != before and set(map(Path, opened)) == {path} and len(twice) == 2 and twice.labels_differ.all()
+
+def test_what_cannot_be_read_is_remembered_too(album, opened, tmp_path):
+    (album/"ape"/"bad.png").write_bytes(b"no image")
+    time.sleep(.15)
+    look = lambda: from_folder(album, bad_images="skip", store=Store(tmp_path/"store")).skipped
+    first = look()
+    opened.clear()
+    assert look() == first and first[0].endswith("bad.png: it is not an image") and not opened
+
+def test_an_interrupted_run_keeps_what_it_embedded(tiny, album, opened, tmp_path, monkeypatch):
+    images, store, encoder = from_folder(album), Store(tmp_path/"store"), replace(tiny, fingerprint="of another")
+    encode, calls = tiny.model.encode_image, []
+    def interrupted(batch):
+        calls.append(len(batch))
+        if len(calls) == 3: raise KeyboardInterrupt
+        return encode(batch)
+    monkeypatch.setattr(tiny.model, "encode_image", interrupted)
+    with pytest.raises(KeyboardInterrupt): embed_set(encoder, images, batch_size=8, store=store)
+    embed_set(encoder, images, batch_size=8, store=store)
+    assert sum(calls) - 8 == len(images)   # the batch that was interrupted came twice
+
+def test_each_text_once(tiny, tmp_path, monkeypatch):
+    read, tokens_of = [], embed.tokens_of
+    monkeypatch.setattr(embed, "tokens_of", lambda tokenizer, texts: read.extend(texts) or tokens_of(tokenizer, texts))
+    texts, store = ["a wing", "a tail", "a wing", "été \ud800"[:3]], Store(tmp_path)
+    ask = text_embedder(tiny, store)
+    assert ask(texts).shape == (4, 16) and read == ["a wing", "a tail", "été"] and ask([]).shape == (0, 16)
+    ask([*texts, "a beak"])
+    text_embedder(tiny, store)(["a beak", *texts])
+    assert read[3:] == ["a beak"]
+    assert torch.allclose(text_embedder(tiny)(texts), ask(texts), atol=1e-6) and len(read) == 7
+    text_embedder(replace(tiny, fingerprint="of another"), store)(["a wing"])
+    assert len(read) == 8
+
+def test_heavy_libraries_come_when_they_are_used():
+    "An import of what describes a dataset brings torch, pandas and matplotlib, and nothing that only some of its functions need"
+    late = ("torchvision", "open_clip", "timm", "torch._dynamo", "sklearn", "scipy.stats", "seaborn", "openai", "bm25s", "datasets", "transformers", "httpx", "pandas.io.formats.style")
+    program = ("import sys, datadesc.data, datadesc.datasets, datadesc.embed, datadesc.head, datadesc.influence, datadesc.selection, datadesc.zeroshot, datadesc.study, datadesc.describe, "
+               f"datadesc.plan, datadesc.report, datadesc.figures; print([name for name in {late} if name in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+def test_an_encoder_and_a_head_come_without_the_compiler():
+    program = ("import sys, torch; from datadesc.embed import load_encoder, embed_texts; from datadesc.head import train_head; "
+               "x = embed_texts(load_encoder('meadow-clip'), ['a wing', 'a tail']); train_head(x, torch.tensor([0, 1]), 2); print('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "False"

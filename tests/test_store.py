@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 
 import datadesc.store
 from datadesc.files import default_root, whole
-from datadesc.store import Store, key_of, read_table, write_json, write_table
+from datadesc.store import Rows, Store, digest, key_of, read_table, write_json, write_table
 
 
 @pytest.mark.parametrize("a, b", [
@@ -119,3 +119,22 @@ def test_a_folder_that_refuses_is_one_clear_error(closed):
     with pytest.raises(PermissionError, match="Cannot write in .*DATADESC_STORE"): Store(closed/"datadesc").keep("emb", lambda: made.append(1), x=1)
     with pytest.raises(PermissionError, match="Choose another"): write_json(closed/"result.json", 1)
     assert not made
+
+
+def test_rows_of_several_processes(tmp_path):
+    "Each writes shards of its own, also of keys that another one has; all are read, and a shard that is not finished is not"
+    program = ("import sys, torch; from datadesc.store import Rows, digest; n = int(sys.argv[2]); rows = Rows(sys.argv[1]);\n"
+               "for i in range(0, 40, 4): rows.put([digest(f'{j}'.encode()) for j in range(i + n, i + n + 4)], torch.arange(i + n, i + n + 4.)[:, None])")
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path/"rows"), str(n)]) for n in (0, 2, 4)]
+    assert all(process.wait() == 0 for process in processes)
+    (tmp_path/"rows"/".half.safetensors.part").write_bytes(b"half")
+    keys = [digest(f"{j}".encode()) for j in range(50)]
+    rows = Rows(tmp_path/"rows")
+    assert {key: row.item() for key, row in rows.get(keys).items()} == {key: float(j) for j, key in enumerate(keys[:44])} and rows.missing(keys) == keys[44:]
+
+def test_facts_of_several_processes(tmp_path):
+    program = "import sys; from datadesc.store import Store\nfor i in range(20): Store(sys.argv[1]).facts('sizes').put({f'{sys.argv[2]} {i} é': [i]})"
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name]) for name in "ab"]
+    assert all(process.wait() == 0 for process in processes)
+    keys = [f"{name} {i} é" for name in "ab" for i in range(600)]
+    assert Store(tmp_path).facts("sizes").get(keys) == {f"{name} {i} é": [i] for name in "ab" for i in range(20)}
