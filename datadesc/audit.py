@@ -139,14 +139,17 @@ def separating_texts(
 ) -> pd.DataFrame:  # text_id, text, cosine, gap, auc, separates, best first
     """The sentences about class `a` that separate its images best from those of class `b`: mean cosine to `a`, and its gap to that of `b`, on train images.
 
-    On validation images: `auc`, the chance that one of `a` is nearer to the sentence than one of `b`, and whether it is above one half by more than two standard errors. ValueError for a class without a train image."""
+    On validation images: `auc`, the chance that one of `a` is nearer to the sentence than one of `b`, and whether it is above one half
+    by more than two standard errors. ValueError for a class without a train image."""
     pool, labels = study.pool, study.labels
     missing = [c for c in (a, b) if not (labels["train"] == c).any()]
     if missing: raise ValueError(f"class {missing[0]} has no train image, so nothing can be told from it")
     rows = ((pool["class_id"] == a) & ~pool["refusal"] & ~pool["duplicate"]).to_numpy().nonzero()[0]
-    texts, ((train_a, train_b), (val_a, val_b)) = study.text[rows], ([study.features[s][labels[s] == c] for c in (a, b)] for s in ("train", "val"))
+    texts = study.text[rows]
+    (train_a, train_b), (val_a, val_b) = ([study.features[s][labels[s] == c] for c in (a, b)] for s in ("train", "val"))
     to_a, to_b = ((texts @ x.mean(0)).cpu().numpy() for x in (train_a, train_b))
     auc = _auc(texts, val_a, val_b)
-    table = pool.iloc[rows][["text_id", "text"]].assign(cosine=to_a, gap=to_a - to_b, auc=auc, separates=auc > .5 + 2 * _auc_error(len(val_a), len(val_b)))
+    separates = auc > .5 + 2 * _auc_error(len(val_a), len(val_b))
+    table = pool.iloc[rows][["text_id", "text"]].assign(cosine=to_a, gap=to_a - to_b, auc=auc, separates=separates)
     order = np.lexsort((-table["gap"], table["cosine"] <= 0))  # those that fit first
     return table.iloc[order].head(at_most).reset_index(drop=True)

@@ -175,13 +175,14 @@ def _embedded(texts, names, study):
 
 # %% ../nbs/65_benchmark.ipynb #5acf259c
 def _zero_shot_rows(study, tables, seeds):
-    "Zero-shot rows of every method and aggregation, with names and without, its texts chosen by all labelled images; one seed where these are the same under all."
+    "Zero-shot rows of every method and aggregation, with names and without, by all labelled images; one seed where the texts are always the same."
     rows, test = [], (study.image_emb["test"], study.labels["test"])
     for seed in seeds:
         for name, texts in tables["all", seed].items():
             if seed != seeds[0] and all(texts.equals(tables["all", s][name]) for s in seeds): continue
             for names in ("without", "with") if "text" in texts else ("only",):
-                rows.append(zero_shot({name: _embedded(texts, names, study)}, *test, study.n_classes, AGGREGATIONS, names).assign(seed=seed))
+                embedded = {name: _embedded(texts, names, study)}
+                rows.append(zero_shot(embedded, *test, study.n_classes, AGGREGATIONS, names).assign(seed=seed))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/65_benchmark.ipynb #e26e8622
@@ -202,12 +203,15 @@ def benchmark(
     adapters: Mapping[str, tuple[Adapter, Sequence[str]]] = {},  # row -> one of the adapters, and the methods whose texts it is given
 ) -> pd.DataFrame:  # one row per method, episode and seed
     "The accuracies table of all methods: zero-shot, by transfer, by adapters."
-    if taken := {"images only", "images only, same steps"} & set(methods): raise ValueError(f"A method cannot be called {taken.pop()!r}: that is the row it has to beat")
-    tables, images, seeds = collect_texts(study, methods, [*shots, *paper_shots], seeds, budget), (study.image_emb, study.labels), list(seeds)
+    if taken := {"images only", "images only, same steps"} & set(methods):
+        raise ValueError(f"A method cannot be called {taken.pop()!r}: that is the row it has to beat")
+    tables = collect_texts(study, methods, [*shots, *paper_shots], seeds, budget)
+    images, seeds = (study.image_emb, study.labels), list(seeds)
     only = [name for name, texts in tables["all", seeds[0]].items() if "text" not in texts]
     def texts(names, of=methods): return lambda split: {name: _embedded(tables[split.shots, split.seed][name], names, study) for name in of}
     rows = [_zero_shot_rows(study, tables, seeds)]
-    if shots: rows += [_named(transfer(*images, texts("without"), shots=shots, seeds=seeds, zero_shot_start=start, joint=joint), "without", only)]
+    if shots: rows += [_named(transfer(*images, texts("without"), "transfer", shots, seeds, start, joint), "without", only)]
     if paper_shots: rows += [_named(transfer(*images, texts("with"), "paper", paper_shots, seeds), "with", only)]
-    rows += [_named(adapted(*images, texts("without", of), {name: adapter}, shots, seeds), "without", only) for name, (adapter, of) in adapters.items() if shots]
+    for name, (adapter, of) in adapters.items() if shots else ():
+        rows.append(_named(adapted(*images, texts("without", of), {name: adapter}, shots, seeds), "without", only))
     return pd.concat(rows, ignore_index=True)

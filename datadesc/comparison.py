@@ -148,18 +148,22 @@ def named_comparisons(
     accuracies: pd.DataFrame,  # what `benchmark` returned
     chosen: str,  # the method that chooses the sentences
     level: float = .95,
-) -> pd.DataFrame:  # at most two lines: method, over, protocol, shots, accuracy, over_accuracy, gain, low, high (fractions), p, p_holm, significant
-    "The chosen sentences against class names, zero-shot (mean of cosines), and against images only, after transfer at the fewest images per class; a line where there are rows of both."
+) -> pd.DataFrame:  # method, over, protocol, shots, accuracy, over_accuracy, gain, low, high (fractions), p, p_holm, significant
+    """The chosen sentences against class names, zero-shot (mean of cosines), and against images only, transferred at the fewest images per class.
+
+    A line for each comparison that has rows of both."""
     bare = (accuracies["aggregation"] == "mean") & (accuracies["names"] != "with")
     trained = accuracies[accuracies["protocol"] == "transfer"]
     fewest = min(trained["shots"].unique(), key=lambda shots: float("inf") if shots == "all" else int(shots), default=None)
-    questions = {"class names": accuracies[(accuracies["protocol"] == "zero_shot") & bare], "images only": trained[trained["shots"] == fewest]}
+    untrained = accuracies[(accuracies["protocol"] == "zero_shot") & bare]
+    questions = {"class names": untrained, "images only": trained[trained["shots"] == fewest]}
     lines = []
     for over, rows in questions.items():
         other, base = (rows[rows["method"] == method] for method in (chosen, over))
         if other.empty or base.empty: continue
-        facts = dict(method=chosen, over=over, protocol=other["protocol"].iloc[0], shots=other["shots"].iloc[0], accuracy=other["accuracy"].mean(), over_accuracy=base["accuracy"].mean())
-        lines.append(facts | _compared(other, base, level))
-    table = pd.DataFrame(lines, columns=["method", "over", "protocol", "shots", "accuracy", "over_accuracy", "gain", "low", "high", "p"]).astype({"p": float})
+        accuracy = dict(accuracy=other["accuracy"].mean(), over_accuracy=base["accuracy"].mean())
+        lines.append(dict(method=chosen, over=over) | other[["protocol", "shots"]].iloc[0].to_dict() | accuracy | _compared(other, base, level))
+    columns = ["method", "over", "protocol", "shots", "accuracy", "over_accuracy", "gain", "low", "high", "p"]
+    table = pd.DataFrame(lines, columns=columns).astype({"p": float})
     table["p_holm"] = holm(table["p"])
     return table.assign(significant=table["p_holm"] < 1 - level)

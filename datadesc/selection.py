@@ -302,7 +302,8 @@ def proponent_images(
 ) -> tuple[Tensor, Tensor]:  # (T, k) train images, (T, k) their shares
     "The train images behind each text of the pool: those that add most to its score in the form `weighted`, and how much each adds."
     if study.influence.positive_by_class is None: raise ValueError("image_influence: without its tables by class no share of an image is known; compute it with by_class=True")
-    share, images, text, text_class = F.normalize(study.influence.positive_by_class.nan_to_num(), p=1, dim=1), study.features["train"], study.text, study.text_class
+    share = F.normalize(study.influence.positive_by_class.nan_to_num(), p=1, dim=1)
+    images, text, text_class = study.features["train"], study.text, study.text_class
     k = min(top_k, len(images))
     index, added = text_class.new_zeros(len(text), k), text.new_zeros(len(text), k)
     for c in text_class.unique():

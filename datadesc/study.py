@@ -63,7 +63,8 @@ class _Heads:
     @cached_property
     def features(self): return {split: self.seen(x) for split, x in self.emb.items()}
 
-    def _head(self, options): return train_head(self.features["train"], self.labels["train"], self.n_classes, replace(options, seed=self.seed))
+    def _head(self, options):
+        return train_head(self.features["train"], self.labels["train"], self.n_classes, replace(options, seed=self.seed))
 
     @cached_property
     def classifier(self): return self._head(HeadOptions())
@@ -90,7 +91,7 @@ def _embed_once(
 
 # %% ../nbs/57_study.ipynb #dd1430fd
 class Study:
-    "Images, an encoder's embeddings and a pool of sentences, and all that is derived from them; each value is made once, when it is first asked for."
+    "Images, an encoder's embeddings, a pool of sentences, and what is derived from them; each value is made once, when it is first asked for."
     def __init__(
         self,
         classes: Sequence[str],  # C names
@@ -139,7 +140,8 @@ class Study:
     @cached_property
     def features(self) -> dict[str, Tensor]:
         "Split -> (N, D) image embeddings, centred by the train images' mean; as embedded if the options say so."
-        return {split: self._heads.features[split] if split in self._heads.features else self._heads.seen(x) for split, x in self.image_emb.items()}
+        made = self._heads.features
+        return {split: made[split] if split in made else self._heads.seen(x) for split, x in self.image_emb.items()}
 
     @property
     def classifier(self) -> list[Checkpoint]:
@@ -186,7 +188,8 @@ class Study:
     ) -> pd.DataFrame:
         "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `selection.choose` returns it."
         form, o = form_named(form or self.options.form), self.options
-        if form not in self._chosen: self._chosen[form] = choose(self.scores(form), self.pool, self.text_emb, o.top_k, o.diversity, o.near_duplicate)
+        if form not in self._chosen:
+            self._chosen[form] = choose(self.scores(form), self.pool, self.text_emb, o.top_k, o.diversity, o.near_duplicate)
         return self._chosen[form]
 
     def texts(
@@ -209,8 +212,9 @@ class Study:
         shots: int | str,  # images per class, or "all"
         seed: int = 0,  # which images
     ) -> Study:
-        "The study of one few-shot episode: its train and validation images only. With 'all' images it shares heads and influence with this one."
-        if self.split is not None: raise ValueError(f"This study has {self.split.shots} images per class already; draw from the study of all images")
+        "The study of one few-shot episode: its train and validation images only. With 'all' it shares heads and influence with this one."
+        if self.split is not None:
+            raise ValueError(f"This study has {self.split.shots} images per class already; draw from the study of all images")
         split = take_shots(self.labels, shots, seed)
         rows = dict(train=("train", split.fit), val=(split.val_from, split.val))
         def part_of(values): return {name: values[s] if split.shots == "all" else values[s][i] for name, (s, i) in rows.items()}
