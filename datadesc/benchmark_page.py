@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['study_of_run', 'methods_of', 'adapters_of', 'possible_shots', 'comparison_sentence', 'named', 'title',
-           'methods_table', 'zero_shot', 'few_shot', 'as_in_the_paper', 'accuracy_lines', 'write']
+           'methods_table', 'zero_shot', 'few_shot', 'as_in_the_paper', 'precision_of_forms', 'precision_table',
+           'accuracy_lines', 'write']
 
 # %% ../nbs/91_benchmark_page.ipynb #f0a4823a
 import json
@@ -23,7 +24,7 @@ from .figures import as_typed, typed_table
 from .llm import LLM
 from .peers import PEERS, TEMPLATES, ask, from_templates, peer_texts, waffle
 from .plan import language_model, load_images
-from .selection import FORMS, form_named
+from .selection import FORMS, form_named, precision_at
 from .store import Store, read_table, write_json, write_table
 from .study import ChoiceOptions, Study
 
@@ -203,6 +204,26 @@ def _by_mean(lines):
     rank = {method: at for at, method in enumerate(fewest.method)}
     return lines.sort_values("method", key=lambda names: names.map(rank), kind="stable")
 
+# %% ../nbs/91_benchmark_page.ipynb #9bc3d191
+def precision_of_forms(
+    study: Study,
+) -> list[dict]:
+    "form, world, precision_at_5, precision_at_10, chance, ceiling of each form; [] where the truth is not known."
+    if "truth" not in study.pool: return []
+    at = {form: [precision_at(study.scores(form), study.pool.truth, k) for k in (5, 10)] for form in FORMS}
+    world = study.image_set.name if study.image_set is not None else ""
+    return [dict(form=form, world=world, precision_at_5=five["precision"], precision_at_10=ten["precision"], chance=five["chance"], ceiling=ten["ceiling"])
+            for form, (five, ten) in at.items()]
+
+def precision_table(
+    selection: Sequence[Mapping],  # from `precision_of_forms`
+) -> None:
+    "Shows the precision of each form, the best first."
+    if not selection: return display(Markdown("Nobody knows which sentences about these images are true."))
+    rows = pd.DataFrame(selection).sort_values("precision_at_5", ascending=False)
+    display(rows.set_index("form")[["precision_at_5", "precision_at_10"]].rename_axis(None).style.format("{:.2f}"))
+    display(Markdown(f"Chance is {rows.chance.mean():.2f}, the best possible choice {rows.ceiling.mean():.2f}."))
+
 # %% ../nbs/91_benchmark_page.ipynb #6721adcc
 def accuracy_lines(
     accuracies: pd.DataFrame,  # from `benchmark`
@@ -236,6 +257,7 @@ def write(
     lines: pd.DataFrame,  # from `comparison.summary`
     comparisons: pd.DataFrame,  # from `comparison.named_comparisons`
     llm: LLM,  # who was asked for the published ways
+    selection: Sequence[Mapping] = (),  # from `precision_of_forms`
 ) -> None:
     "Writes `benchmark.json`, and the tables of accuracies and questions."
     facts = json.loads(Path(run, "result.json").read_text(encoding="utf-8"))
@@ -248,4 +270,4 @@ def write(
     write_table(Path(out, "tables", "benchmark_questions.parquet"), questions)
     write_json(Path(out, "benchmark.json"), dict(
         schema_version="2", dataset=facts["dataset"], parameters=dict(params), warning=facts.get("warning"), conditions=rests, comparisons=compared,
-        accuracy=accuracy_lines(accuracies, lines), asked=asked.astype(object).where(asked.notna(), None).to_dict("records")))
+        accuracy=accuracy_lines(accuracies, lines), selection=list(selection), asked=asked.astype(object).where(asked.notna(), None).to_dict("records")))

@@ -216,7 +216,7 @@ def put(
     return place
 
 # %% ../nbs/86_run_folder.ipynb #cd0b5e9c
-_INPUTS = ".datadesc-inputs"
+_INPUTS = ".datadesc-inputs-"  # and the page that was made from them
 _LARGE = 100_000_000  # bytes: what is larger is known by its size and time alone
 
 def _digest(path):
@@ -239,18 +239,20 @@ def note_inputs(
     work: Path,  # folder of the run that is about to start
     place: Path,  # where its result belongs
     paths: Iterable[str | Path],  # files and folders that it reads
+    page: str = "report",  # or "benchmark"
 ) -> None:
     "Writes down size, time and hash of every file that the run reads; nothing where it reads none."
     facts = {way: [(at := os.stat(path)).st_size, at.st_mtime_ns, _digest(path)] for way, path in _by_way(place, paths).items()}
-    if facts: write_text(work/_INPUTS, json.dumps(facts))  # in ASCII: a name may hold bytes that are no text
+    if facts: write_text(work/f"{_INPUTS}{page}", json.dumps(facts))  # in ASCII: a name may hold bytes that are no text
 
 def changed_inputs(
     place: Path,  # folder of a finished run
     paths: Iterable[str | Path],  # files and folders that it would read now
+    page: str = "report",  # or "benchmark"
 ) -> list[str]:
     "`path is new`, `is gone` or `is another file now` for each that is not as the run read it; [] where the run noted nothing."
-    if not (place/_INPUTS).exists(): return []
-    facts, now = json.loads((place/_INPUTS).read_text(encoding="utf-8")), _by_way(place, paths)
+    if not (noted := place/f"{_INPUTS}{page}").exists(): return []
+    facts, now = json.loads(noted.read_text(encoding="utf-8")), _by_way(place, paths)
     def is_another(path, size, time, digest):
         at = os.stat(path)
         if [at.st_size, at.st_mtime_ns] == [size, time]: return False

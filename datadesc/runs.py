@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUMMARY', 'DESCRIBE', 'BENCHMARK', 'sources', 'parameter_files', 'read_parameter_file', 'find_dataset', 'progress',
            'unfinished', 'run_notebook', 'known_parameters', 'resolve', 'run', 'result', 'benchmark', 'bill', 'state',
-           'run_names', 'status', 'missing', 'datasets', 'accuracies', 'locate', 'classes_called', 'chosen_texts',
-           'publish', 'repeat_command', 'finished', 'summarise']
+           'run_names', 'status', 'missing', 'datasets', 'benchmark_of', 'accuracies', 'locate', 'classes_called',
+           'chosen_texts', 'publish', 'repeat_command', 'finished', 'summarise']
 
 # %% ../nbs/90_runs.ipynb #58ff75c8
 import difflib, json, os, re, shlex, textwrap
@@ -232,9 +232,9 @@ def _is_current(
     if different := _changes(place, params, known, page): print(f"{place} was run with other parameters ({'; '.join(different)}): running again", flush=True)
     return not different
 
-def _reads_the_same(place, inputs):
+def _reads_the_same(place, inputs, page="report"):
     "Whether the run at `place` read the files that lie there now; prints what is different."
-    if different := changed_inputs(place, inputs):
+    if different := changed_inputs(place, inputs, page):
         print(f"{place} was run with other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)}): running again", flush=True)
     return not different
 
@@ -317,12 +317,14 @@ def _describe(place, source, params, inputs, notebook, kernel_up):
 
 def _add_benchmark(place, params, store, notebook, kernel_up, force=False):
     "Adds the benchmark to the run at `place`; True where the one that it has is the same."
-    notebook, known = notebook.with_name(BENCHMARK[1]), _own_parameters(notebook)
-    if not force and _is_current(place, params, known, "benchmark"): return True
+    notebook, known, inputs = notebook.with_name(BENCHMARK[1]), _own_parameters(notebook), [path for _, path in input_files(params)]
+    if not force and _is_current(place, params, known, "benchmark") and _reads_the_same(place, inputs, "benchmark"): return True
     given = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(place)} | ({"store": store} if store else {})
     source = mark_of(place)["source"]
     if os.sep in source: given["images_at"] = os.path.join(".", os.path.relpath(os.path.join(os.path.realpath(place), source)))
-    with working_folder(place.parent, place.name, source) as work: _attempt(notebook, work, place, given, kernel_up(), "benchmark")
+    with working_folder(place.parent, place.name, source) as work:
+        note_inputs(work, place, inputs, "benchmark")
+        _attempt(notebook, work, place, given, kernel_up(), "benchmark")
     return False
 
 # %% ../nbs/90_runs.ipynb #2f823cd5
@@ -436,13 +438,21 @@ def datasets(
     return [dict(dataset=name, needs=", ".join(filter(None, lacks)) or "nothing") for name, lacks in sorted(needs.items())]
 
 # %% ../nbs/90_runs.ipynb #1475e421
+def benchmark_of(
+    root: str | Path,  # folder that holds the runs
+    name: str,  # of a finished run
+) -> dict:
+    "What benchmark.json of the run says; {} where no benchmark was made."
+    file = Path(root)/name/"benchmark.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
 def accuracies(
     root: str | Path,  # folder that holds the runs
     name: str,  # of a finished run
 ) -> list[dict]:
     "The accuracies of the run's benchmark, one line for each method and few-shot episode; [] where no benchmark was made."
-    benchmarked, facts = Path(root)/name/"benchmark.json", result(root, name)
-    if benchmarked.exists(): return json.loads(benchmarked.read_text(encoding="utf-8"))["accuracy"]
+    if facts := benchmark_of(root, name): return facts["accuracy"]
+    facts = result(root, name)
     return [] if facts.get("schema_version") else facts.get("accuracy", [])  # version 0.1 had all in one file
 
 # %% ../nbs/90_runs.ipynb #c4f6d273

@@ -18,18 +18,18 @@ from datadesc.hub import import_open_clip
 from llm_server import llm_server
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
-QUICK = ["-p", "shots=[2]", "-p", "paper_shots=[]", "-p", "seeds=1"]
-MINE = """def thin(seen):
-    assert set(seen.labels) == {"train", "val"}
-    return {name: [f"a {name} with thin wings"] for name in seen.classes}"""
+QUICK = ["--benchmark", "-p", "shots=[2]", "-p", "paper_shots=[]", "-p", "seeds=1"]
+MINE = """def thin(study):
+    assert set(study.labels) == {"train", "val"}
+    return {name: [f"a {name} with thin wings"] for name in study.classes}"""
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    "The folder of a finished run on meadow, smaller than the usual in shots and seeds only, with a method of the user's own."
+    "The folder of a finished run on meadow with its benchmark, smaller than the usual in shots and seeds only, with a method of the user's own."
     folder = tmp_path_factory.mktemp("runs")
     (folder/"mine.py").write_text(MINE)
-    return runs.run("meadow", dict(shots=[2], paper_shots=[2], seeds=2, methods=[f"mine={folder/'mine.py'}:thin"], store=str(folder/"store")), root=folder/"here")
+    return runs.run("meadow", dict(benchmark=True, shots=[2], paper_shots=[2], seeds=2, methods=[f"mine={folder/'mine.py'}:thin"], store=str(folder/"store")), root=folder/"here")
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +38,46 @@ def facts(result):
 
 
 @pytest.fixture(scope="module")
-def lines(facts):
-    return pd.DataFrame(facts["accuracy"])
+def benchmarked(result):
+    return json.loads((result/"benchmark.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def lines(benchmarked):
+    return pd.DataFrame(benchmarked["accuracy"])
 
 
 def test_everything_is_there(result):
-    assert {".datadesc-run", "descriptions.json", "report.ipynb", "report.html", "result.json", "tables", "figures"} == {f.name for f in result.iterdir()}
-    assert {f.name for f in (result/"tables").iterdir()} == {"descriptions.parquet", "articles.parquet", "questions.parquet", "ift.parquet", "accuracies.parquet", "suspects.parquet"}
+    page = {f"{page}.{kind}" for page in ("report", "benchmark") for kind in ("ipynb", "html")} | {"result.json", "benchmark.json"}
+    assert page | {".datadesc-inputs-benchmark", ".datadesc-run", "descriptions.json", "suspects.csv", "classes.md", "tables", "figures"} == {f.name for f in result.iterdir()}
+    tables = {"descriptions", "articles", "questions", "benchmark_questions", "ift", "accuracies", "suspects"}
+    assert {f.name for f in (result/"tables").iterdir()} == {f"{name}.parquet" for name in tables}
     for figure in (result/"figures").glob("*.png"):
         assert Image.open(figure).size[0] > 600
-    assert len(list((result/"figures").glob("*.png"))) >= 7
+    assert len(list((result/"figures").glob("*.png"))) >= 2
+
+
+def test_two_pages_from_one_study(result, benchmarked):
+    "The benchmark goes on in the kernel of the report; its first answers are the two named comparisons."
+    assert [row["over"] for row in benchmarked["comparisons"]] == ["class names", "images only"] and all("Holm" in row["sentence"] for row in benchmarked["comparisons"])
+    assert {"accuracy", "comparison"} & set(benchmarked["conditions"][0]["rests"]) and benchmarked["parameters"]["seeds"] == 2
+    notebook = json.loads((result/"benchmark.ipynb").read_text())["cells"]
+    assert max(cell["execution_count"] or 0 for cell in notebook if cell["cell_type"] == "code") > len(notebook), "its cells count on from those of the report"
 
 
 def test_result(facts):
     assert facts["dataset"] == "meadow" and len(facts["classes"]) == 24 and facts["sources"]
     assert facts["images"] == dict(train=960, val=480, test=960) and facts["repeated_across_splits"] == 0
-    assert {"dataset", "model", "form", "top_k", "shots", "paper_shots", "seeds", "knowledge", "peers", "methods", "texts_each", "llm_budget"} <= set(facts["parameters"])
+    assert {"dataset", "model", "form", "top_k", "knowledge", "llm_budget"} <= set(facts["parameters"])
     assert {"datadesc", "torch", "open_clip_torch"} <= set(facts["versions"])
-    assert all(s >= 0 for s in facts["seconds"].values()) and {"describe", "embed", "influence", "benchmark"} <= set(facts["seconds"])
+    assert all(s >= 0 for s in facts["seconds"].values()) and {"images", "sentences", "embeddings", "report"} <= set(facts["seconds"])
 
 
-def test_accuracies_are_fractions_with_intervals(facts, lines):
+def test_accuracies_are_fractions_with_intervals(benchmarked, lines):
     assert set(lines.columns) == {"protocol", "method", "aggregation", "names", "shots", "k", "weighting", "mean", "mean_per_class", "top5", "interval", "seeds", "n_test",
                                   "over", "gain", "p_holm", "clear", "gain_interval"}
     assert set(lines.protocol) == {"zero_shot", "transfer", "paper", "adapter"}
-    for row in facts["accuracy"]:
+    for row in benchmarked["accuracy"]:
         assert 0 <= row["interval"][0] <= row["mean"] <= row["interval"][1] <= 1 and row["n_test"] == 960
         assert row["mean"] <= row["top5"] <= 1 and abs(row["mean_per_class"] - row["mean"]) < 1e-6, "meadow's classes have equally many test images"
 
@@ -75,11 +90,11 @@ def test_rows_that_every_table_has(lines):
     assert methods["adapter"] == {"Tip-Adapter: class names", "Tip-Adapter: direct", "Tip-Adapter-F: direct", "LaBo: labo", "VDT-Adapter: vdt", "logistic regression"}
 
 
-def test_gains_stand_beside_what_they_are_over(facts, lines):
+def test_gains_stand_beside_what_they_are_over(benchmarked, lines):
     "A gain is the difference of two accuracies of the same protocol, and clear only where the corrected p says so."
     assert set(lines[lines.gain.notna() & (lines.protocol == "zero_shot")].over) == {"class names"} and set(lines[lines.gain.notna() & (lines.protocol != "zero_shot")].over) == {"images only"}
     base = lines[lines.method.isin(["images only", "class names"])].set_index(["protocol", "method", "aggregation"])["mean"]
-    for row in facts["accuracy"]:
+    for row in benchmarked["accuracy"]:
         if "gain" not in row: continue
         over = base["transfer" if row["protocol"] == "adapter" else row["protocol"], row["over"], row["aggregation"]]
         assert np.isclose(row["gain"], row["mean"] - over) and row["clear"] == (row["p_holm"] < .05)
@@ -88,15 +103,15 @@ def test_gains_stand_beside_what_they_are_over(facts, lines):
 
 
 def test_accuracies_can_be_counted_again(result, lines):
-    "A mean in result.json is the mean of the rights and wrongs kept in the table."
+    "A mean in benchmark.json is the mean of the rights and wrongs kept in the table."
     table = pd.read_parquet(result/"tables"/"accuracies.parquet")
     key = ["method", "protocol", "aggregation", "names", "shots"]
     counted = table.assign(right=[np.unpackbits(np.frombuffer(bits, np.uint8), count=960).mean() for bits in table.correct]).groupby(key).right.mean()
     assert not lines.duplicated(key).any() and np.allclose(lines.set_index(key)["mean"], counted.loc[pd.MultiIndex.from_frame(lines[key])])
 
 
-def test_selection_is_scored_on_the_runs_own_world(facts):
-    rows = pd.DataFrame(facts["selection"])
+def test_selection_is_scored_on_the_runs_own_world(benchmarked):
+    rows = pd.DataFrame(benchmarked["selection"])
     assert set(rows.world) == {"meadow"} and set(rows.columns) == {"form", "world", "precision_at_5", "precision_at_10", "chance", "ceiling"} and not rows.form.duplicated().any()
     at_5 = rows.set_index("form").precision_at_5
     assert np.allclose(rows.chance, .4) and (rows.ceiling == 1).all()
@@ -120,7 +135,7 @@ def test_tables(result):
 
 def test_suspects(result):
     suspects = pd.read_parquet(result/"tables"/"suspects.parquet")
-    assert sorted(suspects.image) == list(range(960)) and suspects.suspicion.is_monotonic_decreasing and (suspects.given != suspects.suggested).all()
+    assert suspects.image.is_unique and set(suspects.image) <= set(range(960)) and suspects.score.is_monotonic_decreasing and (suspects.given != suspects.suggested).all()
 
 
 def test_page_needs_nothing_else(result):
@@ -160,7 +175,7 @@ def test_photographs_with_an_encoder_of_real_size(tmp_path):
     done = datadesc("run", folder, "--descriptions", "sentences.json", "--model", "ViT-B-32", "--checkpoint", "weights.pt", *QUICK, "-p", "top_k=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path/"papermill_runs"/"clothing"/"result.json").read_text())
-    assert facts["parameters"]["model"] == "ViT-B-32" and len(facts["classes"]) == 3 and "selection" not in facts
+    assert facts["parameters"]["model"] == "ViT-B-32" and len(facts["classes"]) == 3 and facts["selection"] is None
     shown = datadesc("show", "clothing", cwd=tmp_path)
     assert "with long sleeves" in shown.stdout or "with two legs" in shown.stdout
 
@@ -190,8 +205,8 @@ def eurosat(tmp_path_factory):
 
 def test_photographs_with_published_texts_as_methods(eurosat):
     facts = json.loads((eurosat/"eurosat_sample"/"result.json").read_text())
-    assert facts["dataset"] == "eurosat" and len(facts["classes"]) == 10 and sum(facts["images"].values()) == 80 and "selection" not in facts
-    k = pd.DataFrame(facts["accuracy"]).groupby("method").k.max()
+    assert facts["dataset"] == "eurosat" and len(facts["classes"]) == 10 and sum(facts["images"].values()) == 80 and facts["selection"] is None
+    k = pd.DataFrame(runs.accuracies(eurosat, "eurosat_sample")).groupby("method").k.max()
     assert k["menon"] > 1 and k["vdt"] > 1 and "VDT-Adapter: vdt" in k
     page = (eurosat/"eurosat_sample"/"report.html").read_text()
     assert "Only " in page and "annual crop land" in page and "knows drawn butterflies and nothing else" in page, "few test images, renamed classes and a foreign encoder are said"
@@ -239,7 +254,7 @@ def broken(tmp_path, what):
     if what == "nothing said of a class": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["I'm sorry, I cannot describe this."]}))
     if what == "method that fails":
         (tmp_path/"mine.py").write_text("def f(seen): return {name: seen.labels['test'] for name in seen.classes}")
-        arguments += ["-p", "methods=mine=mine.py:f"]
+        arguments += ["--benchmark", "-p", "methods=mine=mine.py:f"]
     if what == "nobody to ask": arguments = arguments[2:]
     return [folder, *arguments]
 
@@ -251,12 +266,12 @@ def test_one_clear_error(tmp_path, what, words):
     done = datadesc("run", *broken(tmp_path, what), cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for word in words: assert word.lower() in done.stderr.lower(), done.stderr
-    assert not (tmp_path/"papermill_runs"/"pets"/"result.json").exists()
+    assert (tmp_path/"papermill_runs"/"pets"/"result.json").exists() == (what == "method that fails"), "a benchmark that fails leaves the report"
 
 
 def test_bad_images_can_be_skipped(tmp_path):
     folder, *arguments = broken(tmp_path, "zero-byte image")
-    done = datadesc("run", folder, *arguments, "--on-bad-image", "skip", "-p", "shots=[1]", "-p", "paper_shots=[]", "-p", "seeds=1", cwd=tmp_path)
+    done = datadesc("run", folder, *arguments, "--on-bad-image", "skip", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0.png" in (tmp_path/"papermill_runs"/"pets"/"report.html").read_text()
-    assert all("top5" not in row for row in runs.result(tmp_path/"papermill_runs", "pets")["accuracy"]), "of two classes, five are no answer"
+    assert all(row.get("top5") is None for row in runs.result(tmp_path/"papermill_runs", "pets")["accuracy"]), "of two classes, five are no answer"
