@@ -126,10 +126,13 @@ def named(
 def title(
     study: Study,
     name: str,  # of the dataset
+    run: str | Path,  # folder of the finished run
 ) -> Markdown:
-    "The head of the page."
+    "The head of the page, with the warning that the report gives."
+    warning = json.loads(Path(run, "result.json").read_text(encoding="utf-8")).get("warning")
+    few = f"\n\n**{as_typed(warning)}**" if warning else ""
     counts = ", ".join(f"{len(y):,} {split}" for split, y in study.labels.items())
-    few = f"\n\n**Only {len(study.labels['test'])} test images:** intervals are wide, and small differences mean nothing." * (len(study.labels["test"]) < 100)
+    few += f"\n\n**Only {len(study.labels['test'])} test images:** intervals are wide, and small differences mean nothing." * (len(study.labels["test"]) < 100)
     return Markdown(f"# {as_typed(name)}: benchmark of the chosen sentences\n\n{study.n_classes} classes, {counts} images, {len(study.pool):,} candidate sentences.{few}")
 
 def methods_table(

@@ -120,7 +120,8 @@ def benchmark(
     from datadesc import runs
     root, name = runs.locate(name, out)
     place = runs.benchmark(name, assignments(parameter), root=root, kernel=kernel, force=force)
-    print("", *_benchmark_lines(place), sep="\n")
+    warning = runs.result(root, name).get("warning")
+    print("", *[f"Warning: {warning}"] * bool(warning), *_benchmark_lines(place), sep="\n")
 
 # %% ../nbs/95_cli.ipynb #104cedce
 @app.command()

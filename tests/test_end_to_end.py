@@ -208,7 +208,8 @@ def test_photographs_with_published_texts_as_methods(eurosat):
     assert facts["dataset"] == "eurosat" and len(facts["classes"]) == 10 and sum(facts["images"].values()) == 80 and facts["selection"] is None
     k = pd.DataFrame(runs.accuracies(eurosat, "eurosat_sample")).groupby("method").k.max()
     assert k["menon"] > 1 and k["vdt"] > 1 and "VDT-Adapter: vdt" in k
-    page = (eurosat/"eurosat_sample"/"report.html").read_text()
+    assert "knows drawn butterflies and nothing else" in (eurosat/"eurosat_sample"/"report.html").read_text()
+    page = (eurosat/"eurosat_sample"/"benchmark.html").read_text()
     assert "Only " in page and "annual crop land" in page and "knows drawn butterflies and nothing else" in page, "few test images, renamed classes and a foreign encoder are said"
 
 
