@@ -95,7 +95,7 @@ def test_no_question_was_asked_twice(here, result):
 
 def test_the_ledger_adds_up(here, stopped, result):
     facts = json.loads((result/"result.json").read_text())
-    asked = pd.DataFrame(facts["asked"]).set_index("stage")
+    asked = pd.DataFrame(json.loads((result/"benchmark.json").read_text())["asked"]).set_index("stage")  # of both pages, by one language model
     assert asked.calls["total"] + stopped.asked == len(here.asked) and asked.replayed["total"] == stopped.asked
     assert asked.cost["total"] > 0 and np.isclose(asked.cost.drop("total").sum(), asked.cost["total"]) and not asked.estimated.any() and not facts["unanswered"]
     assert "$" in (result/"report.html").read_text()
