@@ -112,8 +112,9 @@ def comparison_sentence(
     shots = str(row["shots"])
     how = "Without any training" if shots == "0" else f"With {shots} labelled image{'s' * (shots != '1')} per class"
     verdict = "significant" if row["significant"] else "not significant"
+    p = "p < .001" if row["p_holm"] < .001 else f"p = {row['p_holm']:.3f}"
     return (f"{how}, the chosen sentences change the accuracy of {row['over']} ({row['over_accuracy']:.1%}) by {100 * row['gain']:+.1f} points "
-            f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}; p {row['p_holm']:.2g} after Holm's correction for the two): {verdict}.")
+            f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}; {p} after Holm's correction for the two): {verdict}.")
 
 def named(
     comparisons: pd.DataFrame,  # from `comparison.named_comparisons`

@@ -485,7 +485,8 @@ def chosen_texts(
     from pyarrow.parquet import ParquetFile  # pandas takes a second to import
     folder, facts = Path(root)/name/"tables", result(root, name)
     scores = ParquetFile(folder/"ift.parquet").read(["text_id", "class_id", "form", "ift", "rank", "proponent"]).to_pylist()
-    chosen = [row for row in scores if row["proponent"] and row["form"] == facts["parameters"]["form"]]
+    form = facts["parameters"]["form"].replace("influence", "direct")  # two names of one form
+    chosen = [row for row in scores if row["proponent"] and row["form"] == form]
     text_of = {row["text_id"]: row["text"] for row in ParquetFile(folder/"descriptions.parquet").read(["text_id", "text"]).to_pylist()}
     rows = [dict(class_id=row["class_id"], text=text_of[row["text_id"]], ift=row["ift"], rank=row["rank"]) for row in chosen]
     return sorted((row | {"class": facts["classes"][row["class_id"]]} for row in rows), key=lambda row: (row["class_id"], row["rank"]))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from bs4 import BeautifulSoup
 
-from datadesc import report, results
+from datadesc import report, results, runs
 from datadesc.data import ImageSet
 from datadesc.llm import LLM
 from datadesc.study import ChoiceOptions, Study
@@ -161,7 +161,7 @@ def test_files_to_use(tmp_path):
     assert json.loads((tmp_path / "descriptions.json").read_text())["kind 0"][0] == "sentence 0 of class 0"
     assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
     assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1 + result.suspects
-    assert results.chosen_texts(tmp_path).text.tolist()[:4] == result.chosen["kind 0"]
+    assert [row["text"] for row in runs.chosen_texts(tmp_path.parent, tmp_path.name)][:4] == result.chosen["kind 0"]
 
 
 def test_text_is_legible_on_a_phone():

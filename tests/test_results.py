@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datadesc import results
+from datadesc import results, runs
 from datadesc.results import AccuracyLine, ConditionLine, PairLine, Result
 
 REPO = Path(__file__).parents[1]
@@ -22,11 +22,19 @@ def result():
 
 
 def test_committed_run_is_read():
-    old = results.read(REPO / "papermill_runs" / "meadow")
-    assert old.dataset == "meadow" and len(old.classes) == 24 and old.accuracy
-    assert len(results.accuracies(REPO / "papermill_runs" / "meadow")) == len(old.accuracy)
-    texts = results.chosen_texts(REPO / "papermill_runs" / "meadow")
-    assert list(texts.columns) == ["class_id", "class", "text", "ift", "rank"] and texts["class"].nunique() == 24
+    found = results.read(REPO / "papermill_runs" / "meadow")
+    assert found.dataset == "meadow" and len(found.classes) == 24 and found.accuracy and found.conditions
+    texts = runs.chosen_texts(REPO / "papermill_runs", "meadow")
+    assert {row["class"]: row["text"] for row in reversed(texts)} == {name: sentences[0] for name, sentences in found.chosen.items()}
+
+
+def test_a_result_of_0_1_is_read(tmp_path):
+    line = dict(protocol="zero_shot", method="direct", aggregation="mean", names="without", shots="0", mean=.9, interval=[.88, .92], seeds=1, n_test=960, k=10)
+    old = dict(dataset="meadow", classes=["a", "b"], parameters=dict(form="direct"), asked=[], answers_cost=0.0, unanswered=[], versions=dict(datadesc="0.1.0"),
+               images=dict(train=4, val=2, test=2), repeated_across_splits=0, sources=["author"], seconds=dict(data=1.0), accuracy=[line])
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    found = results.read(tmp_path)
+    assert found.accuracy[0].mean == .9 and found.raw_names == ["a", "b"] and found.conditions == []
 
 
 @pytest.mark.parametrize("content, message", [
