@@ -137,7 +137,7 @@ def test_the_right_sense(source):
 
 
 def test_the_table_knows_the_cardinal(source):
-    table = look_up(["017.Cardinal", "Brewer's Blackbird", "Blue Jay"], source, "cub", "bird")
+    table = look_up(["017.Cardinal", "009.Brewer_Blackbird", "073.Blue_Jay"], source, "cub", "bird")
     assert table["page"].tolist() == ["Northern cardinal", "Brewer's blackbird", ""] and table["how"].tolist() == ["table", "table", "missing"]
     assert look_up(["creme brulee"], source, "food101")["page"].item() == "Crème brûlée"
 
