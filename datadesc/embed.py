@@ -8,7 +8,7 @@ __all__ = ['BUNDLED', 'Encoder', 'address', 'from_tag', 'published_archive', 'ar
            'embed_set', 'text_embedder']
 
 # %% ../nbs/30_embed.ipynb #cccdd6a2
-import warnings, zipfile
+import json, string, warnings, zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .data import ImageSet, content_keys, open_image, pixels_key
+from .data import ImageSet, content_keys, image_reader, open_image, pixels_key
 from .hub import encode_in_memory, from_hub, import_open_clip, pick_device, quiet
 from .store import Store, digest, key_of
 
@@ -118,6 +118,15 @@ def tokenizer_of(
     except ImportError as error: raise ImportError(f"{name} reads texts with the package {error.name}, which is not installed: pip install {error.name}") from error
 
 # %% ../nbs/30_embed.ipynb #af242191
+_PROBE = ["A photo of two café-blue wings, 12 spots; don't!", "UPPER and  lower case &amp; naïve ﬁns", "", *string.printable]
+
+def _reading_of(tokenizer):
+    "Stands for how a tokenizer reads texts: its kind, its context length, its vocabulary, and the tokens of a few texts."
+    vocabulary = getattr(tokenizer, "encoder", None)  # of open_clip's own; others have theirs from transformers
+    if vocabulary is None and hasattr(tokenizer, "tokenizer"): vocabulary = tokenizer.tokenizer.get_vocab()
+    return key_of(kind=type(tokenizer).__name__, context_length=tokenizer.context_length,
+                  vocabulary=json.dumps(vocabulary, sort_keys=True), probe=tokenizer(_PROBE))
+
 def load_encoder(
     model="ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME" or "meadow-clip"
     checkpoint=None,             # a file of weights, or the tag of published ones; None: an address's own, else OpenAI's
@@ -133,7 +142,7 @@ def load_encoder(
         tokenizer = tokenizer_of(name)
     clip = clip.eval().requires_grad_(False)
     preprocess = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
-    fingerprint = key_of(layers=repr(clip), preprocess=repr(preprocess), weights=clip.state_dict())
+    fingerprint = key_of(layers=repr(clip), preprocess=repr(preprocess), weights=clip.state_dict(), reading=_reading_of(tokenizer))
     dim, name = clip.encode_text(tokenizer(["a"])).shape[1], model.removeprefix("local-dir:").rsplit("/")[-1]
     return Encoder(clip.to(device), preprocess, tokenizer, name, dim, clip.logit_scale.exp().item(), device, fingerprint)
 
@@ -230,9 +239,11 @@ def embed_texts(
 # %% ../nbs/30_embed.ipynb #2f52b7a9
 _SHARD = 4096  # rows written at once: what an interrupted run can lose
 
+def _image_rows(store, encoder): return store.rows("image_embeddings", encoder=encoder.fingerprint, reader=image_reader())
+
 def _embed_new(encoder, images, digests, store, batch_size, progress):
     "Embeds the images, whose digests all differ, and keeps rows and pixels in the store, also of a run that is interrupted."
-    rows, facts, batches, n_kept = store.rows("image_embeddings", encoder=encoder.fingerprint), store.facts("pixels"), [], 0
+    rows, facts, batches, n_kept = _image_rows(store, encoder), store.facts("pixels"), [], 0
     keys, pixels = content_keys(digests), {}
     noted = facts.get(keys)
     def look(place, picture):
@@ -242,7 +253,7 @@ def _embed_new(encoder, images, digests, store, batch_size, progress):
         if not batches: return
         made = torch.cat(batches)
         rows.put(digests[n_kept:n_kept + len(made)], made)
-        facts.put(dict(pixels))
+        facts.put({key: pixels.pop(key) for key in list(pixels)})
         n_kept += len(made)
         batches.clear()
     try:
@@ -261,7 +272,7 @@ def embed_set(
     "{split: (N, D) float32, rows of length one}; what the store has is not decoded."
     if store is None: return {split: embed_images(encoder, image_set.images(split), batch_size, progress) for split in image_set.samples}
     by_digest = {content: image for split in image_set.samples for content, image in zip(image_set.digests[split], image_set.images(split), strict=True)}
-    rows = store.rows("image_embeddings", encoder=encoder.fingerprint)
+    rows = _image_rows(store, encoder)
     if new := rows.missing(by_digest): _embed_new(encoder, [by_digest[content] for content in new], new, store, batch_size, progress)
     row_of = rows.get(by_digest)
     return {split: torch.stack([row_of[content] for content in contents]) if contents else torch.zeros(0, encoder.dim)

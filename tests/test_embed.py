@@ -104,6 +104,16 @@ def test_fingerprint_is_of_content(tiny, folder, tmp_path):
     save_file(weights, file)
     assert load_encoder(f"local-dir:{folder}", file, "cpu").fingerprint != tiny.fingerprint
 
+def test_fingerprint_is_of_the_vocabulary_too(tmp_path):
+    "A copy of the bundled folder is the same encoder; with two merges of its vocabulary swapped it is another."
+    bundled, place = load_encoder("meadow-clip", device="cpu"), tmp_path/"copy"
+    shutil.copytree(embed.address("meadow-clip").removeprefix("local-dir:"), place)
+    assert load_encoder(f"local-dir:{place}", device="cpu").fingerprint == bundled.fingerprint
+    with gzip.open(place/"bpe.txt.gz", "rt", encoding="utf-8") as file: merges = file.read().split("\n")
+    merges[-2], merges[-3] = merges[-3], merges[-2]
+    with gzip.open(place/"bpe.txt.gz", "wt", encoding="utf-8") as file: file.write("\n".join(merges))
+    assert load_encoder(f"local-dir:{place}", device="cpu").fingerprint != bundled.fingerprint
+
 def test_own_vocabulary(folder, tmp_path):
     shutil.copytree(folder, tmp_path/"own")
     with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as file: merges = file.read().split("\n")[:101]
@@ -260,6 +270,26 @@ def test_an_interrupted_run_keeps_what_it_embedded(tiny, album, opened, tmp_path
     with pytest.raises(KeyboardInterrupt): embed_set(encoder, images, batch_size=8, store=store)
     embed_set(encoder, images, batch_size=8, store=store)
     assert sum(calls) - 8 == len(images)   # the batch that was interrupted came twice
+
+def test_another_reader_of_images_embeds_anew(tiny, album, opened, tmp_path, monkeypatch):
+    images, store = from_folder(album), Store(tmp_path/"store")
+    embed_set(tiny, images, progress=False, store=store)
+    opened.clear()
+    embed_set(tiny, images, progress=False, store=store)
+    assert not opened
+    monkeypatch.setattr(embed, "image_reader", lambda: "another")
+    embed_set(tiny, images, progress=False, store=store)
+    assert len(opened) == len(images)
+
+def test_facts_are_written_once(tiny, album, tmp_path, monkeypatch):
+    "With a shard a batch, each picture's fact is put once, and all are there."
+    monkeypatch.setattr(embed, "_SHARD", 8)
+    images, store = from_folder(album), Store(tmp_path/"store")
+    written, put = [], type(store.facts("pixels")).put
+    monkeypatch.setattr(type(store.facts("pixels")), "put", lambda facts, values: written.extend(values) or put(facts, values))
+    embed_set(tiny, images, batch_size=8, progress=False, store=store)
+    written = [key for key in written if " " in key]
+    assert len(written) == len(set(written)) == len(images)
 
 def test_each_text_once(tiny, tmp_path, monkeypatch):
     read, tokens_of = [], embed.tokens_of
