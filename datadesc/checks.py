@@ -151,7 +151,7 @@ def _seen(listing, dataset):
     "What to say of a user's own images."
     classes = listing.classes
     named = ", ".join(classes[:6]) + " ..." * (len(classes) > 6)
-    left = [f"Left out: {len(listing.left_out):,} of what lies there; `datadesc look {dataset}` says why."] * bool(listing.left_out)
+    left = [f"Left out: {len(listing.left_out):,} of the files there; `datadesc look {dataset}` says why."] * bool(listing.left_out)
     return [f"{dataset}: {len(listing.rows):,} images of {len(classes)} classes: {named}", *listing.notes, *left]
 
 def first_lines(

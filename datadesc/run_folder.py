@@ -101,7 +101,7 @@ def _check_inputs(place, inputs):
     made = {os.path.realpath(place/file) for file in (mark_of(place) or {"files": ()})["files"]}
     for what, path in inputs:
         if is_in(path, beside(place.parent, "work", place.name)) or is_in(path, place) and os.path.realpath(path) not in made:
-            raise ValueError(f"The run would write into '{place}', where its own {what} '{path}' lies, and delete it. Nothing was touched. Choose another folder for results with --out, or another name with --name.")
+            raise ValueError(f"The run would replace '{place}', where its {what} '{path}' lies. Nothing was touched. Choose another folder for results with --out, or another name with --name.")
 
 def _check_images(place, dataset, folders):
     "`ValueError` if the run's folder lies among the images, but for `papermill_runs/` directly in the dataset's folder."

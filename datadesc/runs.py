@@ -21,7 +21,7 @@ import yaml
 from .catalogue import ELSEWHERE
 from .checks import asks, can_ask, check, check_answers, first_lines, input_files, missing_files, missing_images, own_images
 from .files import check_writable, default_root, no_room, write_text
-from .folders import Listing, look
+from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import Parameter, check_parameters, heading, parameters, read_cells
 from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_place, is_running, mark_of, note_inputs, put, remove, source_of,
@@ -55,6 +55,11 @@ def read_parameter_file(
 # %% ../nbs/90_runs.ipynb #22082e92
 SUMMARY = "summary"  # no dataset may have this name
 
+def _way(path):
+    "The way to a file from the folder that one stands in, which cannot be taken for the name of a dataset."
+    way = os.path.relpath(path)
+    return way if way.startswith(".") else os.path.join(".", way)
+
 def _default_name(dataset):
     "What to call the run of a folder, a CSV or an address."
     if dataset.startswith(ELSEWHERE): return re.sub(r"[^\w.-]+", "_", dataset.partition(":")[2]).strip("_.-")
@@ -70,7 +75,7 @@ def find_dataset(
     if name_or_path.startswith(ELSEWHERE): return _default_name(name_or_path), {"dataset": name_or_path}
     if name_or_path in files: return name_or_path, read_parameter_file(files[name_or_path])
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".csv"):
-        return _default_name(name_or_path), {"dataset": os.path.join(".", os.path.relpath(path))}
+        return _default_name(name_or_path), {"dataset": _way(path)}
     near = difflib.get_close_matches(name_or_path, files, n=1)
     raise ValueError(f"'{name_or_path}' is no dataset and no folder" + (f", did you mean '{near[0]}'?" if near else
         f": give one of {', '.join(files)}, a folder of images (<class>/<image>), a CSV (path,label), hf:NAME or wds:SHARDS"))
@@ -118,7 +123,7 @@ def unfinished(
 ) -> str:
     "One line on where a run stopped and why, and what to do where there was no room."
     where, error = progress(report)
-    return f"stopped {where}: {error or 'from outside'}" + f": {no_room(error)}" * bool(no_room(error))
+    return f"stopped {where}: {error or 'interrupted or killed'}" + f": {no_room(error)}" * bool(no_room(error))
 
 # %% ../nbs/90_runs.ipynb #c5e31d2a
 _RESULTS = {"report": "result.json", "benchmark": "benchmark.json"}  # what the notebook of each page must leave
@@ -217,8 +222,8 @@ def _changes(place, params, known, page="report"):
     return [f"{name}: {had.get(name, value)} -> {params.get(name, value)}" for name, value in default.items() if had.get(name, value) != params.get(name, value)]
 
 def _is_finished(place, page="report"):
-    "Whether the page at `place` was made to its end."
-    return all((place/file).exists() for file in (_RESULTS[page], f"{page}.ipynb"))
+    "Whether the page at `place` was made to its end, by this version."
+    return all((place/file).exists() for file in (MARK, _RESULTS[page], f"{page}.ipynb", f"{page}.html"))  # 0.1 left no mark, git keeps no page
 
 # %% ../nbs/90_runs.ipynb #2f3e62d0
 def _is_current(
@@ -227,10 +232,13 @@ def _is_current(
     known: dict[str, Parameter],  # that these may have
     page: str = "report",  # or "benchmark"
 ) -> bool:
-    "Whether `place` holds the finished page with these values; prints what is different, if that is why not."
-    if not _is_finished(place, page): return False
-    if different := _changes(place, params, known, page): print(f"{place} was run with other parameters ({'; '.join(different)}): running again", flush=True)
-    return not different
+    "Whether `place` holds the finished page with these values."
+    return _is_finished(place, page) and not _changes(place, params, known, page)
+
+def _say_changes(place, params, known, page="report"):
+    "Prints why a finished page is made again, if other parameters are why."
+    if _is_finished(place, page) and (different := _changes(place, params, known, page)):
+        print(f"{place} was run with other parameters ({'; '.join(different)}): running again", flush=True)
 
 def _reads_the_same(place, inputs, page="report"):
     "Whether the run at `place` read the files that lie there now; prints what is different."
@@ -288,15 +296,19 @@ def run(
 ) -> Path:
     "Makes the report of one dataset, and its benchmark if that is asked for, unless that is done; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or run_notebook()), Path(os.path.relpath(root))
+    asked = set(params or {})
     place, params, known = resolve(name_or_path, params, root, notebook, name)
     ours, theirs = _divided(params, notebook)
+    unused = [] if params.get("benchmark") else sorted(asked & {*theirs} - {"benchmark"})
     done = not force and _is_current(place, ours, _divided(known, notebook)[0])
     with ExitStack() as stack:
         kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, params)))
         if not done: kernel_up()
         source, listing = _check_all(name_or_path, place, params, known)
         for line in first_lines(params, listing): print(line, flush=True)
+        if unused: print(f"Not used, since they are the benchmark's: {', '.join(unused)} (--benchmark makes it).", flush=True)
         inputs = _inputs(ours, listing)
+        if not done and not force: _say_changes(place, ours, _divided(known, notebook)[0])
         if done and (done := _reads_the_same(place, inputs)): remove(beside(root, "failed", place.name))  # a later attempt is not the latest any more
         if not done: _describe(place, source, ours, inputs, notebook, kernel_up)
         if params.get("benchmark"): done &= _add_benchmark(place, theirs, ours.get("store"), notebook, kernel_up, force)
@@ -318,10 +330,13 @@ def _describe(place, source, params, inputs, notebook, kernel_up):
 def _add_benchmark(place, params, store, notebook, kernel_up, force=False):
     "Adds the benchmark to the run at `place`; True where the one that it has is the same."
     notebook, known, inputs = notebook.with_name(BENCHMARK[1]), _own_parameters(notebook), [path for _, path in input_files(params)]
-    if not force and _is_current(place, params, known, "benchmark") and _reads_the_same(place, inputs, "benchmark"): return True
+    if not force and _is_current(place, params, known, "benchmark") and _reads_the_same(place, inputs, "benchmark"):
+        remove(beside(place.parent, "failed", place.name))  # a later attempt is not the latest any more
+        return True
+    if not force: _say_changes(place, params, known, "benchmark")
     given = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(place)} | ({"store": store} if store else {})
     source = mark_of(place)["source"]
-    if os.sep in source: given["images_at"] = os.path.join(".", os.path.relpath(os.path.join(os.path.realpath(place), source)))
+    if own_images(_had(place)): given["images_at"] = _from_here(place, _had(place))["dataset"]
     with working_folder(place.parent, place.name, source) as work:
         note_inputs(work, place, inputs, "benchmark")
         _attempt(notebook, work, place, given, kernel_up(), "benchmark")
@@ -358,17 +373,22 @@ def benchmark(
     with ExitStack() as stack:
         kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, ours)))
         if force or not _is_current(place, theirs, own, "benchmark"): kernel_up()
-        listing = check(_from_here(place, ours) | theirs)
-        if different := changed_inputs(place, _inputs(_from_here(place, ours), listing)):
+        ours = _from_here(place, ours)
+        listing = check(ours | theirs)
+        if different := changed_inputs(place, _inputs(ours, listing)):
             raise ValueError(f"'{name}' was run with other files ({different[0]}): datadesc run {name} makes it anew")
         if _add_benchmark(place, theirs, ours.get("store"), notebook, kernel_up, force):
             print(f"{place} has this benchmark: nothing to run, --force runs it again")
     return place
 
 def _from_here(place, params):
-    "The parameters of the run at `place`, with the way to its images from the folder that one stands in."
-    if not own_images(params): return params
-    return params | {"dataset": os.path.join(".", os.path.relpath(os.path.join(os.path.realpath(place), mark_of(place)["source"])))}
+    "The parameters of the run at `place`, with the ways to its files from the folder that one stands in, wherever the run was made."
+    if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(place), mark_of(place)["source"]))}
+    then = os.path.join(os.path.realpath(place), *[".."] * len(Path(_had(place)["out"]).parts))  # the folder that the run was started in
+    if os.path.realpath(then) == os.getcwd() or ".." in Path(_had(place)["out"]).parts: return params
+    moved = {name: os.path.relpath(os.path.join(then, path)) for name, path in params.items()
+             if name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint") and path and os.path.exists(os.path.join(then, path))}
+    return params | moved
 
 # %% ../nbs/90_runs.ipynb #88b480fe
 _ASSUMED = ("Where parts are not cached, ten are assumed for each kind of thing; articles that were not fetched yet fill their quotation.")
@@ -389,6 +409,8 @@ def bill(
     from datadesc import cost, plan  # heavy: only once everything cheap is right
     values = {name: parameter.default for name, parameter in known.items()} | params
     if not values.get("benchmark"): values["peers"] = []  # they are asked for the benchmark
+    if values.get("descriptions") and not values["peers"]:
+        return "\n".join([*looked, f"Nothing will be asked: the sentences come from {values['descriptions']}."])
     ledger = plan.rehearse(values).ledger
     return "\n".join([*looked, cost.bill(ledger), *[_ASSUMED] * bool(ledger.table().calls.sum())])
 
@@ -401,7 +423,9 @@ def state(
     place, work = Path(root)/name, beside(root, "work", name)
     if is_running(root, name): return "running", progress(_executed(work))[0]
     for folder in (work, beside(root, "failed", name), place):
-        if mark_of(folder) and not (folder/"result.json").exists(): return "failed", unfinished(_executed(folder))
+        if not mark_of(folder) or (folder/"result.json").exists(): continue
+        if (place/"result.json").exists() and _executed(folder).stem == "benchmark": return "done", f"its benchmark {unfinished(_executed(folder))}"
+        return "failed", unfinished(_executed(folder))
     return ("done", str(place/"report.html")) if mark_of(place) else ("never", f"datadesc run {name}")
 
 # %% ../nbs/90_runs.ipynb #6b7f821f

@@ -103,7 +103,7 @@ def test_what_lies_in_a_folder_is_said_before_a_run(datadesc):
     pictures("photos")
     Path("photos/cat/notes.txt").write_text("a very good cat")
     done = datadesc("run", "photos")
-    assert done.stdout.startswith("./photos: 6 images of 2 classes: cat, dog\nLeft out: 1 of what lies there; `datadesc look ./photos` says why.\n")
+    assert done.stdout.startswith("./photos: 6 images of 2 classes: cat, dog\nLeft out: 1 of the files there; `datadesc look ./photos` says why.\n")
     shown = datadesc("look", "photos").stdout
     assert "cat         3" in shown and "photos/cat/notes.txt" in shown and "formats: 6 PNG" in shown
 
@@ -340,5 +340,5 @@ def test_a_real_run_that_is_killed(disk):
     process.communicate()
     compare(was, "papermill_runs")
     assert not Path("papermill_runs/photos").exists() and runs.state("papermill_runs", "photos")[0] == "failed"
-    assert "The run would write into" in end(begin("photos", "--descriptions", "said.json", "--out", "."))[1]
+    assert "The run would replace" in end(begin("photos", "--descriptions", "said.json", "--out", "."))[1]
     compare(was, "papermill_runs")

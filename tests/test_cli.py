@@ -123,7 +123,7 @@ def test_a_benchmark_that_fails_leaves_the_report(datadesc):
     message = said(datadesc("run", "coin", "--benchmark", "-p", "others=0"))
     assert "'coin' stopped under 'Other coins': AssertionError: nothing to compare with" in message and "benchmark.ipynb" in message
     assert os.path.exists("papermill_runs/coin/report.html") and not os.path.exists("papermill_runs/coin/benchmark.json")
-    assert "failed  stopped under 'Other coins'" in datadesc("status").stdout
+    assert "coin  done   its benchmark stopped under 'Other coins'" in datadesc("status").stdout
     assert datadesc("run", "coin").code == 0
     assert re.search(r"^coin +done", datadesc("status").stdout, re.M)
 

@@ -160,7 +160,7 @@ def test_a_killed_run_has_failed(datadesc, begin):
     kernels = children(process)
     process.kill()
     process.wait()
-    assert runs.state(ROOT, "coin") == ("failed", "stopped under 'The throws': from outside")
+    assert runs.state(ROOT, "coin") == ("failed", "stopped under 'The throws': interrupted or killed")
     assert (ROOT / "coin" / "result.json").exists()
     until(lambda: not any(Path(f"/proc/{kernel}/cmdline").exists() and Path(f"/proc/{kernel}/cmdline").read_bytes() for kernel in kernels))
     assert "Report:" in datadesc("run", "coin", "--force").stdout
