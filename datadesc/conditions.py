@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEPENDS', 'BUTTERFLIES_ONLY', 'SAME_PICTURE', 'Measures', 'measure', 'Condition', 'encoder_warning', 'undescribed',
-           'cut_texts', 'same_pictures', 'label_clashes', 'check_conditions', 'reason_to_fold']
+           'cut_texts', 'same_pictures', 'Clashes', 'label_clashes', 'check_conditions', 'reason_to_fold']
 
 # %% ../nbs/81_conditions.ipynb #1c4dd1b7
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .accuracy import correct
 from .comparison import chance_interval, interval
+from .embed import BUNDLED, address
 from .folders import first_few
 from .head import logits
 from .selection import scored_text
@@ -137,7 +139,9 @@ def encoder_warning(
     drawn: bool,  # whether the images are drawn butterflies of this package
 ) -> str | None:
     "What must be said wherever a figure of this encoder stands; None where nothing must."
-    return BUTTERFLIES_ONLY if model == "meadow-clip" and not drawn else None
+    folder = Path(address(BUNDLED).removeprefix("local-dir:"))
+    bundled = model == BUNDLED or model and Path(model.removeprefix("local-dir:")).resolve() == folder.resolve()
+    return BUTTERFLIES_ONLY if bundled and not drawn else None
 
 def _encoder(warning):
     sentence = warning or "The encoder is not known to be unfit for these images."
@@ -217,17 +221,30 @@ def same_pictures(
     pairs = [(a[i:i + block] @ b.T > SAME_PICTURE).nonzero() + torch.tensor([i, 0], device=a.device) for i in range(0, len(a), block)]
     return torch.cat(pairs) if pairs else torch.zeros(0, 2, dtype=torch.long)
 
+@dataclass(frozen=True)
+class Clashes:
+    "Images that show the same picture as another one, or nearly, under a different label."
+    images: int  # how many, each counted once
+    pairs: list  # the first of them: (split, place, split, place), each pair once
+
 def label_clashes(
     study: "Study",
-) -> list[tuple[str, int, str, int]]:
-    "Images that show the same picture under different labels: (split, place, split, place), each pair once."
-    splits, clashes = list(study.image_emb), []
-    for n, one in enumerate(splits):
-        for other in splits[n:]:
-            pairs = same_pictures(study.image_emb[one], study.image_emb[other])
-            differ = study.labels[one][pairs[:, 0]] != study.labels[other][pairs[:, 1]]
-            clashes += [(one, i, other, j) for i, j in pairs[differ].tolist() if one != other or i < j]
-    return clashes
+    at_most: int = 20,  # pairs that are listed
+    block: int = 1024,  # images at a time
+) -> Clashes:
+    "The pictures of a study, of all its splits, that have two labels."
+    emb, labels = (torch.cat([values[split] for split in study.image_emb]) for values in (study.image_emb, study.labels))
+    places = [(split, i) for split, rows in study.image_emb.items() for i in range(len(rows))]
+    involved, pairs = torch.zeros(len(emb), dtype=torch.bool, device=emb.device), []
+    for i in range(0, len(emb), block):
+        one, other = slice(i, i + block), slice(i, None)  # each pair once: the second image stands after the first
+        clash = ((emb[one] @ emb[other].T > SAME_PICTURE) & (labels[one, None] != labels[None, other])).triu(1)
+        rows = clash.any(1).nonzero().flatten()
+        involved[i + rows] = True
+        involved[other] |= clash.any(0)
+        rows = rows[:at_most - len(pairs)]
+        pairs += [(int(rows[a]) + i, b + i) for a, b in clash[rows].nonzero()[:at_most - len(pairs)].tolist()]
+    return Clashes(int(involved.sum()), [(*places[a], *places[b]) for a, b in pairs])
 
 # %% ../nbs/81_conditions.ipynb #100bbf45
 def _apart(study):
@@ -239,17 +256,17 @@ def _apart(study):
     return Condition("splits apart", _verdict(share > .05, twins), share, .05, sentence, ("accuracy", "comparison"))
 
 def _one_label(clashes, n_images):
-    share = len(clashes) / n_images
+    share = clashes.images / n_images
     sentence = "No picture has two labels."
-    if clashes: sentence = f"{len(clashes):,} pairs of images show the same picture, or nearly, under different labels."
-    return Condition("one label", _verdict(share > .02, clashes), share, .02, sentence, ("accuracy",))
+    if clashes.images: sentence = f"{clashes.images:,} images show the same picture as another, or nearly, under a different label."
+    return Condition("one label", _verdict(share > .02, clashes.images), share, .02, sentence, ("accuracy",))
 
 # %% ../nbs/81_conditions.ipynb #f1c268e5
 def check_conditions(
     study: "Study",  # with test images
     measures: Measures,  # from `measure`
     warning: str | None = None,  # from `encoder_warning`
-    clashes: Sequence[tuple] | None = None,  # from `label_clashes`, if they are known
+    clashes: Clashes | None = None,  # from `label_clashes`, if they are known
 ) -> list[Condition]:
     "The conditions, those that others depend on first; whether texts are cut is left out where the study has no encoder."
     clashes = label_clashes(study) if clashes is None else clashes

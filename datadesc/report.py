@@ -9,7 +9,7 @@ __all__ = ['CONFUSED', 'NOT_SEPARATED', 'OPEN_CARDS', 'ON_THIS_PAGE', 'PER_PAGE'
            'Clock', 'precision_of_form', 'provenance', 'result_of', 'write_files']
 
 # %% ../nbs/82_report.ipynb #49c21f98
-import base64, html, io, time
+import base64, html, io, os, shlex, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -120,7 +120,7 @@ class Findings:
     def warning(self) -> str | None: return conditions.encoder_warning(self.params.get("model"), self.drawn)
 
     @cached_property
-    def clashes(self) -> list: return conditions.label_clashes(self.study)
+    def clashes(self) -> conditions.Clashes: return conditions.label_clashes(self.study)
 
     @cached_property
     def conditions(self) -> list: return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes)
@@ -153,8 +153,13 @@ class Findings:
 
     @cached_property
     def unjudged(self) -> pd.DataFrame:
-        "Training images left out of `suspects`, since the classifier does not separate the two classes: given, suggested."
-        return self._likely_wrong[self._likely_wrong.between]
+        "Training images left out of `suspects`: the classifier does not separate the two classes. None where labels are withheld."
+        return self._likely_wrong[self._likely_wrong.between & ("labels" not in self.withheld)]
+
+    @cached_property
+    def doubtful(self) -> frozenset[int]:
+        "The training images whose label is likely wrong, judged or not: none of them is typical of its class."
+        return frozenset(self._likely_wrong.image.tolist())
 
     @cached_property
     def speaking(self) -> torch.Tensor:
@@ -306,9 +311,10 @@ def _accuracy_tiles(findings):
 def _benchmark_line(findings):
     "What would measure the second comparison."
     if "comparison" in findings.withheld: return ""
-    name = html.escape(Path(findings.out).resolve().name)
+    out = Path(findings.out).resolve()
+    page = ': <a href="benchmark.html">benchmark.html</a>' if (out/"benchmark.html").is_file() else ""
     words = "Whether sentences help a classifier that sees a few images is measured by"
-    return f'<p class="counts">{words} <code>datadesc benchmark {name}</code>, in benchmark.html beside this page.</p>'
+    return f'<p class="counts">{words} <code>datadesc benchmark {html.escape(shlex.quote(out.name))}</code>{page}.</p>'
 
 def _audit_tiles(findings):
     "The most confusable pairs and the labels to look at."
@@ -318,7 +324,9 @@ def _audit_tiles(findings):
         tiles.append(f'<div class="tile"><h4>Most easily confused</h4><ul>{pairs}</ul></div>')
     if findings.suspects is not None:
         n, of = len(findings.suspects), len(study.labels["train"])
-        tiles.append(_tile("Labels to look at", f"{n:,}", f"of {of:,} training images" + '. <a href="#labels">The list</a>' * (n > 0)))
+        unjudged = f", and {len(findings.unjudged):,} between classes that are not separated" if len(findings.unjudged) else ""
+        link = '. <a href="#labels">The list</a>' * (n > 0)
+        tiles.append(_tile("Labels to look at", f"{n:,}", f"of {of:,} training images{unjudged}{link}"))
     return tiles
 
 def _failed_box(findings):
@@ -365,27 +373,31 @@ def contents(
     if study.n_classes > 40: names = _fold(f"All {study.n_classes:,} classes by name", names)
     return f"<nav><p>{links}</p>{names}</nav>"
 
-def _has_labels(findings): return bool(findings.clashes) or findings.suspects is not None and len(findings.suspects) > 0
+def _has_labels(findings):
+    judged = findings.suspects is not None and len(findings.suspects) > 0
+    return judged or len(findings.unjudged) > 0 or findings.clashes.images > 0
 
 def _has_pairs(findings): return "pairs" not in findings.withheld and len(findings.pairs) > 0
 
 # %% ../nbs/82_report.ipynb #9fc58f86
-def _own_images(study, c):
-    "(typical, atypical) training images of a class, no image in both."
+def _own_images(findings, c):
+    "(typical, atypical) training images of a class, no image in both; one whose label is in doubt is never typical."
+    study = findings.study
     own = (study.labels["train"] == c).nonzero().flatten().cpu()
     if not len(own): return [], []
     found = study.influence
     helps = (found.positive_by_class[c] if found.class_counts[c] else -found.self_influence).cpu()[own]
-    typical = own[helps.argsort(descending=True, stable=True)][:4].tolist()
+    typical = [i for i in own[helps.argsort(descending=True, stable=True)].tolist() if i not in findings.doubtful][:4]
     odd = [i for i in own[found.self_influence.cpu()[own].argsort(descending=True, stable=True)].tolist() if i not in typical]
     return typical, odd[:2] if len(own) >= 8 else []
 
 def _image_strip(findings, c):
-    "The typical and atypical images of a class with their captions."
-    name, (typical, odd) = _shown(findings.study.classes[c]), _own_images(findings.study, c)
-    figures = [_figure(findings.looks("train", i), f"{name}, typical") for i in typical]
-    figures += [_figure(findings.looks("train", i), f"{name}, atypical") for i in odd]
-    return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>No training image.</p>"
+    "The typical and atypical images of a class with their captions; the first has the class's name."
+    typical, odd = _own_images(findings, c)
+    words = ["typical"] * len(typical) + ["atypical"] * len(odd)
+    captions = [f"{_shown(findings.study.classes[c])}, {word}" if n == 0 else word for n, word in enumerate(words)]
+    figures = [_figure(findings.looks("train", i), caption) for i, caption in zip(typical + odd, captions)]
+    return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>No training image whose label is beyond doubt.</p>"
 
 # %% ../nbs/82_report.ipynb #8f4db369
 def _speaks_for(findings, row):
@@ -394,7 +406,8 @@ def _speaks_for(findings, row):
     if not images: return ""
     names = Counter(study.classes[int(study.labels["train"][i])] for i in images)
     words = ", ".join(_shown(name) + (f" ({n})" if len(names) > 1 else "") for name, n in names.items())
-    return f'<span class="speaks">{"".join(findings.looks("train", i, 40) for i in images)}<span class="of">images of {words}</span></span>'
+    pictures = "".join(findings.looks("train", i, 40) for i in images)
+    return f'<span class="speaks">{pictures}<span class="of">closest images of {words}</span></span>'
 
 def _score(value):
     "The score of a sentence, or what it says that there is none."
@@ -429,7 +442,7 @@ def _look_alikes(findings, c, at_most=2):
     items, own = [], pairs[(pairs.a == c) | (pairs.b == c)].head(at_most)
     for pair in own.itertuples():
         other = pair.b if pair.a == c else pair.a
-        typical, _ = _own_images(study, other)
+        typical, _ = _own_images(findings, other)
         picture = findings.looks("train", typical[0], 40) if typical else ""
         words = "" if "sentences" in findings.withheld else f"; what separates it: {_separating_words(findings, c, other)}"
         page = "" if study.n_classes <= ON_THIS_PAGE else f"{other // PER_PAGE + 1}.html"
@@ -443,7 +456,7 @@ def _card(findings, c):
     if not np.isnan(right[c]) and "accuracy" not in findings.withheld: counts += f"; {_percent(right[c])} of its test images recognised"
     sentences = _sentence_list(findings, c)
     if "sentences" in findings.withheld: sentences = f"<details><summary>Its sentences, folded away</summary>{sentences}</details>"
-    open_, typical = " open" if study.n_classes <= OPEN_CARDS else "", _own_images(study, c)[0]
+    open_, typical = " open" if study.n_classes <= OPEN_CARDS else "", _own_images(findings, c)[0]
     picture = findings.looks("train", typical[0], 40) if typical and not open_ else ""
     heading = f'{picture}<h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span>'
     return (f'<details class="card" id="class-{c}"{open_}><summary>{heading}</summary>'
@@ -482,13 +495,14 @@ def _path(findings, split, i):
     "The path of an image below the dataset's folder, or what it is called."
     image = findings.study.image_set.samples[split][i][0]
     if not isinstance(image, (str, Path)): return str(image) if hasattr(image, "read") else f"{split} image {i}"
-    path, root = Path(image).resolve(), Path(findings.params.get("dataset") or ".").resolve()
+    path, root = (Path(os.path.abspath(place)) for place in (image, findings.params.get("dataset") or "."))  # links stay as they are
+    if root.is_file(): root = root.parent  # of a list, the folder that it lies in
     return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
 
 def _label_row(findings, row):
     "A suspect with its picture, its path, the given and the suggested label."
     names = findings.study.classes
-    examples, _ = _own_images(findings.study, row.suggested)
+    examples, _ = _own_images(findings, row.suggested)
     example = _figure(findings.looks("train", examples[0]), f"{_shown(names[row.suggested])}, typical") if examples else ""
     return (f'<div class="suspect">{_figure(findings.looks("train", row.image), f"labelled {_shown(names[row.given])}")}{example}'
             f'<p>labelled {_link(findings.study, row.given)}<br>more like {_link(findings.study, row.suggested)}'
@@ -526,8 +540,9 @@ def labels_to_look_at(
                  f'{listed} <a href="suspects.csv">suspects.csv</a>.</p>')
         body += "".join(_label_row(findings, row) for row in suspects.head(SHOWN_LABELS).itertuples())
     if not reason: body += _unjudged_words(findings)
-    if findings.clashes:
-        body += "<h3>The same picture under two labels</h3>" + "".join(_clash_row(findings, clash) for clash in findings.clashes[:20])
+    if findings.clashes.images:
+        body += f"<h3>The same picture under two labels</h3><p>{_counted(findings.clashes.images, 'image')} in all.</p>"
+        body += "".join(_clash_row(findings, clash) for clash in findings.clashes.pairs)
     return HTML(body)
 
 # %% ../nbs/82_report.ipynb #da212c6c
@@ -535,7 +550,7 @@ def _pair_block(findings, pair):
     "A pair: a typical image of each class, and the sentence that separates each from the other."
     names, blocks = findings.study.classes, []
     for a, b in ((pair.a, pair.b), (pair.b, pair.a)):
-        typical, _ = _own_images(findings.study, a)
+        typical, _ = _own_images(findings, a)
         picture = _figure(findings.looks("train", typical[0]), f"{_shown(names[a])}, typical") if typical else ""
         words = "" if "sentences" in findings.withheld else f"<p>{_link(findings.study, a)}: {_separating_words(findings, a, b)}</p>"
         blocks.append(f'<div class="half">{picture}{words}</div>')
@@ -574,9 +589,9 @@ def _table(rows, heads):
 def _twin_notes(findings, at_most=5):
     "The first test images that occur among the training images too."
     emb = findings.study.image_emb
-    twins = conditions.same_pictures(emb["test"], emb["train"]).tolist()
+    twins = conditions.same_pictures(emb["test"], emb["train"])
     notes = [f"{_path(findings, 'test', i)} (test) shows the same picture as {_path(findings, 'train', j)} (training), or nearly."
-             for i, j in twins[:at_most]]
+             for i, j in twins[:at_most].tolist()]
     return notes + [f"... and {len(twins) - at_most:,} more such pairs."] * (len(twins) > at_most)
 
 def _image_notes(findings):
@@ -686,14 +701,11 @@ def _pair_lines(findings, at_most=10):
     return [results.PairLine(a=names[p.a], b=names[p.b], confusion=float(p.confusion), a_text=text(p.a, p.b), b_text=text(p.b, p.a))
             for p in rows]
 
-def _listed(image): return Path(image).name if isinstance(image, (str, Path)) else str(getattr(image, "name", ""))
-
 def _hashes(study):
     "Hashes of what determines the result."
-    images = [(split, label, _listed(image)) for split, samples in study.image_set.samples.items() for image, label in samples]
     return dict(classes=key_of(classes=list(study.classes)), texts=key_of(texts=list(scored_text(study.pool))),
-                images=key_of(images=images), preprocessing=key_of(preprocess=repr(study.encoder.preprocess)),
-                weights=key_of(weights=study.encoder.fingerprint))
+                images=study.image_set.fingerprint, preprocessing=key_of(preprocess=repr(study.encoder.preprocess)),
+                weights=key_of(weights=study.encoder.model.state_dict()))
 
 def _plain(value):
     "The value with None for NaN and lists for tuples, as JSON has it."
@@ -715,7 +727,8 @@ def result_of(
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in findings.conditions], warning=findings.warning,
         comparisons=[] if "comparison" in withheld else [named_comparison(findings.measures)], accuracy=_accuracy_lines(findings),
         chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not findings.silent[c]},
-        pairs=_pair_lines(findings), suspects=None if findings.suspects is None else len(findings.suspects), withheld=withheld,
+        pairs=_pair_lines(findings), suspects=None if findings.suspects is None else len(findings.suspects),
+        unjudged=len(findings.unjudged), withheld=withheld,
         repeated_across_splits=len(conditions.same_pictures(study.image_emb["test"], study.image_emb["train"])),
         asked=[{name: _plain(value) for name, value in row.items()} for row in llm.ledger.table().to_dict("records")],
         answers_cost=_plain(llm.worth()), unanswered=failed_questions(llm).to_dict("records"),
@@ -738,7 +751,7 @@ def write_files(
     dataset = Path(findings.params["dataset"])
     root = dataset.parent if dataset.exists() else findings.params["data_root"]
     if not findings.drawn: write_table(tables/"splits.parquet", split_lists(study.image_set, root))
-    usable = study.pool[~study.pool.refusal]
+    usable = study.pool[~study.pool.refusal & (study.pool.source != "class name")]
     results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable.groupby("class_id")}, study.image_set.skipped)
     results.write_classes(out, result)
     if findings.suspects is None: return

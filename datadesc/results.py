@@ -90,6 +90,7 @@ class Result(_Part):
     chosen: dict[str, list[str]] = {}  # class -> its chosen sentences, best first
     pairs: list[PairLine] = []
     suspects: int | None = None  # labels to look at; None where that was not, or cannot be, said
+    unjudged: int = 0  # doubtful labels between classes that the classifier does not separate, not among them
     withheld: dict[str, str] = {}  # part of the report -> why it is not shown
     repeated_across_splits: int = 0
     asked: list[dict] = []
@@ -151,6 +152,11 @@ def _pair_line(pair):
     "A pair in a sentence."
     return f"{printable(pair.a)} and {printable(pair.b)} ({pair.confusion:.0%})"
 
+def _label_line(result, file):
+    "How many labels to look at, where they are listed, and how many are not judged."
+    unjudged = f", and {result.unjudged:,} between classes that are not separated" if result.unjudged else ""
+    return f"Labels to look at: {result.suspects:,}" + f" ({file})" * (result.suspects > 0) + unjudged
+
 def _reason(result, part):
     "Why a part of the report is withheld, unless the warning has just said it."
     return "" if result.withheld[part] == result.warning else result.withheld[part]
@@ -166,8 +172,7 @@ def closing_lines(
     else: lines += _sentence_lines(result, n_classes)
     if result.pairs: lines += _wrapped("Most easily confused: " + "; ".join(map(_pair_line, result.pairs[:3])) + ".")
     if "labels" in result.withheld: lines += _wrapped(f"Labels to look at: not said. {_reason(result, 'labels')}")
-    elif result.suspects: lines.append(f"Labels to look at: {result.suspects:,} ({Path(folder)/'suspects.csv'})")
-    elif result.suspects == 0: lines.append("Labels to look at: 0")
+    elif result.suspects is not None: lines.append(_label_line(result, Path(folder)/"suspects.csv"))
     return [*lines, *_failed_lines(result), f"Report: {Path(folder)/'report.html'}"]
 
 def _failed_lines(result):

@@ -1,10 +1,14 @@
 "Broken inputs flip their own condition and those that depend on it, and no other."
+from pathlib import Path
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.conditions import BUTTERFLIES_ONLY, DEPENDS, check_conditions, cut_texts, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
+import datadesc
+from datadesc.conditions import _one_label, BUTTERFLIES_ONLY, DEPENDS, check_conditions, cut_texts, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
 from datadesc.study import ChoiceOptions, Study
 
 C, D, TEXTS = 5, 32, 8
@@ -94,7 +98,9 @@ def test_a_broken_input_fails_its_condition_and_those_that_depend_on_it(parts, n
 
 
 def test_an_encoder_of_butterflies_fails_by_name(parts):
-    assert encoder_warning("meadow-clip", drawn=False) == BUTTERFLIES_ONLY
+    folder = Path(datadesc.__file__).parent / "assets" / "clip"
+    assert encoder_warning("meadow-clip", drawn=False) == encoder_warning(f"local-dir:{folder}", drawn=False) == BUTTERFLIES_ONLY
+    assert encoder_warning("meadow-clip", drawn=True) is encoder_warning(None, drawn=False) is encoder_warning("ViT-B-32", drawn=False) is None
     assert {name for name, verdict in verdicts(parts, BUTTERFLIES_ONLY).items() if verdict == "fail"} == {"encoder"}
 
 
@@ -114,7 +120,16 @@ def test_a_name_in_place_of_a_sentence_is_no_description(parts):
 def test_pictures_with_two_labels_are_listed_once(parts):
     two_labels(parts)
     clashes = label_clashes(study_of(parts))
-    assert sorted(clashes) == [("val", i, "val", 40 + i) for i in range(8)]
+    assert sorted(clashes.pairs) == [("val", i, "val", 40 + i) for i in range(8)] and clashes.images == 16
+
+
+def test_collapsed_embeddings_clash_in_every_image_and_few_pairs_are_listed():
+    emb = {split: F.normalize(torch.ones(n, D) + 1e-4 * torch.randn(n, D, generator=G), dim=1) for split, n in dict(train=1500, test=1000).items()}
+    labels = {split: torch.arange(len(x)) % C for split, x in emb.items()}
+    clashes = label_clashes(SimpleNamespace(image_emb=emb, labels=labels), block=400)
+    assert clashes.images == 2500 and len(clashes.pairs) == 20 and ("train", 0, "train", 1) in clashes.pairs
+    condition = _one_label(clashes, 2500)
+    assert condition.figure == 1 and condition.verdict == "fail"
 
 
 def test_texts_that_are_cut_are_counted():

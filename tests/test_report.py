@@ -45,7 +45,7 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     study = Study(names, emb, labels, pool, embed, ChoiceOptions(top_k=4))
     def picture(i): return np.full((30, 40, 3), 37 * i % 255, dtype=np.uint8)
     study.image_set = ImageSet("toy <i>", tuple(names), {split: [(picture(i), c) for i, c in enumerate(y.tolist())] for split, y in labels.items()}, skipped=("bad.jpg: <no> image",))
-    study.encoder = SimpleNamespace(name="toy-clip", device="cpu", dim=D, tokenizer=Tokenizer(), preprocess="none", fingerprint="f")
+    study.encoder = SimpleNamespace(name="toy-clip", device="cpu", dim=D, tokenizer=Tokenizer(), preprocess="none", model=torch.nn.Linear(2, 2))
     params = dict(dataset="toy", model=model, form="direct", data_root=None, store="/secret")
     return report.Findings(study, report.Sentences(pool, LLM("nobody")), params, tmp_path)
 
@@ -65,7 +65,8 @@ def test_every_class_has_a_card_and_every_image_its_class(tmp_path):
     assert findings.withheld == {} and len(page.select("details.card[open]")) == 5
     for c, name in enumerate(NAMES):
         card = page.select_one(f"#class-{c}")
-        assert len(card.select(".strip figure")) == 6 and all(name in figure.figcaption.text for figure in card.select(".strip figure"))
+        captions = [figure.figcaption.text for figure in card.select(".strip figure")]
+        assert len(captions) == 6 and captions[0] == f"{name}, typical" and set(captions[1:]) == {"typical", "atypical"}
         assert [li.select_one(".said").text for li in card.select("ol li")][0] == findings.chosen[findings.chosen.class_id == c].text.iloc[0]
     assert all(any(name in image["alt"] for name in NAMES) for image in page.select("img"))
     assert {link["href"] for link in page.select("nav a")} >= {"#classes", "#provenance", *(f"#class-{c}" for c in range(5))}
@@ -74,10 +75,68 @@ def test_every_class_has_a_card_and_every_image_its_class(tmp_path):
 def test_images_and_sentences_come_from_one_head(tmp_path):
     findings = findings_of(NAMES, tmp_path)
     sections(findings)
-    assert "scorer" in vars(findings.study._heads) and "influence" in vars(findings.study._heads)
-    typical, odd = report._own_images(findings.study, 1)
+    assert "scorer" in vars(findings.study._heads)
+    typical, odd = report._own_images(findings, 1)
     own = findings.study.influence.positive_by_class[1][findings.study.labels["train"] == 1]
     assert typical[0] == 10 + int(own.argmax()) and not set(typical) & set(odd)
+
+
+def mislabelled(tmp_path, **options):
+    "Findings where the first training image of class 0 is one of class 1."
+    findings = findings_of(NAMES, tmp_path, **options)
+    findings.study.image_emb["train"][0] = F.normalize(findings.study.image_emb["train"][10:14].mean(0), dim=0)
+    return findings
+
+
+def test_a_doubtful_label_is_never_typical(tmp_path):
+    findings = mislabelled(tmp_path)
+    assert 0 in findings.suspects.image.tolist()
+    for spread in (.6, 1.5, 60.):
+        findings = mislabelled(tmp_path, spread=spread)
+        assert findings.doubtful and not any(findings.doubtful & set(report._own_images(findings, c)[0]) for c in range(5))
+        sections(findings)
+
+
+def test_doubtful_labels_between_classes_that_are_not_separated_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "NOT_SEPARATED", report.CONFUSED)
+    findings = mislabelled(tmp_path, spread=1.2)
+    n = len(findings.unjudged)
+    rest = findings.suspects[:0]
+    vars(findings)["suspects"] = rest
+    page = sections(findings)
+    assert n and "Not listed: " in page.select_one("#labels").find_next("p").text
+    assert f"and {n} between classes that are not separated" in page.select_one(".tiles").text and page.select_one('nav a[href="#labels"]')
+    results.write(tmp_path, report.result_of(findings, {}))
+    assert f"Labels to look at: 0, and {n} between classes that are not separated" in results.closing_lines(tmp_path)
+
+
+def test_paths_are_those_of_the_dataset(tmp_path):
+    findings = findings_of(NAMES, tmp_path)
+    (tmp_path/"real").mkdir()
+    (tmp_path/"real"/"1.jpg").touch()
+    (tmp_path/"set").mkdir()
+    (tmp_path/"set"/"a.jpg").symlink_to(tmp_path/"real"/"1.jpg")
+    (tmp_path/"set"/"list.csv").touch()
+    findings.study.image_set.samples["train"][0] = (str(tmp_path/"set"/"a.jpg"), 0)
+    for dataset in (tmp_path/"set", tmp_path/"set"/"list.csv"):
+        findings.params["dataset"] = str(dataset)
+        assert report._path(findings, "train", 0) == "a.jpg"
+
+
+def test_the_hash_of_images_is_one_of_their_content(tmp_path):
+    one, same, other = (findings_of(NAMES, tmp_path).study for _ in range(3))
+    other.image_set.samples["train"][0] = (np.full((30, 40, 3), 9, dtype=np.uint8), 0)
+    hashes = [report._hashes(study)["images"] for study in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_command_can_be_copied_and_the_page_is_linked_once_it_is_there(tmp_path):
+    (out := tmp_path / "my cats").mkdir()
+    findings = findings_of(NAMES, out, spread=.3)
+    line = BeautifulSoup(report._benchmark_line(findings), "html.parser")
+    assert line.code.text == "datadesc benchmark 'my cats'" and line.a is None
+    (out / "benchmark.html").touch()
+    assert BeautifulSoup(report._benchmark_line(findings), "html.parser").a["href"] == "benchmark.html"
 
 
 def test_near_chance_nothing_is_accused(tmp_path):
@@ -114,7 +173,9 @@ def test_a_silent_class_has_no_sentence(tmp_path):
     findings = findings_of(NAMES, tmp_path, refusals=(2,))
     card = sections(findings).select_one("#class-2")
     assert "was a refusal" in card.text and not card.select("ol")
-    assert NAMES[2] not in report.result_of(findings, {}).chosen
+    result = report.result_of(findings, {})
+    report.write_files(findings, result)
+    assert NAMES[2] not in result.chosen and NAMES[2] not in json.loads((tmp_path / "descriptions.json").read_text())
 
 
 def test_a_sentence_at_chance_is_not_called_separating(tmp_path):
