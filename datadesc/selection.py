@@ -24,7 +24,7 @@ if TYPE_CHECKING: from datadesc.study import Study
 # %% auto #0
 __all__ = ['FORMS', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own', 'direct_normalised', 'random',
            'form_named', 'ift', 'text_scores', 'top_texts', 'precision_by_class', 'precision_at', 'scored_text',
-           'choose', 'proponent_images', 'lacking_images']
+           'check_choice_options', 'choose', 'proponent_images', 'lacking_images']
 
 # %% ../nbs/45_selection.ipynb #759c9102
 class Parts(NamedTuple):
@@ -263,15 +263,24 @@ def _list_of_class(rows, x, top_k, diversity, near_duplicate):
     return chosen, why
 
 # %% ../nbs/45_selection.ipynb #2ac98488
+def check_choice_options(
+    top_k: int,  # as `choose` takes them
+    diversity: float,
+    near_duplicate: float | None,
+) -> None:
+    "Raise a ValueError that names the option that cannot be right."
+    if top_k < 1: raise ValueError(f"top_k={top_k}: expected at least one text per class")
+    if not 0 <= diversity <= 1: raise ValueError(f"diversity={diversity}: expected 0 (by score alone) to 1 (as unlike as possible)")
+    if near_duplicate is not None and not 0 < near_duplicate <= 1:
+        raise ValueError(f"near_duplicate={near_duplicate}: expected a cosine above 0 and up to 1, or None to keep near duplicates")
+
 def _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate):
     "Raise a ValueError that names what cannot be right."
     if missing := [c for c in ("text_id", "class_id", "text", "refusal", "duplicate") if c not in pool]:
         raise ValueError(f"pool: no column {', '.join(missing)}; expected the table that `describe` or `from_file` returns")
     if not np.array_equal(scores["text_id"], pool["text_id"]): raise ValueError("scores: its text_id differ from those of the pool; expected what `ift` made of the same table")
     if len(pool) != len(text_emb): raise ValueError(f"pool has {len(pool)} rows and text_emb {len(text_emb)}; expected one embedding per text")
-    if top_k < 1: raise ValueError(f"top_k={top_k}: expected at least one text per class")
-    if not 0 <= diversity <= 1: raise ValueError(f"diversity={diversity}: expected 0 (by score alone) to 1 (as unlike as possible)")
-    if near_duplicate is not None and not 0 < near_duplicate <= 1: raise ValueError(f"near_duplicate={near_duplicate}: expected a cosine above 0 and up to 1, or None to keep near duplicates")
+    check_choice_options(top_k, diversity, near_duplicate)
 
 # %% ../nbs/45_selection.ipynb #c18054d0
 def choose(

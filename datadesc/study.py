@@ -18,7 +18,7 @@ from torch import Tensor
 from .fewshot import FewShotSplit, take_shots
 from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_unit, common_part, train_head
 from .influence import Influence, influence
-from .selection import choose, form_named, ift, scored_text, text_scores
+from .selection import check_choice_options, choose, form_named, ift, scored_text, text_scores
 
 if TYPE_CHECKING:
     from datadesc.data import ImageSet
@@ -42,18 +42,27 @@ class ChoiceOptions:
 
     def __post_init__(self):
         form_named(self.form)
-        for name in ("top_k", "top_m"):
-            if getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: expected at least one")
+        check_choice_options(self.top_k, self.diversity, self.near_duplicate)
+        if self.top_m < 1: raise ValueError(f"top_m={self.top_m}: expected at least one proponent per validation image")
 
 # %% ../nbs/57_study.ipynb #b78bb372
 class _Heads:
     "The labelled images of a study and what is made of them alone, each value once."
     def __init__(self, emb, labels, n_classes, options, seed=0, image_influence=None):
         self.emb, self.labels = ({split: of[split] for split in ("train", "val")} for of in (emb, labels))
-        self.n_classes, self.centered, self.seed, self.top_k = n_classes, options.centered, seed, max(50, options.top_m)
-        if image_influence is not None: self.influence = image_influence
+        self.n_classes, self.centered, self.seed = n_classes, options.centered, seed
+        self.image_influence, self._influence = image_influence, {}
 
-    def fit(self, options): return self.centered == options.centered and self.top_k == max(50, options.top_m)
+    def under(self, options):
+        "The heads of the same images under other options; influence of another model stays."
+        if self.centered == options.centered: return self
+        return _Heads(self.emb, self.labels, self.n_classes, options, self.seed, self.image_influence)
+
+    def scored_by(self, scorer):
+        "A copy whose influence and scores come from this head."
+        other = copy(self)
+        other.__dict__ |= dict(scorer=scorer, image_influence=None, _influence={})
+        return other
 
     def seen(self, x): return center(x, self._mean) if self.centered else x
 
@@ -72,21 +81,24 @@ class _Heads:
     @cached_property
     def scorer(self): return self._head(SCORING_HEAD)
 
-    @cached_property
-    def influence(self):
+    def influence(self, top_k):
+        "That of another model, or through the scorer with `top_k` proponents per validation image."
+        if self.image_influence is not None: return self.image_influence
         x, y = self.features, self.labels
-        return influence(x["train"], y["train"], x["val"], y["val"], self.scorer, self.top_k)
+        if top_k not in self._influence: self._influence[top_k] = influence(x["train"], y["train"], x["val"], y["val"], self.scorer, top_k)
+        return self._influence[top_k]
 
 # %% ../nbs/57_study.ipynb #74f7aa7e
 def _embed_once(
     embed: Callable[[list[str]], Tensor],  # texts -> (n, D)
+    dim: int,  # D
 ) -> Callable[[Sequence[str]], Tensor]:
     "The same function, which embeds no distinct text twice."
     rows = {}
     def look_up(texts):
         new = [t for t in dict.fromkeys(texts) if t not in rows]
         if new: rows.update(zip(new, embed(new), strict=True))
-        return torch.stack([rows[t] for t in texts])
+        return torch.stack([rows[t] for t in texts]) if len(texts) else torch.zeros(0, dim)
     return look_up
 
 # %% ../nbs/57_study.ipynb #dd1430fd
@@ -103,8 +115,9 @@ class Study:
         split: FewShotSplit | None = None,  # of a study of few images
         image_influence: Influence | None = None,  # of the train on the validation images, if it comes from another model than the scorer
     ):
-        self.classes, self.pool, self.embed, self.options, self.split = tuple(classes), pool, _embed_once(embed), options, split
+        self.classes, self.pool, self.options, self.split = tuple(classes), pool, options, split
         self.image_emb = {name: check_unit(x, f"image_emb[{name!r}]") for name, x in image_emb.items()}
+        self.embed = _embed_once(embed, self.image_emb["train"].shape[1])
         self.labels, seed = dict(labels), split.seed if split else 0
         self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence)
         self.image_set = self.encoder = None
@@ -156,7 +169,7 @@ class Study:
     @property
     def influence(self) -> Influence:
         "Influence of the train images on the validation images."
-        return self._heads.influence
+        return self._heads.influence(max(50, self.options.top_m))
 
     @cached_property
     def text_emb(self) -> Tensor:
@@ -204,7 +217,7 @@ class Study:
         self,
         **changes,  # of `ChoiceOptions`
     ) -> Study:
-        "A study of the same values under other options; embeddings are shared, heads and influence too unless `centered` changes."
+        "A study of the same values under other options; embeddings are shared, heads too unless `centered` changes, and an `image_influence` always."
         return self._like_this(options=replace(self.options, **changes))
 
     def few_shot(
@@ -228,15 +241,12 @@ class Study:
         scorer: list[Checkpoint],  # as `train_head` returns them
     ) -> Study:
         "A study of the same values whose influence and scores come from this head."
-        heads = copy(self._heads)
-        heads.__dict__ = {name: value for name, value in vars(heads).items() if name != "influence"} | dict(scorer=scorer)
-        return self._like_this(_heads=heads)
+        return self._like_this(_heads=self._heads.scored_by(scorer))
 
     def _like_this(self, **changes):
         "A copy with these attributes; what is derived from them is made anew."
         other, stale = copy(self), {"features", "_scores", "_chosen"}
         other.__dict__ = {name: value for name, value in vars(self).items() if name not in stale} | dict(_scores={}, _chosen={}) | changes
-        if not other._heads.fit(other.options):
-            other.__dict__.pop("text", None)
-            other._heads = _Heads(other.image_emb, other.labels, self.n_classes, other.options, self._heads.seed)
+        if other.options.centered != self.options.centered: other.__dict__.pop("text", None)
+        other._heads = other._heads.under(other.options)
         return other

@@ -1,4 +1,6 @@
 "What a study shares, what it makes anew, and what a study of few images cannot see."
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +94,33 @@ def test_another_scorer_changes_influence_and_scores_and_leaves_the_rest():
 def test_an_influence_from_elsewhere_is_for_all_images_only():
     study = new(image_influence=new().influence)
     assert study.few_shot("all").influence is study.influence and study.few_shot(2).influence is not study.influence
+
+
+def test_an_influence_from_elsewhere_stays_under_other_options():
+    "It is carried over where it fits, never replaced by the scorer's; with too few proponents it is refused."
+    elsewhere = new().influence
+    study = new(image_influence=elsewhere)
+    for changes in (dict(top_m=60), dict(centered=False), dict(diversity=.5)): assert study.with_options(**changes).influence is elsewhere
+    study.with_options(top_m=60).scorer is study.scorer
+    few = replace(elsewhere, proponents=elsewhere.proponents[:, :3], proponent_scores=elsewhere.proponent_scores[:, :3])
+    with pytest.raises(ValueError, match="top_m=20, but image_influence keeps 3 proponents"):
+        new(image_influence=few, options=ChoiceOptions(top_m=3)).with_options(top_m=20).scores("proponent")
+    scored = study.with_scorer(study.classifier)
+    assert scored.influence is not elsewhere and scored.with_options(top_m=60).scorer is study.classifier
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(form="cosine"), "form='cosine': expected one of printed"), (dict(top_k=0), "top_k=0: expected at least one text per class"),
+    (dict(top_m=0), "top_m=0: expected at least one"), (dict(diversity=1.1), "diversity=1.1: expected 0"), (dict(diversity=-.1), "diversity=-0.1: expected 0"),
+    (dict(diversity=float("nan")), "diversity=nan: expected 0"), (dict(near_duplicate=0), "near_duplicate=0: expected a cosine"),
+    (dict(near_duplicate=1.1), "near_duplicate=1.1: expected a cosine")])
+def test_options_are_checked_when_they_are_made(options, words):
+    with pytest.raises(ValueError, match=words): ChoiceOptions(**options)
+    with pytest.raises(ValueError, match=words): new().with_options(**options)
+
+
+def test_no_texts_are_no_rows(made):
+    assert new(made).embed([]).shape == (0, D) and not made
 
 
 def test_influence_is_a_name_of_direct():
