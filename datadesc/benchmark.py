@@ -91,7 +91,8 @@ def top_per_class(
 
 def _random_choice(study):
     "As many random sentences of the pool as the study's options say, refusals and duplicates left out."
-    return top_per_class(study.pool[~(study.pool["refusal"] | study.pool["duplicate"])], study.options.top_k, study.split.seed)
+    able = study.pool[~(study.pool["refusal"] | study.pool["duplicate"])].drop(columns="score", errors="ignore")
+    return top_per_class(able, study.options.top_k, study.split.seed)
 
 # %% ../nbs/65_benchmark.ipynb #5ddcd2a1
 def _shuffled(texts, seed):
@@ -205,8 +206,9 @@ def benchmark(
     "The accuracies table of all methods: zero-shot, by transfer, by adapters."
     if taken := {"images only", "images only, same steps"} & set(methods):
         raise ValueError(f"A method cannot be called {taken.pop()!r}: that is the row it has to beat")
-    tables = collect_texts(study, methods, [*shots, *paper_shots], seeds, budget)
     images, seeds = (study.image_emb, study.labels), list(seeds)
+    if not seeds: raise ValueError("seeds: there are none; expected at least one, such as range(5)")
+    tables = collect_texts(study, methods, [*shots, *paper_shots], seeds, budget)
     only = [name for name, texts in tables["all", seeds[0]].items() if "text" not in texts]
     def texts(names, of=methods): return lambda split: {name: _embedded(tables[split.shots, split.seed][name], names, study) for name in of}
     rows = [_zero_shot_rows(study, tables, seeds)]

@@ -27,6 +27,7 @@ from .plan import language_model, load_images
 from .selection import FORMS, form_named, precision_at
 from .store import Store, read_table, write_json, write_table
 from .study import ChoiceOptions, Study
+from .zeroshot import AGGREGATIONS
 
 # %% ../nbs/91_benchmark_page.ipynb #f5b02a91
 def _params_of(
@@ -44,8 +45,8 @@ def study_of_run(
     store: str | None = None,  # folder that keeps embeddings and answers; None: the user's cache
     made: Mapping = {},  # what describe.ipynb left in this kernel, by name; {} where it did not run here
 ) -> tuple[Study, dict, LLM]:
-    "(the run's study, its parameters, the language model that it asks); nothing that was embedded is embedded again."
-    if {"study", "params", "sentences"} <= set(made): return made["study"], made["params"], made["sentences"].llm
+    "(the run's study, its parameters, a language model that has asked nothing yet); nothing that was embedded is embedded again."
+    if {"study", "params", "world"} <= set(made): return made["study"], made["params"], language_model(made["params"], made["world"])
     from datadesc.report import with_influence_of
     params, cache = _params_of(run, images_at, store), Store(store)
     image_set, world = load_images(params)
@@ -113,8 +114,10 @@ def comparison_sentence(
     how = "Without any training" if shots == "0" else f"With {shots} labelled image{'s' * (shots != '1')} per class"
     verdict = "significant" if row["significant"] else "not significant"
     p = "p < .001" if row["p_holm"] < .001 else f"p = {row['p_holm']:.3f}"
-    return (f"{how}, the chosen sentences change the accuracy of {row['over']} ({row['over_accuracy']:.1%}) by {100 * row['gain']:+.1f} points "
-            f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}; {p} after Holm's correction for the two): {verdict}.")
+    before, points = f"{100 * row['over_accuracy']:.1f} % ({row['over']})", 100 * row["gain"]
+    change = f"{'raise' if points > 0 else 'lower'} accuracy from {before} to {100 * row['accuracy']:.1f} %" if points else f"leave accuracy at {before}"
+    return (f"{how}, the chosen sentences {change}: {points:+.1f} points "
+            f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}; {p} after Holm's correction for the two), {verdict}.")
 
 def named(
     comparisons: pd.DataFrame,  # from `comparison.named_comparisons`
@@ -171,7 +174,9 @@ def zero_shot(
                      "How the similarities to several texts become one score matters, and so does the class name in the text; accuracy in percent:"))
     named = untrained.names.replace({"without": "bare texts", "with": "with class names", "only": "with class names"})
     wide = untrained.assign(aggregation=untrained.aggregation.str.replace("_", " "), names=named)
+    columns = [(names, way.replace("_", " ")) for names in ("bare texts", "with class names") for way in AGGREGATIONS]
     table = 100 * wide.pivot(index="method", columns=["names", "aggregation"], values="mean").loc[list(dict.fromkeys(wide.method))].rename_axis(None)
+    table = table[[column for column in columns if column in table]]
     display(typed_table(table.style.format("{:.1f}", na_rep="")))
 
 def few_shot(

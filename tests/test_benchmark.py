@@ -2,6 +2,7 @@
 import json
 import re
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datadesc import benchmark_page
 from datadesc.adapters import adapters
 from datadesc.benchmark import as_texts, benchmark, collect_texts, controls, method_from, top_per_class
-from datadesc.comparison import correct_matrix
+from datadesc.comparison import correct_matrix, summary
 from datadesc.describe import flagged
+from datadesc.llm import LLM
 from datadesc.study import ChoiceOptions, Study
 from datadesc.zeroshot import names_only
 
@@ -200,6 +203,45 @@ def test_random_choice_knows_refusals_and_repetitions(images):
     study = study_of(images, POOL.assign(refusal=POOL["sample"] == 0, duplicate=POOL["sample"] == 1))
     said = collect_texts(study, {"random": controls(study)["random choice"]}, shots=(2,), seeds=range(2))
     for of_methods in said.values(): assert of_methods["random"].text.tolist() == [texts[2] for texts in SAID.values()]
+
+
+def test_random_choice_does_not_read_the_pools_scores(images):
+    study = study_of(images, POOL.assign(score=range(len(POOL))), top_k=1)
+    said = [tuple(controls(study)["random choice"](study.few_shot(2, seed)).text) for seed in range(4)]
+    plain = study_of(images, top_k=1)
+    assert len(set(said)) > 1 and said == [tuple(controls(plain)["random choice"](plain.few_shot(2, seed)).text) for seed in range(4)]
+
+
+def test_no_seeds_is_one_clear_error(images):
+    with pytest.raises(ValueError, match="seeds: there are none; expected at least one"): tried(images, {"dict": SAID}, seeds=())
+
+
+def test_seeds_may_be_given_once(images):
+    pd.testing.assert_frame_equal(tried(images, {"dict": SAID}, seeds=iter(range(2))), tried(images, {"dict": SAID}))
+
+
+def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images, tmp_path):
+    "The study is shared; what `describe` asked is not counted again."
+    study, asked_before = study_of(images), LLM("somebody", record=tmp_path/"answers.sqlite")
+    params = dict(llm_model="somebody", llm_base_url=None, answers=(), store=str(tmp_path))
+    shared, same, llm = benchmark_page.study_of_run(tmp_path, made=dict(study=study, params=params, world=None, sentences=SimpleNamespace(llm=asked_before)))
+    assert shared is study and same is params and llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.ledger.table().calls.sum() == 0
+
+
+def test_a_comparison_in_a_sentence():
+    row = dict(over="class names", shots="0", over_accuracy=.389, accuracy=.901, gain=.512, low=.4, high=.6, p_holm=.0001, significant=True)
+    assert benchmark_page.comparison_sentence(row) == ("Without any training, the chosen sentences raise accuracy from 38.9 % (class names) to 90.1 %: +51.2 points "
+                                                       "(95 % interval +40.0 to +60.0; p < .001 after Holm's correction for the two), significant.")
+    row |= dict(shots="1", accuracy=.3, gain=-.089, over="images only", p_holm=.2, significant=False)
+    assert "With 1 labelled image per class, the chosen sentences lower accuracy from 38.9 % (images only) to 30.0 %: -8.9 points" in benchmark_page.comparison_sentence(row)
+
+
+def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(benchmark_page, "display", shown.append)
+    benchmark_page.zero_shot(summary(full[full.method != "python"]), study_of(images), tmp_path)
+    ways = ["mean", "mean embedding", "max"]
+    assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]
 
 
 def broken(study): raise KeyError("what is not there")
