@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFUSED', 'NOT_SEPARATED', 'OPEN_CARDS', 'ON_THIS_PAGE', 'PER_PAGE', 'NO_SENTENCE', 'SHOWN_LABELS', 'SHOWN_PAIRS',
            'LIBRARIES', 'Sentences', 'with_names_for_silent', 'candidate_sentences', 'with_influence_of', 'Findings',
-           'Pictures', 'title', 'named_comparison', 'summary', 'contents', 'class_cards', 'labels_to_look_at', 'pairs',
+           'Pictures', 'title', 'named_comparisons', 'summary', 'contents', 'class_cards', 'labels_to_look_at', 'pairs',
            'Clock', 'precision_of_form', 'provenance', 'result_of', 'write_files']
 
 # %% ../nbs/82_report.ipynb #49c21f98
@@ -24,7 +24,7 @@ import torch
 from IPython.display import HTML, Markdown
 from tqdm import tqdm
 
-from . import conditions, meadow, results
+from . import comparison, conditions, meadow, results
 from .accuracy import accuracy_row, per_class_accuracy
 from .audit import confusable_pairs, separating_texts, suspect_labels
 from .comparison import interval, paired_test
@@ -115,6 +115,9 @@ class Findings:
 
     @cached_property
     def measures(self) -> Measures: return conditions.measure(self.study)
+
+    @cached_property
+    def comparisons(self) -> list[results.Comparison]: return [] if "comparison" in self.withheld else named_comparisons(self)
 
     @cached_property
     def warning(self) -> str | None: return conditions.encoder_warning(self.params.get("model"), self.drawn)
@@ -269,22 +272,39 @@ def title(
 
 def _points(low, high): return f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
 
-def named_comparison(
-    measures: Measures,
-) -> results.Comparison:
-    "Chosen sentences against class names, zero-shot, on the same test images."
+def _with_names_only(measures):
+    "Chosen sentences against class names, without training, on the same test images."
     difference = measures.right("chosen sentences").astype(float) - measures.right("class names")
-    means = dict(mean=measures.accuracy("chosen sentences"), mean_over=measures.accuracy("class names"))
-    return results.Comparison(method="chosen sentences", over="class names", **means, interval=interval(difference),
-                              p=paired_test(difference), n_test=len(difference))
+    return dict(over="class names", shots="0", mean=measures.accuracy("chosen sentences"), mean_over=measures.accuracy("class names"),
+                interval=interval(difference), p=paired_test(difference), n_test=len(difference))
+
+def _with_images_only(study, seeds=range(5)):
+    "Chosen sentences against images only, after training on one image per class, over five draws of the images."
+    from datadesc.benchmark import benchmark, chosen_by
+    from datadesc.zeroshot import names_only
+    names = pd.DataFrame(dict(class_id=range(study.n_classes), prompt=names_only(study.classes)))
+    methods = {"class names": names, "chosen sentences": chosen_by(study.options.form)}
+    rows = comparison.named_comparisons(benchmark(study, methods, [1], [], seeds), "chosen sentences").to_dict("records")
+    row = next(row for row in rows if row["over"] == "images only")
+    return dict(over="images only", shots=str(row["shots"]), mean=row["accuracy"], mean_over=row["over_accuracy"],
+                interval=(row["low"], row["high"]), p=row["p"], n_test=len(study.labels["test"]))
+
+def named_comparisons(
+    findings: Findings,
+) -> list[results.Comparison]:
+    "The two comparisons that were named beforehand: against class names without training, against images only with one image per class."
+    both = [_with_names_only(findings.measures), _with_images_only(findings.study)]
+    corrected = comparison.holm([c["p"] for c in both])
+    return [results.Comparison(method="chosen sentences", **c | dict(p=float(p))) for c, p in zip(both, corrected)]
 
 def _comparison_words(c):
     "The comparison in a sentence."
     p = "p < .001" if c.p < .001 else f"p = {c.p:.3f}"
     verdict = "significant" if c.p < .05 else "not significant"
-    return (f"Without training, the chosen sentences recognise {_percent(c.mean)} of the test images, "
-            f"class names alone {_percent(c.mean_over)}: "
-            f"{100 * (c.mean - c.mean_over):+.1f} points ({_points(*c.interval)}; {p}), {verdict}.")
+    how = {"class names": "Without training, the chosen sentences recognise {} of the test images, class names alone {}",
+           "images only": "Trained on one image per class and the chosen sentences, a linear classifier recognises {} of the test images, "
+                          "trained on the images only {}"}[c.over].format(_percent(c.mean), _percent(c.mean_over))
+    return f"{how}: {100 * (c.mean - c.mean_over):+.1f} points ({_points(*c.interval)}; {p}), {verdict}."
 
 # %% ../nbs/82_report.ipynb #0ffcd6e1
 def _counts(findings):
@@ -298,22 +318,21 @@ def _counts(findings):
 def _tile(head, figure, words): return f'<div class="tile"><h4>{head}</h4><p class="figure">{figure}</p><p>{words}</p></div>'
 
 def _accuracy_tiles(findings):
-    "What the encoder can see here, and the first comparison."
+    "What the encoder can see here, and the two comparisons."
     m, withheld = findings.measures, findings.withheld
     seen = (f"of the test images are recognised by a linear classifier on {_shown(findings.study.encoder.name)}; "
             f"the most frequent class would be right on {_percent(m.majority)}")
     tiles = [_tile("What the encoder sees here", _percent(m.accuracy("classifier")), seen)] if "accuracy" not in withheld else []
-    if "comparison" not in withheld:
-        c = named_comparison(m)
-        tiles.append(_tile("Sentences against names", f"{100 * (c.mean - c.mean_over):+.0f} points", _comparison_words(c)))
+    heads = {"class names": "Sentences against names", "images only": "Sentences and one image per class"}
+    tiles += [_tile(heads[c.over], f"{100 * (c.mean - c.mean_over):+.1f} points", _comparison_words(c)) for c in findings.comparisons]
     return tiles
 
 def _benchmark_line(findings):
-    "What would measure the second comparison."
+    "What measures more than the two comparisons."
     if "comparison" in findings.withheld: return ""
     out = Path(findings.out).resolve()
     page = ': <a href="benchmark.html">benchmark.html</a>' if (out/"benchmark.html").is_file() else ""
-    words = "Whether sentences help a classifier that sees a few images is measured by"
+    words = "More images, other methods and controls are compared by"
     return f'<p class="counts">{words} <code>datadesc benchmark {html.escape(shlex.quote(out.name))}</code>{page}.</p>'
 
 def _audit_tiles(findings):
@@ -677,8 +696,11 @@ def provenance(
 # %% ../nbs/82_report.ipynb #84104b5e
 def _accuracy_lines(findings):
     "The accuracies that a describing run has measured, as lines of the result."
-    m, options, c = findings.measures, findings.study.options, named_comparison(findings.measures)
-    gained = dict(over="class names", gain=c.mean - c.mean_over, gain_interval=c.interval, p_holm=c.p, clear=c.p < .05)
+    m, options = findings.measures, findings.study.options
+    gained = {}
+    if findings.comparisons:
+        c = findings.comparisons[0]
+        gained = dict(over=c.over, gain=c.mean - c.mean_over, gain_interval=c.interval, p_holm=c.p, clear=c.p < .05)
     bare = dict(protocol="zero_shot", aggregation="mean", names="without")
     facts = {"classifier": dict(method="images only", protocol="classifier", shots="all"),
              "class names": bare | dict(method="class names", names="only", k=1),
@@ -725,7 +747,7 @@ def result_of(
         images={split: len(y) for split, y in study.labels.items()},
         parameters=params | dict(superclass=image_set.superclass, device=str(study.encoder.device)), hashes=_hashes(study),
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in findings.conditions], warning=findings.warning,
-        comparisons=[] if "comparison" in withheld else [named_comparison(findings.measures)], accuracy=_accuracy_lines(findings),
+        comparisons=findings.comparisons, accuracy=_accuracy_lines(findings),
         chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not findings.silent[c]},
         pairs=_pair_lines(findings), suspects=None if findings.suspects is None else len(findings.suspects),
         unjudged=len(findings.unjudged), withheld=withheld,

@@ -70,8 +70,9 @@ class Comparison(_Part):
     over: str
     mean: float
     mean_over: float
+    shots: str = "0"  # labelled images per class that a classifier was trained on
     interval: tuple[float, float]  # of the difference
-    p: float
+    p: float  # after Holm's correction for the two
     n_test: int
 
 class Result(_Part):
