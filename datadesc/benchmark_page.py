@@ -175,7 +175,9 @@ def zero_shot(
     named = untrained.names.replace({"without": "bare texts", "with": "with class names", "only": "with class names"})
     wide = untrained.assign(aggregation=untrained.aggregation.str.replace("_", " "), names=named)
     columns = [(names, way.replace("_", " ")) for names in ("bare texts", "with class names") for way in AGGREGATIONS]
-    table = 100 * wide.pivot(index="method", columns=["names", "aggregation"], values="mean").loc[list(dict.fromkeys(wide.method))].rename_axis(None)
+    by = [wide["method"], wide["names"], wide["aggregation"]]  # a method with more texts under one seed than another has a line for each number
+    mean = (wide["mean"] * wide["seeds"]).groupby(by).sum() / wide["seeds"].groupby(by).sum()
+    table = 100 * mean.unstack([1, 2]).loc[list(dict.fromkeys(wide.method))].rename_axis(None)
     table = table[[column for column in columns if column in table]]
     display(typed_table(table.style.format("{:.1f}", na_rep="")))
 

@@ -239,9 +239,11 @@ def test_a_comparison_in_a_sentence():
 def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(benchmark_page, "display", shown.append)
-    benchmark_page.zero_shot(summary(full[full.method != "python"]), study_of(images), tmp_path)
+    benchmark_page.zero_shot(summary(full), study_of(images), tmp_path)
     ways = ["mean", "mean embedding", "max"]
     assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]
+    of_both = full.query("method == 'python' and protocol == 'zero_shot' and names == 'without' and aggregation == 'max'")
+    assert of_both.k.nunique() == 2 and shown[-1].data.loc["python", ("bare texts", "max")] == pytest.approx(100 * of_both.accuracy.mean())
 
 
 def broken(study): raise KeyError("what is not there")
