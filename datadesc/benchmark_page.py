@@ -46,9 +46,10 @@ def study_of_run(
     made: Mapping = {},  # what describe.ipynb left in this kernel, by name; {} where it did not run here
 ) -> tuple[Study, dict, LLM]:
     "(the run's study, its parameters, a language model that has asked nothing yet); nothing that was embedded is embedded again."
-    if {"study", "params", "world"} <= set(made): return made["study"], made["params"], language_model(made["params"], made["world"])
+    params = _params_of(run, images_at, store)
+    if {"study", "world"} <= set(made): return made["study"], params, language_model(params, made["world"])
     from datadesc.report import with_influence_of
-    params, cache = _params_of(run, images_at, store), Store(store)
+    cache = Store(store)
     image_set, world = load_images(params)
     options = ChoiceOptions(params["form"], params["top_k"], params["diversity"], params["near_duplicate"])
     encoder, pool = load_encoder(params["model"], params["checkpoint"], params["device"]), read_table(Path(run, "tables", "descriptions.parquet"))

@@ -223,9 +223,12 @@ def test_seeds_may_be_given_once(images):
 def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images, tmp_path):
     "The study is shared; what `describe` asked is not counted again."
     study, asked_before = study_of(images), LLM("somebody", record=tmp_path/"answers.sqlite")
-    params = dict(llm_model="somebody", llm_base_url=None, answers=(), store=str(tmp_path))
-    shared, same, llm = benchmark_page.study_of_run(tmp_path, made=dict(study=study, params=params, world=None, sentences=SimpleNamespace(llm=asked_before)))
-    assert shared is study and same is params and llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.ledger.table().calls.sum() == 0
+    params = dict(llm_model="somebody", llm_base_url=None, answers=[])
+    (tmp_path/"result.json").write_text(json.dumps(dict(parameters=params)))
+    made = dict(study=study, world=None, sentences=SimpleNamespace(llm=asked_before))
+    shared, same, llm = benchmark_page.study_of_run(tmp_path, store=str(tmp_path), made=made)
+    assert shared is study and same == params | dict(store=str(tmp_path))
+    assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.ledger.table().calls.sum() == 0
 
 
 def test_a_comparison_in_a_sentence():
