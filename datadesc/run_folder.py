@@ -28,11 +28,12 @@ def write_mark(
     name: str,  # of the run
     source: str,  # what the run is of, see `source_of`
     files: Iterable[str] = (),  # what the run made before, and what will be there too
+    start: str = "",  # the way from the run's folder to the one that it was started in: relative parameters begin there
 ) -> None:
     "Writes the mark of a run: its name, its source, and every file that is in the folder now."
     new = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir() and file.name != MARK}
     made = sorted(new | set(files))
-    write_text(folder/MARK, json.dumps(dict(run=name, source=source, datadesc=version("datadesc"), files=made), indent=1) + "\n")
+    write_text(folder/MARK, json.dumps(dict(run=name, source=source, start=start, datadesc=version("datadesc"), files=made), indent=1) + "\n")
 
 # %% ../nbs/86_run_folder.ipynb #de22efd6
 def _mark_of_0_1(folder):
@@ -204,7 +205,8 @@ def put(
     "Makes `work` the folder `place`, in place of the run that was there; `ValueError` if no run made what is there."
     mark, before = mark_of(work), (mark_of(place) or {"files": ()})["files"]
     _check_content(place, mark["source"])
-    write_mark(work, place.name, mark["source"], before if add else ())
+    start = (mark_of(place) or {}).get("start", "") if add else os.path.relpath(os.getcwd(), os.path.realpath(place))
+    write_mark(work, place.name, mark["source"], before if add else (), start)
     old = beside(place.parent, "replaced", place.name)
     remove(old)
     if place.exists():

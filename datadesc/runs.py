@@ -384,8 +384,8 @@ def benchmark(
 def _from_here(place, params):
     "The parameters of the run at `place`, with the ways to its files from the folder that one stands in, wherever the run was made."
     if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(place), mark_of(place)["source"]))}
-    then = os.path.join(os.path.realpath(place), *[".."] * len(Path(_had(place)["out"]).parts))  # the folder that the run was started in
-    if os.path.realpath(then) == os.getcwd() or ".." in Path(_had(place)["out"]).parts: return params
+    then = os.path.realpath(os.path.join(os.path.realpath(place), mark_of(place).get("start") or "nowhere"))
+    if then == os.getcwd(): return params
     moved = {name: os.path.relpath(os.path.join(then, path)) for name, path in params.items()
              if name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint") and path and os.path.exists(os.path.join(then, path))}
     return params | moved

@@ -342,3 +342,16 @@ def test_a_real_run_that_is_killed(disk):
     assert not Path("papermill_runs/photos").exists() and runs.state("papermill_runs", "photos")[0] == "failed"
     assert "The run would replace" in end(begin("photos", "--descriptions", "said.json", "--out", "."))[1]
     compare(was, "papermill_runs")
+
+
+def test_a_benchmark_finds_the_files_of_its_run_from_another_folder(user, tmp_path, monkeypatch):
+    from datadesc.runs import _from_here, _had
+    pictures("photos")
+    said("said.json")
+    assert run_in(user, "photos", "--out", "../results").returncode == 0
+    place = tmp_path / "results" / "photos"
+    report = json.loads((place / "report.ipynb").read_text())
+    report["metadata"]["papermill"]["parameters"]["descriptions"] = "said.json"
+    (place / "report.ipynb").write_text(json.dumps(report))
+    monkeypatch.chdir(tmp_path)
+    assert _from_here(place, _had(place)) | {"out": ""} == dict(dataset="./here/photos", descriptions="here/said.json", out="")
