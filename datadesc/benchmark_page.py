@@ -116,7 +116,8 @@ def comparison_sentence(
     verdict = "significant" if row["significant"] else "not significant"
     p = "p < .001" if row["p_holm"] < .001 else f"p = {row['p_holm']:.3f}"
     before, points = f"{100 * row['over_accuracy']:.1f} % ({row['over']})", 100 * row["gain"]
-    change = f"{'raise' if points > 0 else 'lower'} accuracy from {before} to {100 * row['accuracy']:.1f} %" if points else f"leave accuracy at {before}"
+    verb, after = "raise" if points > 0 else "lower", f"{100 * row['accuracy']:.1f} %"
+    change = f"{verb} accuracy from {before} to {after}" if points else f"leave accuracy at {before}"
     return (f"{how}, the chosen sentences {change}: {points:+.1f} points "
             f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}; {p} after Holm's correction for the two), {verdict}.")
 
@@ -176,7 +177,7 @@ def zero_shot(
     named = untrained.names.replace({"without": "bare texts", "with": "with class names", "only": "with class names"})
     wide = untrained.assign(aggregation=untrained.aggregation.str.replace("_", " "), names=named)
     columns = [(names, way.replace("_", " ")) for names in ("bare texts", "with class names") for way in AGGREGATIONS]
-    by = [wide["method"], wide["names"], wide["aggregation"]]  # a method with more texts under one seed than another has a line for each number
+    by = [wide[name] for name in ("method", "names", "aggregation")]  # has several lines where the number of texts differs by seed
     mean = (wide["mean"] * wide["seeds"]).groupby(by).sum() / wide["seeds"].groupby(by).sum()
     table = 100 * mean.unstack([1, 2]).loc[list(dict.fromkeys(wide.method))].rename_axis(None)
     table = table[[column for column in columns if column in table]]

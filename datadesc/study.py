@@ -217,7 +217,7 @@ class Study:
         self,
         **changes,  # of `ChoiceOptions`
     ) -> Study:
-        "A study of the same values under other options; embeddings are shared, heads too unless `centered` changes, and an `image_influence` always."
+        "A study under other options, of the same values: embeddings, `image_influence`, and heads unless `centered` changes."
         return self._like_this(options=replace(self.options, **changes))
 
     def few_shot(
