@@ -90,7 +90,7 @@ def with_influence_of(
     pixels = max(open_image(image_set.images("train")[0]).size)
     network = load_network(name, study.n_classes, side=pixels if pixels < 224 else None, device=params["device"])
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
-    training = train_network(network, image_set, folder, options, progress=False)
+    training = train_network(network, image_set, folder, options)
     found = network_influence(network, training.checkpoints, image_set, study.features["train"])
     other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, found)
     other.image_set, other.encoder = image_set, study.encoder
