@@ -328,3 +328,16 @@ def test_published_names_find_classes_by_their_folders(tmp_path):
     _, table, report = method_from(f"labo={tmp_path/'labo.json'}", birds, "bird", folders)
     assert table.text.tolist() == ["a brewer blackbird's yellow eye", "a black cap"] and table.scored_text.tolist() == ["this bird's yellow eye", "a black cap"] and set(report.how) == {"spelling"}
     with pytest.raises(ValueError, match="'Arctic Tern' \\(not found; nearest: 'artic tern'\\)"): method_from(f"labo={tmp_path/'labo.json'}", birds, "bird")
+
+
+def test_both_pages_of_a_run_share_one_budget(tmp_path):
+    from types import SimpleNamespace
+    from datadesc.benchmark_page import study_of_run
+    params = dict(dataset="photos", llm_model="gpt-4o-mini", llm_base_url=None, llm_budget=1., answers=[], store=None)
+    (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params)))
+    def left(spent, **changes):
+        (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params | changes)))
+        sentences = SimpleNamespace(llm=SimpleNamespace(ledger=SimpleNamespace(total=lambda column: spent)))
+        _, _, llm = study_of_run(tmp_path, store=str(tmp_path), made=dict(study=None, world=None, sentences=sentences))
+        return llm.ledger.budget.allowed
+    assert (left(.25), left(3.), left(.25, llm_budget=None)) == (.75, 0., None)

@@ -95,9 +95,12 @@ def test_no_question_was_asked_twice(here, result):
 
 def test_the_ledger_adds_up(here, stopped, result):
     facts = json.loads((result/"result.json").read_text())
-    asked = pd.DataFrame(json.loads((result/"benchmark.json").read_text())["asked"]).set_index("stage")  # of both pages, by one language model
-    assert asked.calls["total"] + stopped.asked == len(here.asked) and asked.replayed["total"] == stopped.asked
-    assert asked.cost["total"] > 0 and np.isclose(asked.cost.drop("total").sum(), asked.cost["total"]) and not asked.estimated.any() and not facts["unanswered"]
+    report, benchmark = (pd.DataFrame(page["asked"]).set_index("stage") for page in (facts, json.loads((result/"benchmark.json").read_text())))
+    assert report.calls["total"] + benchmark.calls["total"] + stopped.asked == len(here.asked) and report.replayed["total"] == stopped.asked
+    assert benchmark.calls["total"] == 10 and benchmark.replayed["total"] == 0, "each page counts its own questions"
+    for asked in (report, benchmark):
+        assert asked.cost["total"] > 0 and np.isclose(asked.cost.drop("total").sum(), asked.cost["total"]) and not asked.estimated.any()
+    assert not facts["unanswered"]
     assert "$" in (result/"report.html").read_text()
 
 
