@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPENDS', 'BUTTERFLIES_ONLY', 'SAME_PICTURE', 'Measures', 'measure', 'Condition', 'encoder_warning', 'undescribed',
-           'cut_texts', 'same_pictures', 'Clashes', 'label_clashes', 'check_conditions', 'reason_to_fold']
+           'same_pictures', 'Clashes', 'label_clashes', 'check_conditions', 'reason_to_fold']
 
 # %% ../nbs/81_conditions.ipynb #1c4dd1b7
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .accuracy import correct
 from .comparison import chance_interval, interval
+from .embed import cut_texts
 from .embed import BUNDLED, address
 from .folders import first_few
 from .head import logits
@@ -194,15 +195,6 @@ def _described(study):
     return Condition("described", _verdict(silent.any(), refused > .05), refused, .05, sentence)
 
 # %% ../nbs/81_conditions.ipynb #814565a0
-def cut_texts(
-    texts: Sequence[str],  # T sentences
-    tokenizer,  # of an `Encoder`
-) -> int:
-    "How many of the texts are longer than what the encoder reads."
-    length = tokenizer.context_length
-    padding = tokenizer([""], context_length=length + 1)[0, -1]
-    return int((tokenizer(list(texts), context_length=length + 1)[:, -1] != padding).sum())
-
 def _whole_texts(study):
     share = cut_texts(scored_text(study.pool), study.encoder.tokenizer) / max(1, len(study.pool))
     sentence = "The encoder reads every sentence to its end."

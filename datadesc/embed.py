@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'Encoder', 'address', 'from_tag', 'published_archive', 'archive_weights', 'misfit', 'from_file',
-           'tokenizer_of', 'load_encoder', 'to_unit_length', 'prepared', 'embed_images', 'tokens_of', 'embed_texts',
-           'embed_set', 'text_embedder']
+           'tokenizer_of', 'load_encoder', 'to_unit_length', 'prepared', 'embed_images', 'cut_texts', 'tokens_of',
+           'embed_texts', 'embed_set', 'text_embedder']
 
 # %% ../nbs/30_embed.ipynb #cccdd6a2
 import json, string, warnings, zipfile
@@ -210,14 +210,21 @@ def embed_images(
     return torch.cat([torch.zeros(0, encoder.dim), *_image_batches(encoder, images, batch_size, progress)])
 
 # %% ../nbs/30_embed.ipynb #60765377
+def cut_texts(
+    texts,      # T sentences
+    tokenizer,  # of an `Encoder`
+) -> int:
+    "How many of the texts are longer than what the encoder reads."
+    length = tokenizer.context_length
+    padding = tokenizer([""], context_length=length + 1)[0, -1]
+    return int((tokenizer(list(texts), context_length=length + 1)[:, -1] != padding).sum())
+
 def tokens_of(
     tokenizer,  # of an `Encoder`
     texts,      # T sentences
 ):
     "LongTensor (T, context length); one warning counts the texts that had to be cut"
-    length = tokenizer.context_length
-    padding = tokenizer([""], context_length=length + 1)[0, -1]
-    cut = (tokenizer(texts, context_length=length + 1)[:, -1] != padding).sum().item()
+    cut, length = cut_texts(texts, tokenizer), tokenizer.context_length
     if cut: warnings.warn(f"{cut} of {len(texts)} texts are longer than the {length} tokens that the encoder reads; the ends were cut off.", stacklevel=3)
     return tokenizer(texts)
 

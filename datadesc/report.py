@@ -117,6 +117,11 @@ class Findings:
     def measures(self) -> Measures: return conditions.measure(self.study)
 
     @cached_property
+    def twins(self) -> torch.Tensor:
+        "The pairs (test image, training image) that show the same picture, or nearly."
+        return conditions.same_pictures(self.study.image_emb["test"], self.study.image_emb["train"])
+
+    @cached_property
     def comparisons(self) -> list[results.Comparison]: return [] if "comparison" in self.withheld else named_comparisons(self)
 
     @cached_property
@@ -607,8 +612,7 @@ def _table(rows, heads):
 
 def _twin_notes(findings, at_most=5):
     "The first test images that occur among the training images too."
-    emb = findings.study.image_emb
-    twins = conditions.same_pictures(emb["test"], emb["train"])
+    twins = findings.twins
     notes = [f"{_path(findings, 'test', i)} (test) shows the same picture as {_path(findings, 'train', j)} (training), or nearly."
              for i, j in twins[:at_most].tolist()]
     return notes + [f"... and {len(twins) - at_most:,} more such pairs."] * (len(twins) > at_most)
@@ -751,7 +755,7 @@ def result_of(
         chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not findings.silent[c]},
         pairs=_pair_lines(findings), suspects=None if findings.suspects is None else len(findings.suspects),
         unjudged=len(findings.unjudged), withheld=withheld,
-        repeated_across_splits=len(conditions.same_pictures(study.image_emb["test"], study.image_emb["train"])),
+        repeated_across_splits=len(findings.twins),
         asked=[{name: _plain(value) for name, value in row.items()} for row in llm.ledger.table().to_dict("records")],
         answers_cost=_plain(llm.worth()), unanswered=failed_questions(llm).to_dict("records"),
         sources=sorted(map(str, study.pool.source.unique())),
