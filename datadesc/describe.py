@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 from .answers import is_refusal, one_line, parse_list, says_nothing, unique
@@ -238,22 +239,22 @@ def kinds_of(
 
 # %% ../nbs/20_describe.ipynb #d205d444
 COLUMNS = ["text_id", "class_id", "component", "sample", "text", "scored_text", "source",
-           "knowledge", "refusal", "duplicate", "names_class"]
+           "knowledge", "flag", "names_class"]
 
 def flagged(
     rows, # dicts of class_id, component, sample, text, source, knowledge
     classes, # class names, by class_id
     superclass=None, # what the classes are kinds of, as `kinds_of` takes it
 ) -> pd.DataFrame:
-    "The table of candidate descriptions: each text as it was written, the copy that is scored, and the flags"
+    "The table of candidate descriptions: each text as it was written, the copy that is scored, and in `flag` why it may not be chosen; '' if it may"
     table, kinds = pd.DataFrame(rows), kinds_of(superclass, classes)
     table["text"] = table["text"].map(composed)
     table["scored_text"] = [without_name(text, classes[c], kinds[c]) for text, c in zip(table["text"], table["class_id"])]
     table["names_class"] = table["scored_text"] != table["text"]
     left = table["scored_text"].str.lower().str.strip(" .")
-    table["refusal"] = table["scored_text"].map(is_refusal) | table["names_class"] & left.isin(["it", *(f"this {readable(kind).lower()}" for kind in kinds if kind)])
-    same = table["scored_text"].map(plain)
-    table["duplicate"] = table.assign(same=same).duplicated(["class_id", "same"])
+    unsaid = table["scored_text"].map(is_refusal) | table["names_class"] & left.isin(["it", *(f"this {readable(kind).lower()}" for kind in kinds if kind)])
+    again = table.assign(same=table["scored_text"].map(plain)).duplicated(["class_id", "same"])
+    table["flag"] = np.select([unsaid, again], ["not described", "duplicate"], "").astype(object)
     return table.assign(text_id=range(len(table)))[COLUMNS]
 
 # %% ../nbs/20_describe.ipynb #e113059e

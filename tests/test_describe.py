@@ -87,7 +87,7 @@ def test_the_table_has_its_columns_and_one_row_a_class_component_and_sample():
     table = describe(("T_shirt", "hat"), answering(), "garment", ARTICLES, samples=2)
     assert list(table) == COLUMNS and table["text_id"].tolist() == list(range(8))
     assert table.groupby("class_id")["knowledge"].unique().str[0].tolist() == ["text", "none"]
-    assert table["duplicate"].tolist() == [False, True] * 4
+    assert table["flag"].tolist() == ["", "duplicate"] * 4
     assert not table.duplicated(["class_id", "component", "sample"]).any()
 
 
@@ -197,7 +197,7 @@ def test_structured_answers_come_from_a_server_that_offers_them():
 
 def test_a_refusal_in_its_own_field_is_a_row():
     with llm_server(lambda chat: "- collar" if "Which visible" in chat["messages"][-1]["content"] else completion(None, refusal="I'm sorry, I can't help with that.")) as (url, _):
-        assert describe(("shirt",), LLM("m", url))["refusal"].tolist() == [True]
+        assert describe(("shirt",), LLM("m", url))["flag"].tolist() == ["not described"]
 
 def test_a_dry_run_plans_both_stages():
     llm = LLM("gpt-4o-mini", "http://127.0.0.1:9/v1", dry_run=True)
@@ -240,7 +240,7 @@ def test_meadow_replays_both_ways_without_a_server(tmp_path):
     for knowledge in ("text", "none"):
         table = describe(world.classes, llm, world.superclass, world.articles, knowledge, samples=3)
         assert len(table) == 720 and set(table["knowledge"]) == {knowledge}
-        assert ((meadow.truth_of(table, world) == "refusal") == table["refusal"]).all()
+        assert ((meadow.truth_of(table, world) == "refusal") == (table["flag"] == "not described")).all()
         assert not any(name.lower() in text.lower() for name, text in zip(table["class_id"].map(dict(enumerate(world.classes))), table["scored_text"]))
     assert time.perf_counter() - start < 5 and not (tmp_path/"none.sqlite").exists()
 
@@ -273,8 +273,7 @@ def test_a_sentence_is_shown_as_it_was_written_and_scored_without_its_name(tmp_p
     table = from_file(path, CLASSES, superclass)
     assert table["text"].tolist() == ["a skirt", "a hat lying on a table", "A hat.", "it lying on a table", "sleeves"]
     assert table["scored_text"][1] == scored and table["names_class"].tolist() == [False, True, True, False, False]
-    assert table["refusal"].tolist() == [False, False, True, False, False]
-    assert table["duplicate"].tolist() == [False, False, False, superclass is None, False]
+    assert table["flag"].tolist() == ["", "", "not described", "" if superclass else "duplicate", ""]
 
 
 def test_a_folder_of_text_files_and_the_folders_names(tmp_path):

@@ -125,7 +125,7 @@ def test_a_template_needs_its_field():
 def test_refusals_repetitions_and_names_are_flagged():
     table = peer_texts(PEERS["cupl"], {"hen": ["A hen has a comb.", "a hen has a comb", "I'm sorry, I cannot describe it."]}, ["hen"], "bird")
     assert list(table.scored_text[:2]) == ["This bird has a comb.", "this bird has a comb"] and list(table.text[:2]) == ["A hen has a comb.", "a hen has a comb"]
-    assert (list(table.duplicate), list(table.refusal), list(table.names_class)) == ([False, True, False], [False, False, True], [True, True, False])
+    assert (list(table.flag), list(table.names_class)) == (["", "duplicate", "not described"], [True, True, False])
 
 
 def test_random_descriptors_are_shared_and_repeatable():
@@ -173,7 +173,7 @@ def test_a_world_answers_every_peer_from_its_memory(tmp_path):
         assert list(said) == list(few) and min(map(len, said.values())) >= 15
         known = {phrase for *_, phrase in world.memory[few[0]]}
         assert name == "cupl" or {text.removeprefix(f"{few[0]} is a butterfly with ") for text in said[few[0]]} <= known
-        assert not peer_texts(PEERS[name], said, few, world.superclass).refusal.any()
+        assert not peer_texts(PEERS[name], said, few, world.superclass).flag.eq("not described").any()
 
 
 def speaking(tmp_path, answers):
