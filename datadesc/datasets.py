@@ -276,7 +276,7 @@ def fetch_rest(
     have = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     import httpx
-    from datadesc.proxy import mend_no_proxy
+    from datadesc.online import mend_no_proxy
     mend_no_proxy()
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=60) as answer:
         if answer.status_code == 416: return   # no more to be had

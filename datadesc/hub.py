@@ -90,7 +90,7 @@ def hub_answers() -> bool:
 @contextmanager
 def hub_or_cache():
     "Inside, the hub's client looks in its cache only if the hub does not answer; gives whether that is so."
-    from datadesc.proxy import mend_no_proxy
+    from datadesc.online import mend_no_proxy
     mend_no_proxy()
     before = hub.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = before or not hub_answers()

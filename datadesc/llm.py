@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .call import NO_KEY, PAUSE, CallError, chat_of, choices_of, empty, per_minute, persistent, post, said, take, usage_of
 from .cost import BudgetReached, Ledger, dollars, prompt_tokens
-from .proxy import mend_no_proxy
+from .online import mend_no_proxy
 from .record import LLMError, Record, Request, claim, clear_claims, read_bundle
 from .files import default_root
 

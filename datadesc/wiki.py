@@ -28,7 +28,7 @@ from wikipediaapi.exceptions import WikiConnectionError, WikiHttpError, WikiHttp
 
 from .files import whole
 from .names import class_names, classes_meant, composed, plain, readable
-from .proxy import mend_no_proxy
+from .online import mend_no_proxy
 
 # %% ../nbs/10_wiki.ipynb #a0de7d4b
 APPENDIX = re.compile(r"""(?: references? | notes?(?:\ and\ references)? | footnotes | citations | sources | see\ also | external\ links | further\ reading | bibliography | gallery

@@ -1,14 +1,17 @@
-"NO_PROXY in every form that people write: each client is made, and what is named goes past the proxy."
+"NO_PROXY in every form that people write: each client is made, and what is named goes past the proxy; and the wait that a server asks for."
 import hashlib
 import os
+import time
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datadesc.datasets import fetch_file
 from datadesc.hub import hub, hub_or_cache
 from datadesc.llm import LLM
-from datadesc.proxy import mend_no_proxy
+from datadesc.online import asked_wait, mend_no_proxy
 from datadesc.wiki import Wikipedia
 from llm_server import llm_server
 from wiki_server import wiki_server
@@ -67,3 +70,16 @@ def test_what_httpx_reads_stays_as_it_is(monkeypatch):
     assert mend_no_proxy() == [] and os.environ["NO_PROXY"] == taken
     monkeypatch.delenv("NO_PROXY")
     assert mend_no_proxy() == [] and "NO_PROXY" not in os.environ
+
+
+@given(st.text(max_size=40), st.sampled_from(["{}", "{}s", "1{}", "Wed, 21 Oct {} 07:28:00 GMT"]))
+def test_any_header_gives_a_time_or_none(text, form):
+    wait = asked_wait({"retry-after": form.format(text), "retry-after-ms": text})
+    assert wait is None or wait >= 0
+
+
+@pytest.mark.parametrize("value", ["1" * 100_000, "1m" * 50_000 + "x", "1." * 50_000, "1 " * 50_000])
+def test_a_huge_header_takes_no_time(value):
+    began = time.monotonic()
+    asked_wait({"retry-after": value})
+    assert time.monotonic() - began < 1
