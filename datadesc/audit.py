@@ -144,7 +144,7 @@ def separating_texts(
     pool, labels = study.pool, study.labels
     missing = [c for c in (a, b) if not (labels["train"] == c).any()]
     if missing: raise ValueError(f"class {missing[0]} has no train image, so nothing can be told from it")
-    rows = ((pool["class_id"] == a) & ~pool["refusal"] & ~pool["duplicate"]).to_numpy().nonzero()[0]
+    rows = ((pool["class_id"] == a) & (pool["flag"] == "")).to_numpy().nonzero()[0]
     texts = study.text[rows]
     (train_a, train_b), (val_a, val_b) = ([study.features[s][labels[s] == c] for c in (a, b)] for s in ("train", "val"))
     to_a, to_b = ((texts @ x.mean(0)).cpu().numpy() for x in (train_a, train_b))

@@ -90,8 +90,8 @@ def top_per_class(
     return order[order.groupby("class_id").cumcount() < k].sort_index()
 
 def _random_choice(study):
-    "As many random sentences of the pool as the study's options say, refusals and duplicates left out."
-    able = study.pool[~(study.pool["refusal"] | study.pool["duplicate"])].drop(columns="score", errors="ignore")
+    "As many random sentences of the pool as the study's options say, those with a flag left out."
+    able = study.pool[study.pool["flag"] == ""].drop(columns="score", errors="ignore")
     return top_per_class(able, study.options.top_k, study.split.seed)
 
 # %% ../nbs/65_benchmark.ipynb #5ddcd2a1

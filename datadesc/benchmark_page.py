@@ -74,7 +74,7 @@ def methods_of(
     if "truth" in pool: methods["true sentences"] = pool[pool.truth == "visible"]
     for peer in peers: methods[peer] = peer_texts(PEERS[peer], ask(PEERS[peer], classes, llm, kind), classes, kind)
     methods["clip_templates"] = peer_texts(PEERS["clip_templates"], from_templates(classes, TEMPLATES), classes).drop(columns="text")
-    vocabulary = {word for text in pool.scored_text[~pool.refusal] for word in text.lower().split()}
+    vocabulary = {word for text in pool.scored_text[pool.flag == ""] for word in text.lower().split()}
     methods["waffle"] = lambda seen: peer_texts(PEERS["waffle"], waffle(classes, words=vocabulary, seed=seen.split.seed), classes, kind)
     matched = {}
     for spec in specs:

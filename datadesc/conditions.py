@@ -18,11 +18,10 @@ from torch import Tensor
 
 from .accuracy import correct
 from .comparison import chance_interval, interval
-from .embed import cut_texts
-from .embed import BUNDLED, address
+from .embed import BUNDLED, address, cut_tokens
 from .folders import first_few
 from .head import logits
-from .selection import scored_text
+from .selection import flag_counts, scored_text
 from .zeroshot import class_scores, names_only
 
 # %% ../nbs/81_conditions.ipynb #e7238acc
@@ -63,7 +62,7 @@ def _chosen(study):
 
 def _random_rights(study, images, labels, seeds):
     "Which images (S, N) are right by as many usable sentences per class as were chosen, drawn at random as the benchmark does."
-    usable, rights = study.pool[~(study.pool.refusal | study.pool.duplicate)], []
+    usable, rights = study.pool[study.pool.flag == ""], []
     for seed in range(seeds):
         drawn = usable.sample(frac=1, random_state=seed)
         drawn = drawn[drawn.groupby("class_id").cumcount() < study.options.top_k]
@@ -80,8 +79,8 @@ def measure(
     "The predictions on the test images that the conditions are checked with; `ValueError` for a study without test images."
     if "test" not in study.image_emb: raise ValueError("study: no test images; expected a study of all images, not of a few-shot episode")
     images, labels, n = study.image_emb["test"], study.labels["test"], study.n_classes
-    chosen, open_ = _chosen(study), ~(study.pool.refusal | study.pool.duplicate)
-    usable, numbers = torch.tensor(open_.to_numpy(copy=True), device=chosen.device), torch.arange(n, device=images.device)
+    chosen, numbers = _chosen(study), torch.arange(n, device=images.device)
+    usable = torch.tensor((study.pool.flag == "").to_numpy(copy=True), device=chosen.device)
     scores = {"classifier": logits(study.classifier[-1], study.features["test"]),
               "class names": class_scores(images, study.embed(names_only(study.classes)).to(images.device), numbers, n),
               "chosen sentences": _sentence_scores(images, study.text_emb[chosen], study.text_class[chosen], n),
@@ -179,26 +178,29 @@ def _sentences(m):
 
 # %% ../nbs/81_conditions.ipynb #d8712b3a
 def undescribed(
-    study: "Study",
+    pool: "DataFrame",  # as `describe` makes it, perhaps with names in place of sentences
+    n_classes: int,  # C
 ) -> Tensor:  # (C,) bool
-    "Which classes (C,) have no sentence: every answer about them is a refusal, or only the name stands in."
-    pool = study.pool
-    usable = pool[~pool.refusal & (pool.source != "class name")] if "source" in pool else pool[~pool.refusal]
-    return torch.tensor([c not in set(usable.class_id) for c in range(study.n_classes)])
+    "Which classes (C,) have no sentence: each one about them has a flag, or only the name stands in."
+    described = set(pool.class_id[(pool.flag == "") & (pool.source != "class name")])
+    return torch.tensor([c not in described for c in range(n_classes)])
 
 def _described(study):
-    silent, refused = undescribed(study), float(study.pool.refusal.mean())
-    sentence = f"{refused:.0%} of the sentences are refusals."
+    silent, faulty = undescribed(study.pool, study.n_classes), study.pool[~study.pool.flag.isin(["", "duplicate"])]
+    share, words = len(faulty) / max(1, len(study.pool)), flag_counts(faulty)
+    sentence = f"{share:.0%} of the sentences are no description that can be used" + f": {words}" * bool(words) + "."
     if silent.any():
+        words = flag_counts(study.pool[silent.numpy()[study.pool.class_id]])
         sentence = (f"Nothing is said of {int(silent.sum()):,} of {study.n_classes:,} classes ({_some(study, silent)}): "
-                    "every answer was a refusal.")
-    return Condition("described", _verdict(silent.any(), refused > .05), refused, .05, sentence)
+                    f"no sentence about them can be chosen ({words}).")
+    return Condition("described", _verdict(silent.any(), share > .05), share, .05, sentence)
 
 # %% ../nbs/81_conditions.ipynb #814565a0
 def _whole_texts(study):
-    share = cut_texts(scored_text(study.pool), study.encoder.tokenizer) / max(1, len(study.pool))
-    sentence = "The encoder reads every sentence to its end."
-    if share: sentence = f"{share:.0%} of the sentences are longer than the encoder reads; their ends do not count."
+    usable = scored_text(study.pool[study.pool.flag == ""])
+    cut, n = int((cut_tokens(usable, study.encoder.tokenizer) > 0).sum()), len(usable)
+    share, sentence = cut / max(1, n), "The encoder reads every sentence to its end."
+    if cut: sentence = f"{cut:,} of {n:,} sentences are longer than the encoder reads; their ends do not count."
     return Condition("whole texts", _verdict(share > .2, share > 0), share, .2, sentence, ("sentences",))
 
 # %% ../nbs/81_conditions.ipynb #611b8896

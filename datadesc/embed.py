@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'Encoder', 'address', 'from_tag', 'published_archive', 'archive_weights', 'misfit', 'from_file',
-           'tokenizer_of', 'load_encoder', 'to_unit_length', 'prepared', 'embed_images', 'cut_texts', 'tokens_of',
+           'tokenizer_of', 'load_encoder', 'to_unit_length', 'prepared', 'embed_images', 'cut_tokens', 'tokens_of',
            'embed_texts', 'embed_set', 'text_embedder']
 
 # %% ../nbs/30_embed.ipynb #cccdd6a2
@@ -210,21 +210,29 @@ def embed_images(
     return torch.cat([torch.zeros(0, encoder.dim), *_image_batches(encoder, images, batch_size, progress)])
 
 # %% ../nbs/30_embed.ipynb #60765377
-def cut_texts(
+def cut_tokens(
     texts,      # T sentences
     tokenizer,  # of an `Encoder`
-) -> int:
-    "How many of the texts are longer than what the encoder reads."
-    length = tokenizer.context_length
-    padding = tokenizer([""], context_length=length + 1)[0, -1]
-    return int((tokenizer(list(texts), context_length=length + 1)[:, -1] != padding).sum())
+) -> torch.Tensor:
+    "How many tokens at the end of each text (T,) the encoder does not read; 0 for a text that fits"
+    texts, length, marks = list(texts), tokenizer.context_length, tokenizer([""]).unique()
+    def words(of, length): return (~torch.isin(tokenizer([texts[i] for i in of], context_length=length), marks)).sum(1)
+    left = torch.arange(len(texts))
+    read = words(left, length)
+    there = read.clone()
+    while len(left):
+        length *= 2
+        with_more_room = words(left, length)
+        more = with_more_room > there[left]
+        there[left], left = with_more_room, left[more]
+    return there - read
 
 def tokens_of(
     tokenizer,  # of an `Encoder`
     texts,      # T sentences
 ):
     "LongTensor (T, context length); one warning counts the texts that had to be cut"
-    cut, length = cut_texts(texts, tokenizer), tokenizer.context_length
+    cut, length = int((cut_tokens(texts, tokenizer) > 0).sum()), tokenizer.context_length
     if cut: warnings.warn(f"{cut} of {len(texts)} texts are longer than the {length} tokens that the encoder reads; the ends were cut off.", stacklevel=3)
     return tokenizer(texts)
 

@@ -224,7 +224,7 @@ def write_classes(
 
 def write_lists(
     out: str | Path,  # folder of the run
-    descriptions: dict[str, Sequence[str]],  # class -> all its sentences but refusals
+    descriptions: dict[str, Sequence[str]],  # class -> all its sentences that may be chosen
     left_out: Sequence[str] = (),  # a line for each file that was not read
 ) -> None:
     "Writes `descriptions.json`, and `left_out.txt` where something was left out."

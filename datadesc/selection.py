@@ -24,7 +24,7 @@ if TYPE_CHECKING: from datadesc.study import Study
 # %% auto #0
 __all__ = ['FORMS', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own', 'direct_normalised', 'random',
            'form_named', 'ift', 'text_scores', 'top_texts', 'precision_by_class', 'precision_at', 'scored_text',
-           'check_choice_options', 'choose', 'proponent_images', 'lacking_images']
+           'flag_counts', 'check_choice_options', 'check_pool', 'choose', 'proponent_images', 'lacking_images']
 
 # %% ../nbs/45_selection.ipynb #759c9102
 class Parts(NamedTuple):
@@ -240,10 +240,17 @@ def _one_by_one(score, cosine, k, diversity):
 
 # %% ../nbs/45_selection.ipynb #c6d03b82
 def _not_open(pool):
-    "Why a text may not be chosen whatever its score (T,): a refusal, a duplicate, or neither (empty)."
+    "Why a text may not be chosen whatever its score (T,): its flag, with the text that a duplicate repeats."
     text_id, first = pool["text_id"].to_numpy(), _first_alike(pool).to_numpy()
-    said = [f"duplicate of {f}" if f != t else "duplicate" for t, f in zip(text_id, first)]
-    return np.where(pool["refusal"], "refusal", np.where(pool["duplicate"], said, "")).astype(object)
+    repeats = (pool["flag"] == "duplicate").to_numpy() & (text_id != first)
+    return np.where(repeats, [f"duplicate of {f}" for f in first], pool["flag"]).astype(object)
+
+def flag_counts(
+    pool: pd.DataFrame,  # texts with their flags
+) -> str:
+    "How many texts of the pool may not be chosen, by reason: '20 not described, 9 repeat another'; empty if all may."
+    reasons = pool["flag"][pool["flag"] != ""].str.replace(r" \(.*\)$", "", regex=True).replace("duplicate", "repeat another")
+    return ", ".join(f"{n:,} {reason}" for reason, n in reasons.value_counts().items())
 
 def _score_says(rows):
     "What in its score kept each text (n,) from being chosen."
@@ -274,10 +281,16 @@ def check_choice_options(
     if near_duplicate is not None and not 0 < near_duplicate <= 1:
         raise ValueError(f"near_duplicate={near_duplicate}: expected a cosine above 0 and up to 1, or None to keep near duplicates")
 
+def check_pool(
+    pool: pd.DataFrame,  # T candidate sentences
+) -> None:
+    "Raise a ValueError that names the columns that the pool lacks."
+    if missing := [c for c in ("text_id", "class_id", "text", "flag") if c not in pool]:
+        raise ValueError(f"pool: no column {', '.join(missing)}; expected the table that `describe` or `from_file` returns")
+
 def _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate):
     "Raise a ValueError that names what cannot be right."
-    if missing := [c for c in ("text_id", "class_id", "text", "refusal", "duplicate") if c not in pool]:
-        raise ValueError(f"pool: no column {', '.join(missing)}; expected the table that `describe` or `from_file` returns")
+    check_pool(pool)
     if not np.array_equal(scores["text_id"], pool["text_id"]): raise ValueError("scores: its text_id differ from those of the pool; expected what `ift` made of the same table")
     if len(pool) != len(text_emb): raise ValueError(f"pool has {len(pool)} rows and text_emb {len(text_emb)}; expected one embedding per text")
     check_choice_options(top_k, diversity, near_duplicate)
@@ -287,7 +300,7 @@ def choose(
     scores: pd.DataFrame,  # what `ift` returned
     pool: pd.DataFrame,  # the texts it was made of, with their flags
     text_emb: Tensor,  # (T, D) their embeddings, length one, not centred
-    top_k: int = 10,  # texts per class; a class with fewer keeps all but refusals and duplicates
+    top_k: int = 10,  # texts per class; a class with fewer keeps all that have no flag
     diversity: float = 0.,  # 0 goes by score alone, 1 takes what is least like the texts already chosen
     near_duplicate: float | None = None,  # centred cosine above which the lower ranked of two texts goes; None keeps both
 ) -> pd.DataFrame:  # as `scores`, one row a text

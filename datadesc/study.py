@@ -18,7 +18,7 @@ from torch import Tensor
 from .fewshot import FewShotSplit, take_shots
 from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_unit, common_part, train_head
 from .influence import Influence, influence
-from .selection import check_choice_options, choose, form_named, ift, scored_text, text_scores
+from .selection import check_choice_options, check_pool, choose, form_named, ift, scored_text, text_scores
 
 if TYPE_CHECKING:
     from datadesc.data import ImageSet
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datadesc.store import Store
 
 # %% auto #0
-__all__ = ['ChoiceOptions', 'Study']
+__all__ = ['ChoiceOptions', 'flag_too_long', 'Study']
 
 # %% ../nbs/57_study.ipynb #cdecebe1
 @dataclass(frozen=True)
@@ -88,6 +88,17 @@ class _Heads:
         if top_k not in self._influence: self._influence[top_k] = influence(x["train"], y["train"], x["val"], y["val"], self.scorer, top_k)
         return self._influence[top_k]
 
+# %% ../nbs/57_study.ipynb #ef549d9f
+def flag_too_long(
+    pool: pd.DataFrame,  # T candidate sentences
+    tokenizer,  # of the encoder
+) -> pd.DataFrame:
+    "The pool in which each answer of a language model that is longer than the encoder reads has the flag that says so."
+    from datadesc.embed import cut_tokens
+    check_pool(pool)
+    length, rows = tokenizer.context_length, zip(cut_tokens(scored_text(pool), tokenizer).tolist(), pool["component"], pool["flag"])
+    return pool.assign(flag=[f"too long ({length + cut} tokens of {length})" if cut and component and not flag else flag for cut, component, flag in rows])
+
 # %% ../nbs/57_study.ipynb #74f7aa7e
 def _embed_once(
     embed: Callable[[list[str]], Tensor],  # texts -> (n, D)
@@ -134,8 +145,9 @@ class Study:
         image_influence: Influence | None = None,  # from another model than the scorer, a network for instance
         progress: bool = True,  # show a bar if embedding takes more than a few seconds
     ) -> Study:
-        "The study of an image set; its images are embedded now, through the store if there is one."
+        "The study of an image set, with `flag_too_long`; its images are embedded now, through the store if there is one."
         from datadesc.embed import embed_set, text_embedder  # whoever has no images to embed need not wait for its libraries
+        pool = flag_too_long(pool, encoder.tokenizer)
         image_emb = embed_set(encoder, image_set, progress=progress, store=store)
         labels = {split: image_set.labels(split) for split in image_emb}
         study = cls(image_set.classes, image_emb, labels, pool, text_embedder(encoder, store, progress), options, None, image_influence)

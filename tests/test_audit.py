@@ -176,9 +176,9 @@ def test_pairs_by_their_definition(world):
 
 
 def sentences(seed=5):
-    "Six sentences a class: two refusals or repetitions, four that point somewhere."
+    "Six sentences a class: two that may not be chosen, four that point somewhere."
     emb, c = cloud(6, seed)
-    return emb, pd.DataFrame(dict(text_id=range(100, 124), class_id=c.numpy(), text=[f"text {i}" for i in range(24)], refusal=[i % 6 == 0 for i in range(24)], duplicate=[i % 6 == 1 for i in range(24)]))
+    return emb, pd.DataFrame(dict(text_id=range(100, 124), class_id=c.numpy(), text=[f"text {i}" for i in range(24)], flag=["not described", "duplicate", "", "", "", ""] * 4))
 
 
 def test_separating_texts_by_their_definition(world):
@@ -210,7 +210,7 @@ def test_a_text_that_fits_goes_before_one_that_separates_better(world):
 
 def test_a_class_without_sentences_gets_an_empty_table(world):
     emb, texts = sentences()
-    texts["refusal"] = texts.refusal | (texts.class_id == 3)
+    texts["flag"] = texts.flag.mask(texts.class_id == 3, "too short")
     world.fit(world.y, pool=texts, emb=emb)
     assert separating_texts(world.study, 3, 0).empty
 

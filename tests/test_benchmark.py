@@ -199,8 +199,8 @@ def test_a_budget_keeps_the_best_and_draws_where_there_is_no_best(images):
     assert len({tuple(said["all", seed]["bare"].text) for seed in range(4)}) > 1
 
 
-def test_random_choice_knows_refusals_and_repetitions(images):
-    study = study_of(images, POOL.assign(refusal=POOL["sample"] == 0, duplicate=POOL["sample"] == 1))
+def test_random_choice_leaves_out_what_has_a_flag(images):
+    study = study_of(images, POOL.assign(flag=POOL["sample"].map(["not described", "duplicate", ""].__getitem__)))
     said = collect_texts(study, {"random": controls(study)["random choice"]}, shots=(2,), seeds=range(2))
     for of_methods in said.values(): assert of_methods["random"].text.tolist() == [texts[2] for texts in SAID.values()]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import datadesc
-from datadesc.conditions import _one_label, BUTTERFLIES_ONLY, DEPENDS, check_conditions, cut_texts, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
+from datadesc.conditions import _described, _one_label, _whole_texts, BUTTERFLIES_ONLY, DEPENDS, check_conditions, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
 from datadesc.study import ChoiceOptions, Study
 
 C, D, TEXTS = 5, 32, 8
@@ -31,7 +31,7 @@ def parts():
     good = torch.arange(C * TEXTS) % 2 == 0  # every second sentence is about nothing
     noise = F.normalize(torch.randn(C * TEXTS, D, generator=torch.Generator().manual_seed(9)), dim=1)
     text_emb = torch.where(good[:, None], near(about, .5, 7), noise)
-    pool = pd.DataFrame(dict(text_id=range(C * TEXTS), class_id=about.numpy(), text=[f"sentence {i}" for i in range(C * TEXTS)], refusal=False, duplicate=False,
+    pool = pd.DataFrame(dict(text_id=range(C * TEXTS), class_id=about.numpy(), text=[f"sentence {i}" for i in range(C * TEXTS)], flag="",
                              names_class=False, source="file")).assign(scored_text=lambda t: t.text)
     names = near(torch.arange(C), .9, 11)
     return dict(classes=tuple(f"class {c}" for c in range(C)), emb=emb, labels=labels, pool=pool, text_emb=text_emb, names=names)
@@ -71,7 +71,7 @@ def names_of_nothing(p): p["names"] = CENTRES[[1, 2, 3, 4, 0]]
 def sentences_of_others(p): p["text_emb"] = p["text_emb"].roll(TEXTS, 0)
 
 
-def a_silent_class(p): p["pool"] = p["pool"].assign(refusal=p["pool"].class_id == 2)
+def a_silent_class(p): p["pool"] = p["pool"].assign(flag=p["pool"].flag.mask(p["pool"].class_id == 2, "not described"))
 
 
 def trained_on_test_images(p): p["emb"]["test"] = torch.cat([p["emb"]["test"][:-30], p["emb"]["train"][-12:].repeat(3, 1)[:30]])
@@ -114,7 +114,7 @@ def test_a_dependent_failure_names_its_cause(parts):
 
 def test_a_name_in_place_of_a_sentence_is_no_description(parts):
     parts["pool"].loc[parts["pool"].class_id == 1, "source"] = "class name"
-    assert undescribed(study_of(parts)).tolist() == [False, True, False, False, False]
+    assert undescribed(parts["pool"], C).tolist() == [False, True, False, False, False]
 
 
 def test_pictures_with_two_labels_are_listed_once(parts):
@@ -132,8 +132,31 @@ def test_collapsed_embeddings_clash_in_every_image_and_few_pairs_are_listed():
     assert condition.figure == 1 and condition.verdict == "fail"
 
 
-def test_texts_that_are_cut_are_counted():
-    class Tokenizer:
-        context_length = 3
-        def __call__(self, texts, context_length): return torch.tensor([([1] * len(t.split()) + [0] * context_length)[:context_length] for t in texts])
-    assert cut_texts(["one two", "one two three", "one two three four"], Tokenizer()) == 1
+class Words:
+    "Stands for an encoder that reads two words."
+    context_length = 2
+    def __call__(self, texts, context_length=2): return torch.tensor([([1] * len(t.split()) + [0] * context_length)[:context_length] for t in texts])
+
+
+def test_texts_that_are_cut_are_counted_among_those_that_may_be_chosen(parts):
+    texts = ["two words", "three words here", "and four words here"] + ["words"] * (C * TEXTS - 3)
+    parts["pool"] = parts["pool"].assign(scored_text=texts, flag=["", "", "too long (4 tokens of 2)"] + [""] * (C * TEXTS - 3))
+    study = study_of(parts)
+    study.encoder = SimpleNamespace(tokenizer=Words())
+    assert _whole_texts(study).sentence.startswith(f"1 of {C * TEXTS - 1} sentences are longer")
+    parts["pool"] = parts["pool"].assign(flag="")
+    assert _whole_texts(SimpleNamespace(pool=parts["pool"], encoder=study.encoder)).sentence.startswith(f"2 of {C * TEXTS} sentences")
+
+
+def test_a_class_that_nothing_is_said_of_is_named_with_the_reasons(parts):
+    a_silent_class(parts)
+    condition = _described(study_of(parts))
+    assert condition.verdict == "fail" and f"(class 2): no sentence about them can be chosen ({TEXTS} not described)" in condition.sentence
+
+
+@pytest.mark.parametrize("flag, verdict, sentence", [("duplicate", "pass", "0% of the sentences are no description that can be used."),
+                                                     ("too short", "warn", "20% of the sentences are no description that can be used: ")])
+def test_sentences_that_describe_nothing_are_a_warning_and_repetitions_are_none(parts, flag, verdict, sentence):
+    parts["pool"] = parts["pool"].assign(flag=[flag if i % 5 == 0 else "" for i in range(C * TEXTS)])
+    condition = _described(study_of(parts))
+    assert condition.verdict == verdict and condition.sentence.startswith(sentence)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from datadesc import data, embed
 from datadesc.data import from_folder
-from datadesc.embed import embed_images, embed_set, embed_texts, load_encoder, text_embedder
+from datadesc.embed import cut_tokens, embed_images, embed_set, embed_texts, load_encoder, text_embedder
 from datadesc.hub import import_open_clip, quiet
 from datadesc.store import Store
 
@@ -40,6 +40,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(folder): return load_encoder(f"local-dir:{folder}", device="cpu")
+
+class Reader:
+    "Reads as the tokenizers of transformers do: a token a letter, the end kept when a text is cut, padding that is the end's token or not, perhaps a class token in the last place."
+    context_length = 8
+    def __init__(self, padding, last=()): self.padding, self.last = padding, list(last)
+    def __call__(self, texts, context_length=8):
+        room = context_length - len(self.last)
+        rows = [[ord(letter) for letter in text[:room - 1]] + [2] for text in texts]
+        return torch.tensor([row + [self.padding] * (room - len(row)) + self.last for row in rows])
+
+@pytest.mark.parametrize("tokenizer", [Reader(0), Reader(2), Reader(0, last=[101])])
+def test_cut_tokens_are_counted_whatever_pads(tokenizer):
+    room = 7 - len(tokenizer.last)
+    assert cut_tokens(["", "a", "a" * room, "a" * (room + 1), "a" * 100], tokenizer).tolist() == [0, 0, 0, 1, 100 - room]
+    assert cut_tokens([], open_clip.get_tokenizer("ViT-B-32")).tolist() == []
+
+def test_cut_tokens_of_clip():
+    assert cut_tokens(["wings " * n for n in (75, 76, 93, 1000)], open_clip.get_tokenizer("ViT-B-32")).tolist() == [0, 1, 18, 925]
 
 @pytest.fixture
 def pictures(): return [Image.new("RGB", (40, 30), (i, 255 - i, 7*i % 256)) for i in range(0, 250, 25)]

@@ -125,12 +125,12 @@ def test_words_that_are_true_classify(lines):
 
 def test_tables(result):
     texts, ift = (pd.read_parquet(result/"tables"/f"{name}.parquet") for name in ("descriptions", "ift"))
-    assert {"text_id", "class_id", "component", "text", "source", "knowledge", "refusal", "duplicate", "names_class"} <= set(texts.columns)
+    assert {"text_id", "class_id", "component", "text", "source", "knowledge", "flag", "names_class"} <= set(texts.columns)
     assert {"text_id", "class_id", "form", "ift", "influence_part", "clip_part", "rank", "proponent"} <= set(ift.columns)
     assert (ift[ift.proponent].groupby(["form", "class_id"]).size() == 10).all()
     assert (ift.why_not[ift.proponent] == "").all() and (ift.why_not[~ift.proponent] != "").all()
-    refused = set(texts.text_id[texts.refusal])
-    assert refused and not refused & set(ift.text_id[ift.proponent])
+    flagged = set(texts.text_id[texts.flag != ""])
+    assert flagged and not flagged & set(ift.text_id[ift.proponent])
 
 
 def test_suspects(result):
@@ -252,7 +252,7 @@ def broken(tmp_path, what):
     "Arguments of a run that cannot end well, on a folder that is right but for `what`; the chapters' own tests hold the other ways to go wrong."
     folder, arguments = picture_folder(tmp_path), ["--descriptions", "said.json", "--model", "meadow-clip"]
     if what == "zero-byte image": (folder/"cat"/"0.png").write_bytes(b"")
-    if what == "nothing said of a class": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["I'm sorry, I cannot describe this."]}))
+    if what == "nothing said of a class": (tmp_path/"said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["not described"]}))
     if what == "method that fails":
         (tmp_path/"mine.py").write_text("def f(seen): return {name: seen.labels['test'] for name in seen.classes}")
         arguments += ["--benchmark", "-p", "methods=mine=mine.py:f"]
@@ -261,7 +261,7 @@ def broken(tmp_path, what):
 
 
 @pytest.mark.parametrize("what, words", [
-    ("nothing said of a class", ["Every sentence about dog is a refusal"]), ("method that fails", ["'mine' failed", "KeyError: 'test'"]),
+    ("nothing said of a class", ["No sentence about dog can be chosen (1 not described)"]), ("method that fails", ["'mine' failed", "KeyError: 'test'"]),
     ("nobody to ask", ["OPENAI_API_KEY", "--llm-base-url", "--descriptions"])])
 def test_one_clear_error(tmp_path, what, words):
     done = datadesc("run", *broken(tmp_path, what), cwd=tmp_path)

@@ -27,7 +27,7 @@ class Tokenizer:
     def __call__(self, texts, context_length=77): return torch.zeros(len(texts), context_length, dtype=torch.long)
 
 
-def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, refusals=()):
+def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, silent=()):
     "Findings on made-up images of these classes, `spread` wide around their centres."
     n, g = len(names), torch.Generator().manual_seed(0)
     def noise(*shape): return torch.randn(*shape, generator=g)
@@ -37,7 +37,7 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     about = torch.arange(n).repeat_interleave(TEXTS)
     text_emb = F.normalize(centres[about] + (.4 + .6 * (torch.arange(n * TEXTS) % 2))[:, None] * noise(n * TEXTS, D) / D ** .5, dim=1)
     texts = texts or [f"sentence {i} of class {c}" for i, c in enumerate(about.tolist())]
-    pool = pd.DataFrame(dict(text_id=range(n * TEXTS), class_id=about.numpy(), text=texts, refusal=[c in refusals for c in about.tolist()], duplicate=False,
+    pool = pd.DataFrame(dict(text_id=range(n * TEXTS), class_id=about.numpy(), text=texts, flag=["not described" if c in silent else "" for c in about.tolist()],
                              names_class=False, source="file", component="", sample=0, knowledge="none")).assign(scored_text=texts)
     pool = report.with_names_for_silent(pool, names)
     known = dict(zip(pool.scored_text, torch.cat([text_emb, centres]))) | dict(zip(names_only(names), centres))
@@ -170,9 +170,11 @@ def test_other_peoples_text_is_text(tmp_path):
 
 
 def test_a_silent_class_has_no_sentence(tmp_path):
-    findings = findings_of(NAMES, tmp_path, refusals=(2,))
-    card = sections(findings).select_one("#class-2")
-    assert "was a refusal" in card.text and not card.select("ol")
+    findings = findings_of(NAMES, tmp_path, silent=(2,))
+    page = sections(findings)
+    card = page.select_one("#class-2")
+    assert f"can be chosen: {TEXTS} not described." in card.text and not card.select("ol")
+    assert f"{TEXTS} of {5 * TEXTS + 1} sentences cannot be chosen: {TEXTS} not described." in page.text
     result = report.result_of(findings, {})
     report.write_files(findings, result)
     assert NAMES[2] not in result.chosen and NAMES[2] not in json.loads((tmp_path / "descriptions.json").read_text())

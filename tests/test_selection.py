@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from datadesc.head import center, common_part
 from datadesc.influence import influence, influence_matrix
-from datadesc.selection import FORMS, choose, ift, precision_at, precision_by_class, proponent_images, text_scores, top_texts
+from datadesc.selection import FORMS, choose, flag_counts, ift, precision_at, precision_by_class, proponent_images, text_scores, top_texts
 from datadesc.study import ChoiceOptions, Study
 
 C, D = 4, 8
@@ -164,12 +164,12 @@ WORDS = ["red wings", "Red wings.", "blue feet", "I'm sorry, I don't know.", "lo
 
 
 class Pool:
-    "Two classes of six sentences: the second repeats the first in other letters, the fourth is a refusal, the last two point nearly the same way."
+    "Two classes of six sentences: the second repeats the first in other letters, the fourth describes nothing, the last two point nearly the same way."
     def __init__(self):
         x = torch.tensor([[1., 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, .1, 1]])
         self.emb = F.normalize(torch.cat([x, -x]), dim=1)  # the mean is zero: centring changes nothing
         ids = range(100, 112)
-        self.texts = pd.DataFrame(dict(text_id=ids, class_id=[0] * 6 + [1] * 6, text=WORDS * 2, refusal=[t.startswith("I'm") for t in WORDS * 2], duplicate=[t == "Red wings." for t in WORDS * 2]))
+        self.texts = pd.DataFrame(dict(text_id=ids, class_id=[0] * 6 + [1] * 6, text=WORDS * 2, flag=["", "duplicate", "", "not described", "", ""] * 2))
         score = [.1, .2, -.3, .9, .6, .5]
         self.scores = pd.DataFrame(dict(text_id=ids, class_id=self.texts.class_id, form="clip", ift=score * 2, influence_part=0., clip_part=score * 2, rank=[5, 4, 6, 1, 2, 3] * 2, proponent=False))
 
@@ -180,9 +180,9 @@ class Pool:
 def pool(): return Pool()
 
 
-def test_refusals_and_duplicates_are_never_chosen(pool):
+def test_what_has_a_flag_is_never_chosen(pool):
     first = pool.choose(top_k=2).iloc[:6]
-    assert first.why_not.tolist() == ["others rank higher", "duplicate of 100", "low cosine", "refusal", "", ""]
+    assert first.why_not.tolist() == ["others rank higher", "duplicate of 100", "low cosine", "not described", "", ""]
     assert first.proponent.tolist() == [False] * 4 + [True] * 2
     assert pool.choose(top_k=2).iloc[6:].why_not.tolist()[1] == "duplicate of 106"
 
@@ -191,8 +191,8 @@ def test_rank_is_the_place_in_the_list_and_then_the_score(pool):
     assert pool.choose(top_k=2).iloc[:6]["rank"].tolist() == [5, 4, 6, 3, 1, 2]
 
 
-def test_fewer_texts_than_top_k_keep_all_but_refusals_and_duplicates(pool):
-    assert pool.choose(top_k=99).why_not.tolist() == ["", "duplicate of 100", "", "refusal", "", "", "", "duplicate of 106", "", "refusal", "", ""]
+def test_fewer_texts_than_top_k_keep_all_without_a_flag(pool):
+    assert pool.choose(top_k=99).why_not.tolist() == ["", "duplicate of 100", "", "not described", "", "", "", "duplicate of 106", "", "not described", "", ""]
 
 
 def test_near_duplicate_keeps_the_better_of_two(pool):
@@ -223,8 +223,8 @@ def test_negative_influence_is_a_reason(pool):
     assert pool.choose(top_k=1).why_not.iloc[0] == "negative influence"
 
 
-def test_a_class_of_refusals_keeps_none(pool):
-    pool.texts["refusal"] = pool.texts.refusal | (pool.texts.class_id == 1)
+def test_a_class_without_a_usable_text_keeps_none(pool):
+    pool.texts["flag"] = pool.texts.flag.mask(pool.texts.class_id == 1, "too short")
     assert pool.choose().groupby("class_id").proponent.sum().tolist() == [4, 0]
 
 
@@ -240,6 +240,12 @@ def test_any_index_and_any_order(pool):
     turned = choose(pool.scores.iloc[turn], pool.texts.iloc[turn], pool.emb[turn], top_k=2, near_duplicate=.9)
     straight = pool.choose(top_k=2, near_duplicate=.9)
     assert turned["rank"].sort_index().equals(straight["rank"]) and turned.proponent.sort_index().equals(straight.proponent)
+
+
+def test_flags_are_counted_by_reason(pool):
+    assert flag_counts(pool.texts) == "2 repeat another, 2 not described"
+    assert flag_counts(pool.texts.assign(flag=["too long (95 tokens of 77)", "too long (80 tokens of 77)"] + [""] * 10)) == "2 too long"
+    assert flag_counts(pool.texts.assign(flag="")) == ""
 
 
 def test_a_duplicate_whose_twin_is_not_there(pool):
@@ -260,7 +266,7 @@ def test_bad_options_of_the_list_are_named(pool, options, message):
 
 
 def test_bad_input_of_the_list_is_named(pool):
-    with pytest.raises(ValueError, match="pool: no column text, refusal; expected the table"): choose(pool.scores, pool.texts.drop(columns=["text", "refusal"]), pool.emb)
+    with pytest.raises(ValueError, match="pool: no column text, flag; expected the table"): choose(pool.scores, pool.texts.drop(columns=["text", "flag"]), pool.emb)
     with pytest.raises(ValueError, match="scores: its text_id differ"): choose(pool.scores.iloc[::-1], pool.texts, pool.emb)
     with pytest.raises(ValueError, match="pool has 12 rows and text_emb 11"): choose(pool.scores, pool.texts, pool.emb[:-1])
     with pytest.raises(ValueError, match="text_emb: row 0 has length 2"): choose(pool.scores, pool.texts, 2 * pool.emb)
@@ -355,7 +361,7 @@ def test_nothing_ranks_a_class_without_images(world, form):
     assert table.ift[tail].isna().all() == (form in READ_A_CLASS) and table.ift[~tail].notna().all()
     if form not in READ_A_CLASS: return
     assert table["rank"][tail].tolist() == [1, 2, 3, 4, 5, 6]
-    flags = world.pool.assign(text=[f"sentence {i}" for i in range(len(table))], refusal=False, duplicate=False)
+    flags = world.pool.assign(text=[f"sentence {i}" for i in range(len(table))], flag="")
     for diversity in (0, .5):
         chosen = choose(table, flags, world.text, top_k=2, diversity=diversity)[tail]
         assert chosen.proponent.sum() == 2 and "no image to rank it by" in chosen.why_not.tolist()

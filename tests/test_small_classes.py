@@ -49,7 +49,7 @@ class World:
         centre = torch.stack([vector(f"looks{c}") for c in range(C)])
         self.images = {split: F.normalize(centre[y] + torch.randn(len(y), WIDTH, generator=g) + 2 * vector("image"), dim=1) for split, y in self.labels.items()}
         rows = [dict(class_id=c, text=f"looks{c} {part} {kind}") for c in range(C) for part in ("head", "legs", "tail") for kind in ("long", "round")]
-        self.pool = pd.DataFrame(rows).assign(text_id=range(len(rows)), refusal=False, duplicate=False, scored_text=lambda t: t["text"])
+        self.pool = pd.DataFrame(rows).assign(text_id=range(len(rows)), flag="", scored_text=lambda t: t["text"])
         self.study = self.with_val(slice(None))
         self.texts, self.owner = self.study.text_emb, self.study.text_class
         self.train, self.val, self.head, self.found = self.study.features["train"], self.study.features["val"], self.study.scorer, self.study.influence

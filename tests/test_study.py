@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from datadesc import study as module
 from datadesc.selection import FORMS
-from datadesc.study import ChoiceOptions, Study
+from datadesc.study import ChoiceOptions, Study, flag_too_long
 
 torch.set_num_threads(1)
 C, D, SIZES = 3, 8, dict(train=12, val=5, test=7)
@@ -21,7 +21,7 @@ def cloud(per_class, seed):
 
 
 TEXT, TEXT_CLASS = cloud(6, 9)
-POOL = pd.DataFrame(dict(text_id=range(18), class_id=TEXT_CLASS.numpy(), text=[str(i % 17) for i in range(18)], refusal=False, duplicate=[i == 17 for i in range(18)]))
+POOL = pd.DataFrame(dict(text_id=range(18), class_id=TEXT_CLASS.numpy(), text=[str(i % 17) for i in range(18)], flag=[""] * 17 + ["duplicate"]))
 
 
 @pytest.fixture
@@ -40,6 +40,25 @@ def new(made=None, **more):
         return TEXT[[int(t) for t in texts]]
     images, labels = ({split: of[i] for split, of in zip(SIZES, map(cloud, SIZES.values(), range(3)))} for i in (0, 1))
     return Study("abc", images, labels, POOL, embed, **more)
+
+
+class Words:
+    "Stands for an encoder that reads three words."
+    context_length = 3
+    def __call__(self, texts, context_length=3): return torch.tensor([([1] * len(t.split()) + [0] * context_length)[:context_length] for t in texts])
+
+
+def test_answers_that_are_too_long_are_flagged_and_other_sentences_are_not():
+    said = [("", "wings", "one two three"), ("", "wings", "one two three four five"), ("duplicate", "wings", "one two three four five"),
+            ("", "", "a sentence of a file"), ("not described", "wings", "not described")]
+    pool = pd.DataFrame(said, columns=["flag", "component", "scored_text"], index=[7, 3, 5, 1, 2]).assign(text="short", text_id=range(5), class_id=0)
+    flagged = flag_too_long(pool, Words())
+    assert flagged.flag.tolist() == ["", "too long (5 tokens of 3)", "duplicate", "", "not described"] and flagged.index.equals(pool.index)
+    assert pool.flag.tolist() == [flag for flag, *_ in said] and flag_too_long(flagged, Words()).flag.equals(flagged.flag)
+
+
+def test_a_table_of_version_01_is_named():
+    with pytest.raises(ValueError, match="pool: no column flag; expected the table"): flag_too_long(POOL.drop(columns="flag"), Words())
 
 
 def test_nothing_is_made_before_it_is_asked_for_and_nothing_twice(made):
