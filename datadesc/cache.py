@@ -66,23 +66,14 @@ class Cache:
         except sqlite3.Error as error:
             raise LLMError(f"The cache '{self.path}' cannot be used ({error}): move that file away, or name another.") from None
 
-    def _stored(self, keys):
-        "(key, row as JSON) for those questions that are answered, sorted by key, one after the other."
-        if not self.path.exists(): return
-        query = "select key, value from answers where ?1 is null or key in (select value from json_each(?1)) order by key"
-        with self._opened() as db: yield from db.execute(query, [None if keys is None else json.dumps([*keys])])
-
     def rows(self,
         keys=None,  # keys of questions; None: all
-    ) -> dict:
-        "Key -> {request, answer, usage} for those questions that are answered, sorted by key."
-        return {key: json.loads(value) for key, value in self._stored(keys)}
-
-    def answers(self,
-        keys,  # keys of questions
-    ) -> dict:
-        "Key -> answer for those questions that are answered; their rows, which are long, are read one at a time."
-        return {key: json.loads(value)["answer"] for key, value in self._stored(keys)}
+    ) -> Iterator[tuple[str, dict]]:
+        "(key, {request, answer, usage}) of those questions that are answered, sorted by key, read one at a time."
+        if not self.path.exists(): return
+        query = "select key, value from answers where ?1 is null or key in (select value from json_each(?1)) order by key"
+        with self._opened() as db:
+            for key, value in db.execute(query, [None if keys is None else json.dumps([*keys])]): yield key, json.loads(value)
 
     def put(self,
         request: Request,  # the question
@@ -120,7 +111,7 @@ def write_export(self: Cache,
     keys=None,  # keys of the questions whose answers are wanted; None: all
 ) -> int:
     "How many answers were written, one JSON object a line."
-    lines = [json.dumps({"key": key} | json.loads(value)) + "\n" for key, value in self._stored(keys)]
+    lines = [json.dumps({"key": key} | row) + "\n" for key, row in self.rows(keys)]
     text = "".join(lines).encode()
     with whole(path) as part: part.write_bytes(gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
     return len(lines)

@@ -20,8 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .answers import is_refusal, one_line, parse_list, says_nothing, unique
-from .cost import estimated_tokens
-from .llm import LLM, LLMError, Request
+from .llm import LLM, LLMError, Request, estimated_tokens
 from .names import composed, parts_of_name, plain, readable
 from .sentences import for_classes, read_sentences
 
