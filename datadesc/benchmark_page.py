@@ -48,7 +48,7 @@ def study_of_run(
     "(the run's study, its parameters, a language model that has asked nothing yet); nothing that was embedded is embedded again."
     params = _params_of(run, images_at, store)
     if {"study", "world", "sentences"} <= set(made):
-        spent = made["sentences"].llm.ledger.total("cost_at_most")  # one budget for both pages
+        spent = made["sentences"].llm.costs.total("cost_at_most")  # one budget for both pages
         left = None if params.get("llm_budget") is None else max(0., params["llm_budget"] - spent)
         return made["study"], params, language_model(params | {"llm_budget": left}, made["world"])
     from datadesc.report import with_influence_of
@@ -279,7 +279,7 @@ def write(
     facts = json.loads(Path(run, "result.json").read_text(encoding="utf-8"))
     rests = [condition for condition in facts.get("conditions", []) if {"accuracy", "comparison"} & set(condition["rests"])]
     compared = [row | dict(sentence=comparison_sentence(row)) for row in comparisons.to_dict("records")]
-    asked = llm.ledger.table()
+    asked = llm.costs.table()
     Path(out, "tables").mkdir(exist_ok=True)
     write_table(Path(out, "tables", "accuracies.parquet"), accuracies)
     questions = pd.DataFrame([dict(key=key, about=str(question)) for key, question in llm.asked.items()], columns=["key", "about"])

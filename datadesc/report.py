@@ -29,12 +29,11 @@ from .accuracy import accuracy_row, per_class_accuracy
 from .audit import confusable_pairs, separating_texts, suspect_labels
 from .comparison import interval, paired_test
 from .conditions import Measures
-from .cost import basis
 from .data import open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
 from .files import write_text
-from .llm import LLM
+from .llm import LLM, price_basis
 from .names import printable
 from .plan import find_articles, kinds, language_model
 from .selection import flag_counts, lacking_images, precision_at, proponent_images, scored_text
@@ -665,12 +664,12 @@ def _dollars(cost): return "unknown" if pd.isna(cost) else f"${cost:.4f}"
 def _asked(findings):
     "What was asked of a language model, and what it cost."
     llm = findings.sentences.llm
-    asked, worth, lost = llm.ledger.table(), llm.worth(), failed_questions(llm)
+    asked, worth, lost = llm.costs.table(), llm.worth(), failed_questions(llm)
     asked_of = asked[asked.stage != "total"] if len(asked) == 2 else asked
-    rows = [(r.stage, f"{r.calls:,}", f"{r.replayed:,}", f"{r.prompt_tokens:,}", f"{r.completion_tokens:,}", _dollars(r.cost))
-            for r in asked_of.itertuples() if r.calls or r.replayed]
+    rows = [(r.stage, f"{r.calls:,}", f"{r.cached:,}", f"{r.prompt_tokens:,}", f"{r.completion_tokens:,}", _dollars(r.cost))
+            for r in asked_of.itertuples() if r.calls or r.cached]
     if not rows: return "<p>No language model was asked.</p>"
-    words = html.escape(basis(llm.ledger)) if asked.calls.sum() else "All answers came from the cache."
+    words = html.escape(price_basis(llm)) if asked.calls.sum() else "All answers came from the cache."
     if worth: words += f" All answers used here, also those of earlier runs, come to ${worth:.4f}."
     gone = f"<p>{_counted(len(lost), 'question')} got no answer; <code>datadesc run --force</code> asks again.</p>"
     gone = gone + _table(lost.head(10).itertuples(index=False), lost.columns) if len(lost) else ""
@@ -766,7 +765,7 @@ def result_of(
         pairs=_pair_lines(findings), suspects=None if findings.suspects is None else len(findings.suspects),
         unjudged=len(findings.unjudged), withheld=withheld,
         repeated_across_splits=len(findings.twins),
-        asked=[{name: _plain(value) for name, value in row.items()} for row in llm.ledger.table().to_dict("records")],
+        asked=[{name: _plain(value) for name, value in row.items()} for row in llm.costs.table().to_dict("records")],
         answers_cost=_plain(llm.worth()), unanswered=failed_questions(llm).to_dict("records"),
         sources=sorted(map(str, study.pool.source.unique())),
         versions={name: version(name) for name in LIBRARIES}, seconds=dict(seconds), selection=[measured] if measured else None)

@@ -228,7 +228,7 @@ def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images,
     made = dict(study=study, world=None, sentences=SimpleNamespace(llm=asked_before))
     shared, same, llm = benchmark_page.study_of_run(tmp_path, store=str(tmp_path), made=made)
     assert shared is study and same == params | dict(store=str(tmp_path))
-    assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.ledger.table().calls.sum() == 0
+    assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.costs.table().calls.sum() == 0
 
 
 def test_a_comparison_in_a_sentence():
@@ -337,7 +337,7 @@ def test_both_pages_of_a_run_share_one_budget(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params)))
     def left(spent, **changes):
         (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params | changes)))
-        sentences = SimpleNamespace(llm=SimpleNamespace(ledger=SimpleNamespace(total=lambda column: spent)))
+        sentences = SimpleNamespace(llm=SimpleNamespace(costs=SimpleNamespace(total=lambda column: spent)))
         _, _, llm = study_of_run(tmp_path, store=str(tmp_path), made=dict(study=None, world=None, sentences=sentences))
-        return llm.ledger.budget.allowed
+        return llm.costs.budget
     assert (left(.25), left(3.), left(.25, llm_budget=None)) == (.75, 0., None)
