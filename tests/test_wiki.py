@@ -5,6 +5,7 @@ import random
 import re
 import sys
 import time
+from base64 import b64encode
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -94,7 +95,9 @@ def test_a_lasting_fault_is_explained(fault, said):
 
 @pytest.mark.parametrize("status, headers, body, said, calls", [
     (403, {}, "", "so give a contact", 1), (404, {}, "", "check the address", 1), (429, {"Retry-After": "7200"}, "", "left alone for 7200 s", 1),
-    (200, {}, api_error("badtoken", "strange token"), "refused the question (badtoken: strange token)", 1), (200, {}, page("Robin").replace("extract", "extrct"), "the extension TextExtracts", 1)])
+    (200, {}, api_error("badtoken", "strange token"), "refused the question (badtoken: strange token)", 1),
+    (200, {}, '{"error": "no such action"}', "refused the question (no such action: )", 1), (503, {"Retry-After": "20m"}, "", "left alone for 1200 s", 1),
+    (200, {}, page("Robin").replace("extract", "extrct"), "the extension TextExtracts", 1)])
 def test_what_another_try_cannot_mend_is_not_tried(status, headers, body, said, calls):
     with wiki_server(lambda asked: (status, headers, body)) as (url, server):
         with pytest.raises(WikiError, match=re.escape(said)): eager(url).article("Robin")
@@ -106,6 +109,20 @@ def test_nobody_there():
     with pytest.raises(WikiError, match="cannot be reached .2 tries.*wiki_file"): eager(url, max_retries=1).article("Robin")
     with pytest.raises(WikiError, match="cannot be reached") as error: eager(url.replace("//", "//me:secret@"), max_retries=0).search("Robin")
     assert "secret" not in str(error.value) and "secret" not in eager(url.replace("//", "//me:secret@")).name
+
+
+def test_a_password_in_the_address_is_sent_and_never_shown():
+    with wiki_server() as (url, server):
+        assert eager(url.replace("//", "//me:secret@")).article("Robin")["source"] == url.split("/")[2]
+        assert server.asked[0]["login"] == f"Basic {b64encode(b'me:secret').decode()}"
+    with pytest.raises(WikiError, match="No wiki can be asked at 'http://wiki/'") as error: Wikipedia("http://me:secret@wiki/")
+    assert "secret" not in str(error.value)
+
+
+def test_a_proxy_carries_the_calls(monkeypatch):
+    with wiki_server() as (proxy, server):
+        monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/api.php"))
+        assert eager("http://wiki.example/api.php").article("Robin")["page"] == "Robin" and len(server.asked) == 1
 
 
 @pytest.mark.parametrize("headers, wait", [({"Retry-After": "1"}, 1), (lambda: {"Retry-After": SOON()}, .45)])
@@ -167,6 +184,13 @@ def test_a_wikipedia_has_the_language_of_its_host():
 @pytest.mark.parametrize("host", ["http://localhost:8080", "https://wiki.example/wiki", "en.wikipedia.org/w", "file:///api.php", "ftp://wiki/api.php"])
 def test_a_host_that_is_none(host):
     with pytest.raises(WikiError, match="full address of a wiki's api.php"): Wikipedia(host)
+
+
+def test_an_address_that_is_none_and_a_contact_with_an_umlaut():
+    with pytest.raises(WikiError, match="cannot be reached .1 tries"): eager("http://[::1/api.php", max_retries=0).article("Robin")
+    with wiki_server() as (url, server):
+        eager(url, contact="Jürgen").article("Robin")
+        assert "(J?rgen)" in server.asked[0]["agent"]
 
 
 # --- the right sense

@@ -29,12 +29,12 @@ def api_error(code, info="no reason"):
 def wiki_server(
     answer=lambda asked: page(asked["titles"]), # function of the query's parameters to: a body, (status, headers, body), or a function that writes to the handler
 ):
-    "The address of the server's API; `.asked` of the second value holds the parameters, agent and path of every call"
+    "The address of the server's API; `.asked` of the second value holds the parameters, agent, login and path of every call"
     class Handler(BaseHTTPRequestHandler):
         protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
         def do_GET(self):
             url = urlsplit(self.path)
-            server.asked.append({"path": url.path, "agent": self.headers["User-Agent"]} | {name: value[0] for name, value in parse_qs(url.query).items()})
+            server.asked.append({"path": url.path, "agent": self.headers["User-Agent"], "login": self.headers["Authorization"]} | {name: value[0] for name, value in parse_qs(url.query).items()})
             reply = answer(server.asked[-1])
             if callable(reply): self.close_connection = True; return reply(self)
             status, headers, body = reply if isinstance(reply, tuple) else (200, {}, reply)
