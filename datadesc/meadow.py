@@ -335,7 +335,7 @@ def load(folder=FOLDER # a world's folder; the default is the bundled meadow
     return World(kept["name"], species, image_set(jpegs, kept["name"], list(species["name"])), articles, truth)
 
 def records()->Path:
-    "The bundled record of the answers to both prompting stages, with the field guide and without."
+    "The bundled export of the answers to both prompting stages, with the field guide and without."
     return FOLDER/"answers.jsonl.gz"
 
 # %% ../nbs/07_meadow.ipynb #f0cd02c2
@@ -346,5 +346,5 @@ def truth_of(descriptions:pd.DataFrame, # class_id, component, sample and knowle
             )->pd.Series:
     "The truth of each description, one of `TRUTHS`, with the descriptions' index."
     joined = descriptions[KEYS].merge(world.truth[KEYS + ["truth"]], on=KEYS, how="left")
-    if joined.truth.isna().any(): raise ValueError(f"{joined.truth.isna().sum()} descriptions are not answers of the world '{world.name}': expected those that `describe` made from its records.")
+    if joined.truth.isna().any(): raise ValueError(f"{joined.truth.isna().sum()} descriptions are not answers of the world '{world.name}': expected those that `describe` made from its answers.")
     return joined.truth.set_axis(descriptions.index)

@@ -27,7 +27,7 @@ def bare(monkeypatch, tmp_path):
         for form in (name, name.upper()): monkeypatch.delenv(form, raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
-    monkeypatch.setattr("datadesc.call.PAUSE", .01)
+    monkeypatch.setattr("datadesc.llm._PAUSE", .01)
 
 
 def asked(url):
