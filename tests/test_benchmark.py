@@ -222,7 +222,7 @@ def test_seeds_may_be_given_once(images):
 
 def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images, tmp_path):
     "The study is shared; what `describe` asked is not counted again."
-    study, asked_before = study_of(images), LLM("somebody", record=tmp_path/"answers.sqlite")
+    study, asked_before = study_of(images), LLM("somebody", cache=tmp_path/"answers.sqlite")
     params = dict(llm_model="somebody", llm_base_url=None, answers=[])
     (tmp_path/"result.json").write_text(json.dumps(dict(parameters=params)))
     made = dict(study=study, world=None, sentences=SimpleNamespace(llm=asked_before))
