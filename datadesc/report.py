@@ -70,7 +70,7 @@ def candidate_sentences(
     articles = find_articles(params, classes, image_set.superclass, world)
     if params["descriptions"]: pool = from_file(params["descriptions"], classes, kind, image_set.raw_names)
     else: pool = describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"])
-    if world and not params["descriptions"] and not params["llm_base_url"]: pool["truth"] = meadow.truth_of(pool, world)
+    if world and set(pool.source) == {f"{world.name}-author"}: pool["truth"] = meadow.truth_of(pool, world)
     pool = flag_too_long(pool, encoder.tokenizer)
     silent = conditions.undescribed(pool, len(classes)).numpy()
     if silent.any() and params["descriptions"]:
