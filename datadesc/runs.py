@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUMMARY', 'DESCRIBE', 'BENCHMARK', 'sources', 'parameter_files', 'read_parameter_file', 'find_dataset', 'progress',
-           'unfinished', 'run_notebook', 'known_parameters', 'resolve', 'run', 'result', 'benchmark', 'bill', 'state',
-           'run_names', 'status', 'missing', 'datasets', 'benchmark_of', 'accuracies', 'locate', 'classes_called',
-           'chosen_texts', 'publish', 'repeat_command', 'finished', 'summarise']
+           'unfinished', 'run_notebook', 'known_parameters', 'resolve', 'run', 'result', 'benchmark', 'dry_run',
+           'state', 'run_names', 'status', 'missing', 'datasets', 'benchmark_of', 'accuracies', 'locate',
+           'classes_called', 'chosen_texts', 'publish', 'repeat_command', 'finished', 'summarise']
 
 # %% ../nbs/90_runs.ipynb #58ff75c8
 import difflib, json, os, re, shlex, textwrap
@@ -23,7 +23,7 @@ from .checks import asks, can_ask, check, check_answers, first_lines, input_file
 from .files import check_writable, default_root, no_room, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
-from .parameters import Parameter, check_parameters, heading, parameters, read_cells
+from .parameters import REMOVED, Parameter, check_parameters, heading, parameters, read_cells
 from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_place, is_running, mark_of, note_inputs, put, remove, source_of,
                                  working_folder)
 
@@ -207,8 +207,7 @@ def _divided(params, notebook):
 
 # %% ../nbs/90_runs.ipynb #759ee762
 _MANNER = (  # how a result is come by, not what it is
-    "data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout",
-    "llm_samples_in_one_call", "llm_batch", "answers", "store")
+    "data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout", "answers", "store")
 
 def _had(place, page="report"):
     "The values that the notebook of the page was given."
@@ -258,7 +257,10 @@ def resolve(
     (called, own), params = find_dataset(name_or_path, root), params or {}
     if (name := name or called) == SUMMARY:
         raise ValueError(f"'{SUMMARY}' is the folder in which `datadesc summary` puts its page: choose another name for the run with --name.")
-    if "model" in params: own.pop("checkpoint", None) # weights are of one model
+    if "model" in params: own.pop("checkpoint", None)  # weights are of one model
+    on_server = {"llm_model", "llm_base_url"} & {*params}
+    if on_server and "llm_gguf" in params: raise ValueError(f"llm_gguf is a language model of this machine, {' and '.join(sorted(on_server))} one of a server: expected one of the two")
+    if on_server: own.pop("llm_gguf", None)
     known = known_parameters(notebook)
     return Path(root)/check_name(name), check_parameters(own | params, known), known
 
@@ -391,9 +393,9 @@ def _from_here(place, params):
     return params | moved
 
 # %% ../nbs/90_runs.ipynb #88b480fe
-_ASSUMED = ("Where parts are not cached, ten are assumed for each kind of thing; articles that were not fetched yet fill their quotation.")
+_ASSUMED = "Where parts are not cached, {parts} are assumed for each kind of thing; articles that were not fetched yet fill their quotation."
 
-def bill(
+def dry_run(
     name_or_path: str,  # a dataset name, a folder of images, a CSV, hf:NAME or wds:SHARDS
     params: dict | None = None,  # values of the notebooks' parameters; texts are read by annotation
     root: str | Path = RUNS,  # folder that holds the runs
@@ -406,13 +408,13 @@ def bill(
     _check_all(name_or_path, place, params, known, dry_run=True)
     own = own_images(params)
     looked = [*look(own, params.get("class_level", "auto")), ""] if own else []
-    from datadesc import cost, plan  # heavy: only once everything cheap is right
+    from datadesc import llm, plan  # heavy: only once everything cheap is right
     values = {name: parameter.default for name, parameter in known.items()} | params
     if not values.get("benchmark"): values["peers"] = []  # they are asked for the benchmark
     if values.get("descriptions") and not values["peers"]:
         return "\n".join([*looked, f"Nothing will be asked: the sentences come from {values['descriptions']}."])
-    ledger = plan.rehearse(values).ledger
-    return "\n".join([*looked, cost.bill(ledger), *[_ASSUMED] * bool(ledger.table().calls.sum())])
+    asked = plan.dry_run(values)
+    return "\n".join([*looked, llm.cost_estimate(asked), *[_ASSUMED.format(**values)] * bool(asked.costs.total("calls"))])
 
 # %% ../nbs/90_runs.ipynb #4f003185
 def state(
@@ -521,16 +523,16 @@ def publish(
     root: str | Path = RUNS,  # folder that holds the runs
     name: str | None = None,  # of a finished run whose answers to publish; None: all that are cached, without articles
 ) -> tuple[int, Path | None, int]:  # (number of answers, the file of articles or None, their number)
-    "Writes recorded answers for others; the articles that a run quoted go into `<file>.articles.jsonl.gz`."
-    from datadesc.record import Record, read_bundle, write_bundle
+    "Writes cached answers for others; the articles that a run quoted go into `<file>.articles.jsonl.gz`."
+    from datadesc.cache import Cache
     from datadesc.store import read_table
     from datadesc.wiki import write_snapshot
-    record = Record(default_root()/"answers.sqlite")
-    if name is None: return len(read_bundle(write_bundle(record, file))), None, 0
+    cached = Cache(default_root()/"answers.sqlite")
+    if name is None: return cached.write_export(file), None, 0
     result(root, name)
     tables, beside = Path(root)/name/"tables", file.with_name(file.name.split(".")[0] + ".articles.jsonl.gz")
     asked = [key for of in ("questions", "benchmark_questions") if (table := tables/f"{of}.parquet").exists() for key in read_table(table).key]
-    answers = len(read_bundle(write_bundle(record, file, list(dict.fromkeys(asked)))))
+    answers = cached.write_export(file, list(dict.fromkeys(asked)))
     if not (tables/"articles.parquet").exists(): return answers, None, 0
     articles = read_table(tables/"articles.parquet")
     return answers, write_snapshot(articles, beside), len(articles)
@@ -544,7 +546,7 @@ def repeat_command(
     place, files = Path(root)/name, parameter_files(root)
     had = _had(place) | ({"benchmark": True} | _had(place, "benchmark") if _is_finished(place, "benchmark") else {})
     from_file = read_parameter_file(files[name]) if name in files else {}
-    away = {*_MANNER, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
+    away = {*_MANNER, *REMOVED, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
     params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
     target = name if name in files else had.get("dataset") or _had(place).get("dataset") or name
     named = ["--name", name] if target != name and _default_name(target) != name else []
