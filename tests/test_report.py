@@ -14,6 +14,7 @@ from bs4 import BeautifulSoup
 
 from datadesc import report, results, runs
 from datadesc.data import ImageSet
+from datadesc.describe import flagged
 from datadesc.llm import LLM
 from datadesc.study import ChoiceOptions, Study
 from datadesc.zeroshot import names_only
@@ -27,7 +28,7 @@ class Tokenizer:
     def __call__(self, texts, context_length=77): return torch.zeros(len(texts), context_length, dtype=torch.long)
 
 
-def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, silent=()):
+def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, silent=(), flags={}):
     "Findings on made-up images of these classes, `spread` wide around their centres."
     n, g = len(names), torch.Generator().manual_seed(0)
     def noise(*shape): return torch.randn(*shape, generator=g)
@@ -39,6 +40,7 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     texts = texts or [f"sentence {i} of class {c}" for i, c in enumerate(about.tolist())]
     pool = pd.DataFrame(dict(text_id=range(n * TEXTS), class_id=about.numpy(), text=texts, flag=["not described" if c in silent else "" for c in about.tolist()],
                              names_class=False, source="file", component="", sample=0, knowledge="none")).assign(scored_text=texts)
+    for row, flag in flags.items(): pool.loc[row, "flag"] = flag
     pool = report.with_names_for_silent(pool, names)
     known = dict(zip(pool.scored_text, torch.cat([text_emb, centres]))) | dict(zip(names_only(names), centres))
     def embed(asked): return torch.stack([known[t] if t in known else F.normalize(noise(D), dim=0) for t in asked])
@@ -178,6 +180,32 @@ def test_a_silent_class_has_no_sentence(tmp_path):
     result = report.result_of(findings, {})
     report.write_files(findings, result)
     assert NAMES[2] not in result.chosen and NAMES[2] not in json.loads((tmp_path / "descriptions.json").read_text())
+
+
+def test_what_cannot_be_chosen_is_shown_with_its_reason(tmp_path):
+    findings = findings_of(NAMES, tmp_path, flags={0: "too long (95 tokens of 77)", 1: "duplicate", 7: "too <short>"})
+    page = sections(findings)
+    card = page.select_one("#class-0")
+    assert "2 that cannot be chosen" in card.text and [item.em.text for item in card.select("details > ul > li")] == ["too long (95 tokens of 77)", "duplicate"]
+    assert not {"sentence 0 of class 0", "sentence 1 of class 0"} & {said.text.split(" +")[0] for said in card.select(".said")}
+    assert "3 of 30 sentences cannot be chosen: 1 too long, 1 repeat another, 1 too <short>." in page.text
+    report.write_files(findings, report.result_of(findings, {}))
+    assert len(json.loads((tmp_path/"descriptions.json").read_text())[NAMES[0]]) == TEXTS - 2
+    assert set(pd.read_parquet(tmp_path/"tables"/"descriptions.parquet").flag) == {"", "too long (95 tokens of 77)", "duplicate", "too <short>"}
+
+
+def test_a_class_with_nothing_but_a_paragraph_goes_by_its_name(monkeypatch):
+    class Words:
+        "Stands for an encoder that reads three words."
+        context_length = 3
+        def __call__(self, texts, context_length=3): return torch.tensor([([1] * len(t.split()) + [0] * context_length)[:context_length] for t in texts])
+    said = ["blue wings", "wings as long as those of a large bird"]
+    rows = [dict(class_id=c, component="wings", sample=0, text=text, source="somebody", knowledge="none") for c, text in enumerate(said)]
+    for name, value in dict(describe=flagged(rows, ["moth", "bird"]), find_articles=None, language_model=None).items():
+        monkeypatch.setattr(report, name, lambda *args, value=value, **options: value)
+    params = dict.fromkeys(("descriptions", "superclass", "knowledge", "samples", "article_tokens", "parts")) | dict(dataset="toy")
+    pool = report.candidate_sentences(params, SimpleNamespace(classes=["moth", "bird"], superclass=None), SimpleNamespace(tokenizer=Words())).pool
+    assert pool.flag.tolist() == ["", "too long (9 tokens of 3)", ""] and pool.text[2] == "bird" and pool.source[2] == "class name"
 
 
 def test_a_sentence_at_chance_is_not_called_separating(tmp_path):
