@@ -1,4 +1,4 @@
-"A published dataset, an encyclopaedia and a language model on loopback: the whole way, with its bill, its budget, its record and its key"
+"A published dataset, an encyclopaedia and a language model on loopback: the whole way, with its cost estimate, its budget, its cache and its key"
 import json
 import os
 import re
@@ -56,7 +56,7 @@ def here(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bill(here):
+def estimate(here):
     "What a dry run prints."
     done = here.datadesc(*here.run, "--dry-run", OPENAI_API_KEY=KEY)
     assert not here.asked and not here.read and not (here.folder/"papermill_runs").exists() and not (here.folder/"store"/"answers.sqlite").exists()
@@ -64,7 +64,7 @@ def bill(here):
 
 
 @pytest.fixture(scope="module")
-def stopped(here, bill):
+def stopped(here, estimate):
     "A run whose budget is too small, and how many questions had reached the server when it ended."
     done = here.datadesc(*here.run, "--budget", "0.002", OPENAI_API_KEY=KEY)
     return SimpleNamespace(code=done.returncode, said=done.stderr, asked=len(here.asked))
@@ -78,9 +78,9 @@ def result(here, stopped):
     return here.folder/"papermill_runs"/"eurosat"
 
 
-def test_a_dry_run_asks_nothing_and_names_the_price(bill):
-    assert bill.returncode == 0 and "describe" in bill.stdout and "$" in bill.stdout and "gpt-4o-mini" in bill.stdout and "100 calls" in bill.stdout, bill.stdout + bill.stderr
-    assert "ten are assumed" in bill.stdout and "111 calls" in bill.stdout
+def test_a_dry_run_asks_nothing_and_names_the_price(estimate):
+    assert estimate.returncode == 0 and "describe" in estimate.stdout and "$" in estimate.stdout and "gpt-4o-mini" in estimate.stdout and "100 calls" in estimate.stdout, estimate.stdout + estimate.stderr
+    assert "10 are assumed" in estimate.stdout and "111 calls" in estimate.stdout
 
 
 def test_a_budget_stops_the_run_cleanly(here, stopped, result):
@@ -93,11 +93,11 @@ def test_no_question_was_asked_twice(here, result):
     assert len(questions) == len(set(questions)) == 1 + 3*10 + 10, "parts of a satellite image, three parts of ten classes, and one of Menon's lists a class"
 
 
-def test_the_ledger_adds_up(here, stopped, result):
+def test_the_costs_add_up(here, stopped, result):
     facts = json.loads((result/"result.json").read_text())
     report, benchmark = (pd.DataFrame(page["asked"]).set_index("stage") for page in (facts, json.loads((result/"benchmark.json").read_text())))
-    assert report.calls["total"] + benchmark.calls["total"] + stopped.asked == len(here.asked) and report.replayed["total"] == stopped.asked
-    assert benchmark.calls["total"] == 10 and benchmark.replayed["total"] == 0, "each page counts its own questions"
+    assert report.calls["total"] + benchmark.calls["total"] + stopped.asked == len(here.asked) and report.cached["total"] == stopped.asked
+    assert benchmark.calls["total"] == 10 and benchmark.cached["total"] == 0, "each page counts its own questions"
     for asked in (report, benchmark):
         assert asked.cost["total"] > 0 and np.isclose(asked.cost.drop("total").sum(), asked.cost["total"]) and not asked.estimated.any()
     assert not facts["unanswered"]
@@ -145,13 +145,13 @@ def test_others_repeat_the_run_without_a_key(result, repeated):
     assert pd.DataFrame(json.loads((place/"result.json").read_text())["asked"]).calls.sum() == 0
 
 
-def test_a_dry_run_knows_what_is_on_record(here, result):
+def test_a_dry_run_knows_what_is_cached(here, result):
     done = here.datadesc(*here.run, "--dry-run")
-    assert re.search("total +0 calls +41 on record", done.stdout), done.stdout + done.stderr
+    assert re.search("total +0 calls +41 cached", done.stdout), done.stdout + done.stderr
 
 
 def test_answers_move_between_machines(here, result):
-    for expected in ("41 answers added, 0 were on record", "0 answers added, 41 were on record"):
+    for expected in ("41 answers added, 0 were cached", "0 answers added, 41 were cached"):
         done = here.datadesc("cache", "import", "eurosat.jsonl.gz", store="third")
         assert done.returncode == 0 and expected in done.stdout, done.stdout + done.stderr
     (here.folder/"torn.jsonl").write_text('{"key": "a", "answer": "b"}\n{"key": ')
