@@ -6,7 +6,7 @@
 __all__ = ['NOT_DESCRIBED', 'read_prices', 'estimated_tokens', 'BudgetReached', 'Costs', 'without_thoughts', 'CallError', 'LLM',
            'price_basis', 'cost_estimate']
 
-# %% ../nbs/15_llm.ipynb #680d4540
+# %% ../nbs/15_llm.ipynb #9852822d
 import asyncio, html, json, os, random, re, time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from .files import default_root
 from .online import asked_wait, mend_no_proxy
 from .rows import read_rows
 
-# %% ../nbs/15_llm.ipynb #04bb5869
+# %% ../nbs/15_llm.ipynb #6285db4e
 def _price(row, path):
     "The row of a price table with numbers in place of texts; `ValueError` that names its line."
     try: dollars = {name: float(row[name] or row["input"] * (name == "cached")) for name in ("input", "cached", "output")}
@@ -49,7 +49,7 @@ def read_prices(
     rows = [_price(row, table) for table in tables for row in read_rows(table, ("model", "input", "output"), ("cached", "as_of", "shut_down", "source"))]
     return {row.pop("model"): row for row in rows}
 
-# %% ../nbs/15_llm.ipynb #9bbea108
+# %% ../nbs/15_llm.ipynb #3b4912c1
 _DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")  # as OpenAI, Anthropic and Mistral end the names of versions
 
 def _price_of(model, prices):
@@ -57,7 +57,7 @@ def _price_of(model, prices):
     if not isinstance(prices, dict): prices = read_prices(prices)
     return prices.get(model) or prices.get(_DATE.sub("", model))
 
-# %% ../nbs/15_llm.ipynb #73b20afc
+# %% ../nbs/15_llm.ipynb #819561e5
 def estimated_tokens(
     text: str,  # any text
 ) -> int:
@@ -68,7 +68,7 @@ def _prompt_tokens(request):
     "Estimated tokens of the whole chat; four more a message for its role and its ends."
     return sum(4 + estimated_tokens(content) for _, content in request.messages)
 
-# %% ../nbs/15_llm.ipynb #6346f589
+# %% ../nbs/15_llm.ipynb #1f0e8ac7
 _MOMENT = .1  # seconds until one looks again whether others are done
 _TYPICAL = 60  # tokens of a typical answer, for estimates: a list of ten parts, or a line or two
 _MARGIN = 2  # how many times what we estimated a prompt may cost at worst
@@ -140,7 +140,7 @@ class Costs:
         self.stages[stage].update(calls=1, prompt_tokens=sent, cached_tokens=cached, completion_tokens=received, cost=cost, estimated=estimated,
                                   cost_at_most=_MARGIN**estimated * cost if at_most is None else at_most)
 
-# %% ../nbs/15_llm.ipynb #a0797133
+# %% ../nbs/15_llm.ipynb #24ce9163
 NOT_DESCRIBED = "not described"  # the answer where there is nothing to say
 
 def _text_of(message, ended):
@@ -150,7 +150,7 @@ def _text_of(message, ended):
     if isinstance(said, list): said = "".join(str(part.get("text", "")) for part in said if "text" in str(part.get("type")))
     return said if isinstance(said, str) else ""
 
-# %% ../nbs/15_llm.ipynb #ca3a3f0f
+# %% ../nbs/15_llm.ipynb #aeb99834
 _THOUGHT = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|cot)"
 _OPEN, _CLOSE = rf"(?:[<\[]{_THOUGHT}[>\]]|◁think▷|<\|channel\|>analysis)", rf"(?:[<\[]/{_THOUGHT}[>\]]|◁/think▷|<\|channel\|>final<\|message\|>)"
 _THINKING = re.compile(rf"^.*{_CLOSE}|{_OPEN}.*", re.S | re.I)
@@ -161,7 +161,7 @@ def without_thoughts(
     "The answer without what the model thought before it; '' if it did not get further than that."
     return _THINKING.sub("", answer).strip()
 
-# %% ../nbs/15_llm.ipynb #f1568f1f
+# %% ../nbs/15_llm.ipynb #ab972ea9
 class CallError(LLMError):
     "One call failed; the message quotes the server."
     def __init__(self,
@@ -189,7 +189,7 @@ def _address(api):
     url = urlsplit(str(api.base_url))
     return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
-# %% ../nbs/15_llm.ipynb #ddd91916
+# %% ../nbs/15_llm.ipynb #ea7efa39
 _NO_KEY = "no-key"  # what is sent where no key is set, as to a local server
 _PATIENCE = 600  # seconds that we wait for a busy server
 
@@ -204,10 +204,10 @@ def _refused(error, api):
     cure = [_CURES.get(status, ""), f"It asks to be left alone for {wait or 0:,.0f} s." * over, "No key was sent: OPENAI_API_KEY is not set." * (api.api_key == _NO_KEY)]
     does = "is busy or your quota is used up" if busy else "failed" if again else "refused"
     message = " ".join(filter(None, [f"{_address(api)} {does} ({status}): {_quoted(body, api)}", *cure]))
-    return CallError(message, again=again and not busy, fatal=over or status in _CURES, busy=busy and not over, wait=wait or 0, lost=False,
+    return CallError(message, again=again and not busy, fatal=over or status in _CURES, busy=busy and not over, wait=(not over and wait) or 0, lost=False,
                      body=None if busy or status in (401, 402, 403) else body)
 
-# %% ../nbs/15_llm.ipynb #1f9565b5
+# %% ../nbs/15_llm.ipynb #9fd2eeb6
 def _no_reply(error, api, timeout):
     "The `CallError` for what ended a call before a whole reply was here."
     import openai
@@ -233,7 +233,7 @@ def _usage_of(usage):
     counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), cached
     return counts if all(isinstance(count, int) and count >= 0 for count in counts) else None
 
-# %% ../nbs/15_llm.ipynb #89f63c5b
+# %% ../nbs/15_llm.ipynb #c3f10ce8
 _OPTIONAL = {"response_format": r"response.?format|json.?schema", "seed": r"\bseed\b", "temperature": r"\btemperature\b",
              "max_completion_tokens": "max_completion_tokens", "max_tokens": r"\bmax_tokens\b"}
 _SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
@@ -251,7 +251,7 @@ def _named(sent, body):
     "Those of the parameters that were sent which the server's words name."
     return {name for name, pattern in _OPTIONAL.items() if name in sent and re.search(pattern, body or "", re.I)}
 
-# %% ../nbs/15_llm.ipynb #3705f90a
+# %% ../nbs/15_llm.ipynb #6d8e03f9
 _PAUSE = .5  # seconds before the second try, at most; doubled for every further one
 _ROOM = 8  # how many times `max_tokens` a model gets that thinks before it answers
 _ALONE = [{"response_format"}, {"seed"}, {"temperature"}, {"response_format", "seed", "temperature"}]
@@ -295,7 +295,8 @@ class _Server:
     async def negotiated(self, request):
         "(text, usage), asked again without what the server refuses; the first `CallError` where that does not help."
         llm, first, alone = self.llm, None, set()
-        refused, untried = set(llm.refused), [] if llm.known else [*_ALONE]
+        refused = set(llm.refused)
+        untried = [names for names in _ALONE if names & _chat(request, refused, llm.structured).keys() and not llm.known]
         while True:
             sent = _chat(request, refused | alone, llm.structured)
             try: answer = await self.patient(request, refused | alone)
@@ -314,7 +315,7 @@ class _Server:
         "(text, usage); until the server's ways are known one question is asked at a time."
         async with nullcontext() if self.llm.known else self.first: return await self.negotiated(request)
 
-# %% ../nbs/15_llm.ipynb #c17e30fb
+# %% ../nbs/15_llm.ipynb #e22df89e
 async def _post(api, chat, extra, timeout):
     "The text of the reply; `CallError` if there is none."
     import openai
@@ -344,7 +345,7 @@ async def _asking(llm):
         url = llm.base_url() if callable(llm.base_url) else llm.base_url
         async with openai.AsyncOpenAI(api_key=key, base_url=url, timeout=llm.timeout, max_retries=0) as api: yield _Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #f7f389db
+# %% ../nbs/15_llm.ipynb #6869e75e
 _HOPELESS = 20  # questions that fail one after another before we stop asking
 _MANY = 20  # open questions that are worth a progress bar
 
@@ -393,7 +394,7 @@ def _ask_new(llm, requests, progress):
     stop.add_note(f"{len(answers)} of {len(requests)} answers came first and are cached: run again to go on from there.")
     raise stop
 
-# %% ../nbs/15_llm.ipynb #3a7f1c21
+# %% ../nbs/15_llm.ipynb #2b0384fb
 _STAND_IN = "\n".join(f"- part {n}" for n in range(1, 21)) # a dry run's answer: good as a list of parts and as a line
 
 @dataclass(repr=False, eq=False)
@@ -451,7 +452,7 @@ class LLM:
         usages = [row["usage"] for _, row in self.cache.rows(self.asked) if row.get("usage")]
         return sum(self.costs.dollars(*usage) for usage in usages) if usages and self.costs.price else None
 
-# %% ../nbs/15_llm.ipynb #07c1b7bc
+# %% ../nbs/15_llm.ipynb #6722ca29
 def _answered(llm, requests, progress):
     "(answers, failures) by key, from the cache, exports and beyond."
     requests = {request.key: request for request in requests}
@@ -505,7 +506,7 @@ def ask(self: LLM,
         raise error
     return [answers.get(request.key) for request in requests]
 
-# %% ../nbs/15_llm.ipynb #9cf26157
+# %% ../nbs/15_llm.ipynb #59f2b442
 def price_basis(
     llm: LLM,  # a language model
 ) -> str:

@@ -14,7 +14,7 @@ def surroundings(monkeypatch, tmp_path):
     "No key, no address and no proxy from outside, a store of its own, and tries and looks that follow each other quickly"
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"): monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATADESC_STORE", str(tmp_path/"store"))
-    for name in ("call.PAUSE", "llm.PAUSE", "llm.MOMENT"): monkeypatch.setattr(f"datadesc.{name}", .01)
+    for name in ("_PAUSE", "_MOMENT"): monkeypatch.setattr(f"datadesc.llm.{name}", .01)
 
 
 def completion(content, finish_reason="stop", **message):

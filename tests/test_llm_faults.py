@@ -6,11 +6,10 @@ from threading import Lock
 
 import pytest
 
-from datadesc import call, llm as client
-from datadesc.cost import BudgetReached
+from datadesc import llm as client
+from datadesc.cache import Cache
 from datadesc.describe import describe
-from datadesc.llm import LLM, LLMError
-from datadesc.record import write_bundle
+from datadesc.llm import LLM, BudgetReached, LLMError
 from llm_server import body, completion, cut, drips, llm_server, stalls, surroundings
 
 KEY = "sk-secret-0123456789"
@@ -33,11 +32,11 @@ def test_what_goes_away_is_survived(fault):
 
 
 @pytest.mark.parametrize("fault, lost", [(error(500), 0), (error(429), 0), (stalls(1.2), 1), (cut, 1), (body("{"), 1), ({"choices": []}, 1)])
-def test_the_ledger_knows_what_may_have_cost_something(fault, lost):
+def test_the_account_knows_what_may_have_cost_something(fault, lost):
     with llm_server(lambda chat: fault if len(server.chats) == 1 else "ok") as (url, server):
         llm = LLM("m", url, timeout=1)
         llm.ask(questions(llm, 1))
-    assert (llm.ledger.total("calls"), llm.ledger.total("unknown")) == (1, lost)
+    assert (llm.costs.total("calls"), llm.costs.total("lost")) == (1, lost)
 
 
 def test_a_server_that_drips_is_left_after_the_time_in_all():
@@ -47,42 +46,44 @@ def test_a_server_that_drips_is_left_after_the_time_in_all():
     assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("fault, message", [(error(401, f"Incorrect API key: {KEY}"), "refused the key .401."), (error(403), "refused the key .403."), (error(404), "knows no model 'm' .404."),
-    (error(400, "Invalid model name passed in model=m."), "knows no model 'm' .400."), (error(429, "quota", code="insufficient_quota"), "quota is used up"),
+@pytest.mark.parametrize("fault, message", [(error(401, f"Incorrect API key: {KEY}"), r"refused \(401\).*OPENAI_API_KEY"), (error(402, "Insufficient Balance"), r"refused \(402\): Insufficient Balance"),
+    (error(404), r"refused \(404\): no Check --llm-model"),
+    (error(429, "quota", code="insufficient_quota"), "quota is used up"),
     ((429, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"}), "left alone for 86,400 s"), ((503, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"}), "left alone for 86,400 s")])
 @pytest.mark.parametrize("on_failure", ["raise", "none"])
 def test_what_every_question_would_meet_ends_the_run_at_once(fault, message, on_failure):
     with llm_server(lambda chat: fault) as (url, server), pytest.raises(LLMError, match=message):
         LLM("m", url, concurrency=2).ask(questions(LLM("m"), 30), on_failure=on_failure, progress=False)
-    assert len(server.chats) <= 2
+    assert len(server.chats) <= 5 # one question, asked in vain without schema, seed and temperature
 
 
 def test_nobody_there_ends_the_run_after_the_tries():
     with llm_server(lambda chat: "ok") as (url, _): pass
-    with pytest.raises(LLMError, match="No LLM server can be reached"): LLM("m", url, max_retries=2).ask(questions(LLM("m"), 30), on_failure="none", progress=False)
+    with pytest.raises(LLMError, match="No language model can be reached"): LLM("m", url, max_retries=2).ask(questions(LLM("m"), 30), on_failure="none", progress=False)
 
 
 def test_a_server_that_only_fails_is_given_up():
     with llm_server(lambda chat: error(500)) as (url, server), pytest.raises(LLMError, match="failed.*500") as caught:
         LLM("m", url, concurrency=4, max_retries=1).ask(questions(LLM("m"), 500), on_failure="none", progress=False)
-    assert len(server.chats) <= 2 * (client.HOPELESS + 4) and "0 of 500" in caught.value.__notes__[0]
+    assert len(server.chats) <= 2 * (client._HOPELESS + 4) and "0 of 500" in caught.value.__notes__[0]
 
 
 def test_a_model_that_spends_its_tokens_and_says_nothing_is_not_paid_for_every_question():
-    with llm_server(lambda chat: completion("", "length")) as (url, server), pytest.raises(LLMError, match="allow more than 300 tokens"):
+    with llm_server(lambda chat: completion("", "length")) as (url, server), pytest.raises(LLMError, match="spent 2,400 tokens"):
         LLM("m", url, concurrency=4).ask(questions(LLM("m"), 500), on_failure="none", progress=False)
-    assert len(server.chats) <= client.HOPELESS + 4
+    assert len(server.chats) <= 1 + client._HOPELESS + 4 # once more, with room
+    assert [chat["max_tokens"] for chat in server.chats] == [300] + [2400] * (len(server.chats) - 1)
 
 
-def test_a_claim_that_cannot_be_made_loses_no_answer_in_flight(monkeypatch):
-    claim, claims = client.claim, []
-    def full(record, keys):
-        claims.append(keys)
-        return claim(record, keys) if len(claims) <= 4 else 1 / 0
-    monkeypatch.setattr(client, "claim", full)
+def test_a_lock_that_cannot_be_made_loses_no_answer_in_flight(monkeypatch):
+    lock, locks = Cache.lock, []
+    def full(cache, key):
+        locks.append(key)
+        return lock(cache, key) if len(locks) <= 5 else 1 / 0
+    monkeypatch.setattr(Cache, "lock", full)
     with llm_server(lambda chat: time.sleep(.1 * (1 + int(chat["messages"][0]["content"][-1]))) or "ok") as (url, _), pytest.raises(ZeroDivisionError):
         LLM("m", url, concurrency=4).ask(questions(LLM("m"), 10))
-    assert len(LLM("m").record.rows()) == 4
+    assert len([*LLM("m").cache.rows()]) == 5
 
 
 def test_words_of_a_server_without_a_key_stay_as_they_are():
@@ -113,11 +114,14 @@ def test_all_questions_leave_a_busy_server_alone(status, header, least):
 
 def test_the_server_may_ask_for_more_than_a_minute(monkeypatch):
     waits = []
-    monkeypatch.setattr(client.Gate, "close", lambda self, seconds: waits.append(seconds))
+    async def sleep(seconds): waits.append(seconds); clock[0] += seconds
+    clock = [0.]
+    monkeypatch.setattr(client.asyncio, "sleep", sleep)
+    monkeypatch.setattr(client.time, "monotonic", lambda: clock[0])
     with llm_server(lambda chat: (429, {"error": {"message": "later"}}, {"Retry-After": "300"}) if len(server.chats) == 1 else "ok") as (url, server):
         llm = LLM("m", url)
         assert llm.ask(questions(llm, 1)) == ["ok"]
-    assert waits == [300]
+    assert 290 < max(waits) < 301
 
 
 # -- what a model refuses --
@@ -132,7 +136,7 @@ def test_what_a_model_refuses_is_left_out_from_then_on(name, message):
         assert llm.ask(requests) == ["ok"] * 3 and len(server.chats) == 4 and llm.refused == {name}
         assert "max_completion_tokens" in server.chats[-1] or name != "max_tokens"
         llm.ask([llm.request([("user", "another")])])
-        assert len(server.chats) == 5 and llm.ledger.total("calls") == 4
+        assert len(server.chats) == 5 and llm.costs.total("calls") == 4
 
 
 def test_a_model_that_refuses_everything_is_asked_in_the_end():
@@ -145,11 +149,12 @@ def test_a_model_that_refuses_everything_is_asked_in_the_end():
         assert server.chats[-1].keys() == {"model", "messages", "max_completion_tokens"}
 
 
-def test_a_value_out_of_range_stays_an_error():
-    with llm_server(lambda chat: error(400, "Invalid 'temperature': expected a value <= 2, but got 3.", param="temperature")) as (url, server), pytest.raises(LLMError, match="expected a value"):
+def test_a_value_that_is_refused_is_left_out_and_said():
+    refusal = error(400, "Invalid 'temperature': expected a value <= 2, but got 3.", param="temperature")
+    with llm_server(lambda chat: refusal if "temperature" in chat else "ok") as (url, server):
         llm = LLM("m", url, temperature=3)
-        llm.ask(questions(llm, 1))
-    assert len(server.chats) == 1
+        assert llm.ask(questions(llm, 1)) == ["ok"] and len(server.chats) == 2
+    assert "does not take temperature: left out" in client.price_basis(llm)
 
 
 def test_a_temperature_of_none_is_not_sent():
@@ -157,24 +162,6 @@ def test_a_temperature_of_none_is_not_sent():
         llm = LLM("m", url, temperature=None)
         llm.ask(questions(llm, 1))
         assert "temperature" not in server.chats[0]
-
-
-def samples(llm, n): return [llm.request([("user", "wings?")], sample) for sample in range(n)]
-
-def test_samples_come_in_one_call():
-    def answer(chat): return {"choices": [completion(f"answer {i}")["choices"][0] for i in range(chat.get("n", 1))], "usage": {"prompt_tokens": 10, "completion_tokens": 40}}
-    with llm_server(answer) as (url, server):
-        llm = LLM("m", url, samples_in_one_call=True)
-        assert llm.ask(samples(llm, 4)) == [f"answer {i}" for i in range(4)] and [chat["n"] for chat in server.chats] == [4]
-    assert sum(row["usage"][1] for row in llm.record.rows().values()) == 40 and llm.ledger.total("completion_tokens") == 40
-    assert LLM("m").ask(samples(llm, 4)) == [f"answer {i}" for i in range(4)]
-
-
-@pytest.mark.parametrize("answer", [lambda chat: error(400, "'n' is not supported") if "n" in chat else f"seed {chat['seed']}", lambda chat: f"seed {chat['seed']}"])
-def test_a_server_without_n_is_asked_for_each_sample(answer):
-    with llm_server(answer) as (url, server):
-        llm = LLM("m", url, samples_in_one_call=True)
-        assert llm.ask(samples(llm, 4)) == [f"seed {i}" for i in range(4)] and len(server.chats) <= 5
 
 
 # -- limits and money --
@@ -187,8 +174,9 @@ def test_calls_a_minute_are_a_limit():
 
 def test_tokens_a_minute_are_a_limit():
     start, when = time.monotonic(), []
-    with llm_server(lambda chat: when.append(time.monotonic()) or "ok") as (url, _): LLM("m", url, concurrency=32, tokens_per_minute=120_000).ask(questions(LLM("m"), 11), progress=False)
-    assert len(when) == 11 and when[-1] - start > .6
+    with llm_server(lambda chat: when.append(time.monotonic()) or "ok") as (url, _):
+        LLM("m", url, max_tokens=3000, concurrency=32, tokens_per_minute=32_500).ask(questions(LLM("m", max_tokens=3000), 11), progress=False)
+    assert len(when) == 11 and when[10] - start > 1 # ten times 3,007 tokens are there, of the eleventh 577 are not
 
 
 PRICES = "model,input,output\nm,0,1000\n" # a thousandth of a dollar a token
@@ -200,11 +188,12 @@ def test_a_budget_is_never_exceeded_and_used_well(tmp_path):
         return completion("ok") | {"usage": {"prompt_tokens": 5, "completion_tokens": 10}}
     with llm_server(answer) as (url, server):
         llm = LLM("m", url, max_tokens=100, budget=.505, prices=tmp_path/"prices.csv", concurrency=16)
-        with pytest.raises(BudgetReached, match="41 questions are answered, 59 are open.*on record.*--budget"): llm.ask(questions(llm, 100), progress=False)
-        assert len(server.chats) == len(llm.record.rows()) == 41 and llm.ledger.total("cost") == pytest.approx(.41)
+        with pytest.raises(BudgetReached, match="of the budget of .0.5050 are spent.*--budget for the rest.*cached") as caught: llm.ask(questions(llm, 100), progress=False)
+        assert "41 of 100 answers came first" in caught.value.__notes__[0]
+        assert len(server.chats) == len([*llm.cache.rows()]) == 41 and llm.costs.total("cost") == pytest.approx(.41)
         again = LLM("m", url, max_tokens=100, budget=10, prices=tmp_path/"prices.csv")
         assert again.ask(questions(again, 100), progress=False) == ["ok"] * 100 and len(server.chats) == 100
-        assert again.ledger.total("replayed") == 41
+        assert again.costs.total("cached") == 41
 
 
 def test_a_dry_run_sends_and_writes_nothing(tmp_path):
@@ -212,7 +201,7 @@ def test_a_dry_run_sends_and_writes_nothing(tmp_path):
         llm = LLM("m", url, dry_run=True)
         table = describe(["robin", "crane"], llm, "bird", knowledge="none")
         assert not server.chats and not (tmp_path/"store").exists() and len(table) == 20
-    assert llm.ledger.total("calls") == 21 and list(llm.ledger.table()["stage"]) == ["components", "describe", "total"]
+    assert llm.costs.total("calls") == 21 and list(llm.costs.table()["stage"]) == ["components", "describe", "total"]
 
 
 # -- attempts --
@@ -221,13 +210,13 @@ def is_list(request, answer):
     if not answer.startswith("["): raise ValueError(f"no list: {answer}")
 
 def test_a_wrong_answer_is_asked_again_with_another_seed_and_paid_once():
-    with llm_server(lambda chat: "[]" if chat["seed"] // call.SEEDS == int(chat["messages"][0]["content"][-1]) else "Sure!") as (url, server):
+    with llm_server(lambda chat: "[]" if chat["seed"] // client._SEEDS == int(chat["messages"][0]["content"][-1]) else "Sure!") as (url, server):
         llm = LLM("m", url)
         assert llm.ask(questions(llm, 4), check=is_list, on_failure="none") == ["[]", "[]", "[]", None]
         assert len(server.chats) == 1 + 2 + 3 + 3 and "No usable answer in 3 attempts, at last: no list: Sure!" == llm.failures[0][1]
         again = LLM("m", url)
         assert again.ask(questions(again, 4), check=is_list, on_failure="none") == ["[]", "[]", "[]", None] and len(server.chats) == 9
-        assert again.ledger.total("replayed") == 9 and again.ledger.total("calls") == 0
+        assert again.costs.total("cached") == 9 and again.costs.total("calls") == 0
         with pytest.raises(LLMError, match="1 of 4 question.*part 3.*no list: Sure!"): again.ask(questions(again, 4), check=is_list)
 
 
@@ -254,20 +243,20 @@ def test_every_class_ends_described_or_named_as_failed():
     with llm_server(answer) as (url, server):
         llm = LLM("m", url, concurrency=32, timeout=1, max_retries=3)
         with pytest.raises(LLMError, match="No description of") as caught: describe(classes, llm, knowledge="none", progress=False)
-    about = [row["request"]["about"] for row in llm.record.rows().values() if row["answer"] != "Sure! Here is what you asked for:"]
+    about = [row["request"]["about"] for _, row in llm.cache.rows() if row["answer"] != "Sure! Here is what you asked for:"]
     described = {row["class"] for row in about if row["stage"] == "describe"}
     assert all((name in described) != (f"'{name}'" in str(caught.value)) for name in classes) and 0 < len(described) < 16
     assert len(server.chats) == sum(counts.values()) and all(counts[kind] for kind in FREE + LOST + BACK)
-    assert llm.ledger.total("calls") == sum(counts[kind] for kind in BACK) == len(llm.record.rows())
-    assert llm.ledger.total("unknown") == sum(counts[kind] for kind in LOST)
+    assert llm.costs.total("calls") == sum(counts[kind] for kind in BACK) == len([*llm.cache.rows()])
+    assert llm.costs.total("lost") == sum(counts[kind] for kind in LOST)
 
 
 # -- kills and rivals --
 
 def asker(url, path, n, concurrency, pipe):
     "Asks `n` questions in a process of its own, and tells the answers and how many calls and replays it booked"
-    llm = LLM("m", url, record=path, concurrency=concurrency)
-    pipe.send((llm.ask(questions(llm, n), progress=False), llm.ledger.total("calls"), llm.ledger.total("replayed")))
+    llm = LLM("m", url, cache=path, concurrency=concurrency)
+    pipe.send((llm.ask(questions(llm, n), progress=False), llm.costs.total("calls"), llm.costs.total("cached")))
 
 def start(url, path, n, concurrency=8):
     "That process, and the pipe's other end"
@@ -292,7 +281,7 @@ def test_after_kills_only_calls_in_flight_repeat(tmp_path):
             process.kill()
             process.join()
             time.sleep(.05)
-            before, known = len(server.chats), {row["request"]["messages"][0][1] for row in LLM("m", record=path).record.rows().values()}
+            before, known = len(server.chats), {row["request"]["messages"][0][1] for _, row in LLM("m", cache=path).cache.rows()}
             again = Counter(chat["messages"][0]["content"] for chat in server.chats)
             assert before - len(known) <= 8 * 5 and known <= again.keys()
         process, pipe = start(url, path, 250)
@@ -300,7 +289,9 @@ def test_after_kills_only_calls_in_flight_repeat(tmp_path):
         process.join()
         assert not {chat["messages"][0]["content"] for chat in server.chats[before:]} & known
         assert len(server.chats) <= 250 + 5 * 8
-    assert [file.name for file in tmp_path.glob(".answers*")] == []
+    for file in tmp_path.glob(".answers*"): # of an answer that was cached just before the kill
+        with LLM("m", cache=path).cache.lock(file.name.split(".")[-2]) as ours: assert ours
+    assert [*tmp_path.glob(".answers*")] == []
 
 
 def test_rivals_ask_each_question_once(tmp_path):
@@ -346,7 +337,7 @@ def test_the_key_is_in_no_byte_left_behind(monkeypatch, tmp_path, capfd):
             llm = LLM("m", url)
             assert llm.ask(questions(llm, 30)) == ["ok"] * 30
             assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-        told = [repr(llm), repr(vars(llm)), llm.ledger.table().to_string()]
+        told = [repr(llm), repr(vars(llm)), llm.costs.table().to_string()]
         for refusal in refusals:
             with llm_server(lambda chat: refusal) as (url, _):
                 llm = LLM("m", url, max_retries=0)
@@ -358,8 +349,8 @@ def test_the_key_is_in_no_byte_left_behind(monkeypatch, tmp_path, capfd):
     finally:
         root.removeHandler(handler)
         for logger, level in zip(loggers, levels): logger.setLevel(level)
-    write_bundle(LLM("m").record, tmp_path/"bundle.jsonl.gz")
-    (tmp_path/"bundle.txt").write_bytes(gzip.decompress((tmp_path/"bundle.jsonl.gz").read_bytes()))
+    LLM("m").cache.write_export(tmp_path/"export.jsonl.gz")
+    (tmp_path/"export.txt").write_bytes(gzip.decompress((tmp_path/"export.jsonl.gz").read_bytes()))
     assert len(handler.lines) > 50
     for text in (*told, *handler.lines, *capfd.readouterr()): assert KEY not in text
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
