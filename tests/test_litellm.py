@@ -52,7 +52,7 @@ def test_classes_are_described(proxy):
     table = describe(["robin", "crane"], llm, "bird", knowledge="none", samples=2)
     assert list(table["component"].unique()) == ["wings", "beak", "crown", "tail", "legs"] and len(table) == 20 and set(table["source"]) == {"parts"}
     counts = llm.costs.table().set_index("stage").loc["total"]
-    assert counts["calls"] == 21 and counts["unknown"] == 0 and counts["prompt_tokens"] > 0 and not counts["estimated"]
+    assert counts["calls"] == 21 and counts["lost"] == 0 and counts["prompt_tokens"] > 0 and not counts["estimated"]
     assert describe(["robin", "crane"], LLM("parts"), "bird", knowledge="none", samples=2).equals(table)
 
 
