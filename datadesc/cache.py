@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .files import whole, writable_folder
 from .store import key_of
@@ -94,15 +94,11 @@ class Cache:
 def lock(self: Cache,
     key: str,  # of an open question
 ):
-    "True while the question is ours to ask, until the block ends; False where somebody else is asking it."
-    asked = FileLock(writable_folder(self.path.parent)/f".{self.path.name}.{key}.asked", thread_local=False)
-    try: asked.acquire(blocking=False)
-    except Timeout: yield False
-    else:
-        try: yield True
-        finally:
-            Path(asked.lock_file).unlink(missing_ok=True)
-            asked.release()
+    "The question is ours to ask until the block ends; `filelock.Timeout` where somebody else is asking it."
+    path = writable_folder(self.path.parent)/f".{self.path.name}.{key}.asked"
+    with FileLock(path, blocking=False, thread_local=False):
+        try: yield
+        finally: path.unlink(missing_ok=True)
 
 # %% ../nbs/12_cache.ipynb #d9f0f976
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['NOT_DESCRIBED', 'read_prices', 'estimated_tokens', 'BudgetReached', 'Costs', 'without_thoughts', 'CallError', 'LLM',
            'price_basis', 'cost_estimate']
 
-# %% ../nbs/15_llm.ipynb #9852822d
+# %% ../nbs/15_llm.ipynb #515d1deb
 import asyncio, html, json, os, random, re, time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
@@ -22,6 +22,7 @@ import pandas as pd
 from aiolimiter import AsyncLimiter
 from anyio.from_thread import start_blocking_portal
 from fastcore.basics import patch
+from filelock import Timeout
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ from .files import default_root
 from .online import asked_wait, mend_no_proxy
 from .rows import read_rows
 
-# %% ../nbs/15_llm.ipynb #6285db4e
+# %% ../nbs/15_llm.ipynb #43bd6940
 def _price(row, path):
     "The row of a price table with numbers in place of texts; `ValueError` that names its line."
     try: dollars = {name: float(row[name] or row["input"] * (name == "cached")) for name in ("input", "cached", "output")}
@@ -49,15 +50,14 @@ def read_prices(
     rows = [_price(row, table) for table in tables for row in read_rows(table, ("model", "input", "output"), ("cached", "as_of", "shut_down", "source"))]
     return {row.pop("model"): row for row in rows}
 
-# %% ../nbs/15_llm.ipynb #3b4912c1
+# %% ../nbs/15_llm.ipynb #a951c4d8
 _DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")  # as OpenAI, Anthropic and Mistral end the names of versions
 
 def _price_of(model, prices):
-    "The model's price or its family's, None if neither is known; `prices` are a table, its path, or None for the published ones."
-    if not isinstance(prices, dict): prices = read_prices(prices)
+    "The model's price or its family's; None if neither is known."
     return prices.get(model) or prices.get(_DATE.sub("", model))
 
-# %% ../nbs/15_llm.ipynb #819561e5
+# %% ../nbs/15_llm.ipynb #077b8e69
 def estimated_tokens(
     text: str,  # any text
 ) -> int:
@@ -68,7 +68,7 @@ def _prompt_tokens(request):
     "Estimated tokens of the whole chat; four more a message for its role and its ends."
     return sum(4 + estimated_tokens(content) for _, content in request.messages)
 
-# %% ../nbs/15_llm.ipynb #1f0e8ac7
+# %% ../nbs/15_llm.ipynb #75590f29
 _MOMENT = .1  # seconds until one looks again whether others are done
 _TYPICAL = 60  # tokens of a typical answer, for estimates: a list of ten parts, or a line or two
 _MARGIN = 2  # how many times what we estimated a prompt may cost at worst
@@ -140,7 +140,7 @@ class Costs:
         self.stages[stage].update(calls=1, prompt_tokens=sent, cached_tokens=cached, completion_tokens=received, cost=cost, estimated=estimated,
                                   cost_at_most=_MARGIN**estimated * cost if at_most is None else at_most)
 
-# %% ../nbs/15_llm.ipynb #24ce9163
+# %% ../nbs/15_llm.ipynb #f24fa387
 NOT_DESCRIBED = "not described"  # the answer where there is nothing to say
 
 def _text_of(message, ended):
@@ -150,7 +150,7 @@ def _text_of(message, ended):
     if isinstance(said, list): said = "".join(str(part.get("text", "")) for part in said if "text" in str(part.get("type")))
     return said if isinstance(said, str) else ""
 
-# %% ../nbs/15_llm.ipynb #aeb99834
+# %% ../nbs/15_llm.ipynb #1005cb96
 _THOUGHT = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|cot)"
 _OPEN, _CLOSE = rf"(?:[<\[]{_THOUGHT}[>\]]|◁think▷|<\|channel\|>analysis)", rf"(?:[<\[]/{_THOUGHT}[>\]]|◁/think▷|<\|channel\|>final<\|message\|>)"
 _THINKING = re.compile(rf"^.*{_CLOSE}|{_OPEN}.*", re.S | re.I)
@@ -161,7 +161,7 @@ def without_thoughts(
     "The answer without what the model thought before it; '' if it did not get further than that."
     return _THINKING.sub("", answer).strip()
 
-# %% ../nbs/15_llm.ipynb #ab972ea9
+# %% ../nbs/15_llm.ipynb #fd57b5d7
 class CallError(LLMError):
     "One call failed; the message quotes the server."
     def __init__(self,
@@ -189,7 +189,7 @@ def _address(api):
     url = urlsplit(str(api.base_url))
     return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
-# %% ../nbs/15_llm.ipynb #ea7efa39
+# %% ../nbs/15_llm.ipynb #b7c3c8a5
 _NO_KEY = "no-key"  # what is sent where no key is set, as to a local server
 _PATIENCE = 600  # seconds that we wait for a busy server
 
@@ -207,14 +207,13 @@ def _refused(error, api):
     return CallError(message, again=again and not busy, fatal=over or status in _CURES, busy=busy and not over, wait=(not over and wait) or 0, lost=False,
                      body=None if busy or status in (401, 402, 403) else body)
 
-# %% ../nbs/15_llm.ipynb #9fd2eeb6
+# %% ../nbs/15_llm.ipynb #c12540f1
 def _no_reply(error, api, timeout):
     "The `CallError` for what ended a call before a whole reply was here."
-    import openai
     url, cause = _address(api), type(error.__cause__).__name__
     if cause in ("ReadError", "WriteError", "CloseError", "RemoteProtocolError", "DecodingError"): # as httpx names them
         return CallError(f"{url} broke off in the middle of an answer: run again, or ask fewer questions at once.", again=True)
-    if isinstance(error, (TimeoutError, openai.APITimeoutError)) and cause != "ConnectTimeout":
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__ and cause != "ConnectTimeout":
         return CallError(f"{url} gave no answer within {timeout:g} s: allow more time, or take a faster model.", again=True)
     return CallError(f"No language model can be reached at {url}: start its server, or correct --llm-base-url.", again=True, fatal=True, lost=False)
 
@@ -233,7 +232,7 @@ def _usage_of(usage):
     counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), cached
     return counts if all(isinstance(count, int) and count >= 0 for count in counts) else None
 
-# %% ../nbs/15_llm.ipynb #c3f10ce8
+# %% ../nbs/15_llm.ipynb #2dfe75db
 _OPTIONAL = {"response_format": r"response.?format|json.?schema", "seed": r"\bseed\b", "temperature": r"\btemperature\b",
              "max_completion_tokens": "max_completion_tokens", "max_tokens": r"\bmax_tokens\b"}
 _SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
@@ -251,7 +250,7 @@ def _named(sent, body):
     "Those of the parameters that were sent which the server's words name."
     return {name for name, pattern in _OPTIONAL.items() if name in sent and re.search(pattern, body or "", re.I)}
 
-# %% ../nbs/15_llm.ipynb #6d8e03f9
+# %% ../nbs/15_llm.ipynb #f654514b
 _PAUSE = .5  # seconds before the second try, at most; doubled for every further one
 _ROOM = 8  # how many times `max_tokens` a model gets that thinks before it answers
 _ALONE = [{"response_format"}, {"seed"}, {"temperature"}, {"response_format", "seed", "temperature"}]
@@ -303,9 +302,9 @@ class _Server:
             except CallError as error:
                 first = first or error
                 if named := _named(sent, error.body): refused |= named
-                elif untried and error.body and not error.again: alone = untried.pop(0)
+                elif untried and error.body is not None and not error.again: alone = untried.pop(0)
                 else:
-                    llm.known = llm.known or bool(error.body)
+                    llm.known = llm.known or error.body is not None
                     raise first
             else:
                 llm.refused, llm.known = refused | alone, True
@@ -315,7 +314,7 @@ class _Server:
         "(text, usage); until the server's ways are known one question is asked at a time."
         async with nullcontext() if self.llm.known else self.first: return await self.negotiated(request)
 
-# %% ../nbs/15_llm.ipynb #e22df89e
+# %% ../nbs/15_llm.ipynb #20551fd5
 async def _post(api, chat, extra, timeout):
     "The text of the reply; `CallError` if there is none."
     import openai
@@ -345,7 +344,7 @@ async def _asking(llm):
         url = llm.base_url() if callable(llm.base_url) else llm.base_url
         async with openai.AsyncOpenAI(api_key=key, base_url=url, timeout=llm.timeout, max_retries=0) as api: yield _Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #6869e75e
+# %% ../nbs/15_llm.ipynb #11918efd
 _HOPELESS = 20  # questions that fail one after another before we stop asking
 _MANY = 20  # open questions that are worth a progress bar
 
@@ -366,9 +365,9 @@ def _ask_new(llm, requests, progress):
     waiting, answers, failed, in_a_row, stop = deque(requests), {}, {}, 0, None
 
     async def answer(request, ask):
-        "Asks, unless somebody else has asked meanwhile."
-        if cached := _cached(llm, {request.key: request}): return cached[request.key]
-        return llm.cache.put(request, *await ask(request))
+        "The answer, cached; whoever held the question before us may have brought it."
+        cached = _cached(llm, {request.key: request})
+        return cached[request.key] if cached else llm.cache.put(request, *await ask(request))
 
     async def work(ask, bar):
         "Takes one question after the other; one that somebody else is asking goes to the end of the queue."
@@ -376,10 +375,9 @@ def _ask_new(llm, requests, progress):
         while waiting and not stop:
             request = waiting.popleft()
             try:
-                with llm.cache.lock(request.key) as ours:
-                    if ours: answers[request.key], in_a_row = await answer(request, ask), 0
-                    else: waiting.append(request)
-                bar.update() if ours else await asyncio.sleep(_MOMENT)
+                with llm.cache.lock(request.key): answers[request.key], in_a_row = await answer(request, ask), 0
+                bar.update()
+            except Timeout: waiting.append(request); await asyncio.sleep(_MOMENT)
             except Exception as error:
                 failed[request.key], in_a_row = error, in_a_row + 1
                 if not isinstance(error, CallError) or error.fatal or error.busy or in_a_row == _HOPELESS: stop = stop or error
@@ -394,7 +392,7 @@ def _ask_new(llm, requests, progress):
     stop.add_note(f"{len(answers)} of {len(requests)} answers came first and are cached: run again to go on from there.")
     raise stop
 
-# %% ../nbs/15_llm.ipynb #2b0384fb
+# %% ../nbs/15_llm.ipynb #f9f959a4
 _STAND_IN = "\n".join(f"- part {n}" for n in range(1, 21)) # a dry run's answer: good as a list of parts and as a line
 
 @dataclass(repr=False, eq=False)
@@ -431,7 +429,7 @@ class LLM:
             if (value := getattr(self, name)) is not None and not value > 0: raise ValueError(f"{name}={value}: expected more than 0.")
         if self.budget is not None and not self.budget >= 0: raise ValueError(f"budget={self.budget}: expected dollars, 0 or more.")
         if not isinstance(self.cache, Cache): self.cache = Cache(self.cache or default_root()/"answers.sqlite")
-        self.costs = Costs(_price_of(self.model, self.prices), self.budget)
+        self.costs = Costs(_price_of(self.model, self.prices if isinstance(self.prices, dict) else read_prices(self.prices)), self.budget)
         if self.budget is not None and not self.costs.price:
             raise ValueError(f"A budget needs a price, and none is known for model '{self.model}'. Enter it in '{default_root()/'prices.csv'}': first line "
                              f"'model,input,output', then '{self.model},<dollars a million tokens sent>,<received>'; 0,0 for a model on a machine of your own.")
@@ -452,7 +450,7 @@ class LLM:
         usages = [row["usage"] for _, row in self.cache.rows(self.asked) if row.get("usage")]
         return sum(self.costs.dollars(*usage) for usage in usages) if usages and self.costs.price else None
 
-# %% ../nbs/15_llm.ipynb #6722ca29
+# %% ../nbs/15_llm.ipynb #83c9a070
 def _answered(llm, requests, progress):
     "(answers, failures) by key, from the cache, exports and beyond."
     requests = {request.key: request for request in requests}
@@ -506,7 +504,7 @@ def ask(self: LLM,
         raise error
     return [answers.get(request.key) for request in requests]
 
-# %% ../nbs/15_llm.ipynb #59f2b442
+# %% ../nbs/15_llm.ipynb #2b891514
 def price_basis(
     llm: LLM,  # a language model
 ) -> str:

@@ -289,8 +289,8 @@ def test_after_kills_only_calls_in_flight_repeat(tmp_path):
         process.join()
         assert not {chat["messages"][0]["content"] for chat in server.chats[before:]} & known
         assert len(server.chats) <= 250 + 5 * 8
-    for file in tmp_path.glob(".answers*"): # of an answer that was cached just before the kill
-        with LLM("m", cache=path).cache.lock(file.name.split(".")[-2]) as ours: assert ours
+    for file in tmp_path.glob(".answers*"): # of an answer that was cached just before the kill; nobody holds it
+        with LLM("m", cache=path).cache.lock(file.name.split(".")[-2]): pass
     assert [*tmp_path.glob(".answers*")] == []
 
 
