@@ -68,12 +68,12 @@ def test_the_feature_that_tells_twins_apart_is_told(world):
 @pytest.mark.parametrize("knowledge", ["text", "none"])
 def test_both_stages_replay_without_a_key(world, knowledge, monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    llm = LLM("meadow-author", record=tmp_path/"answers.sqlite", bundles=[meadow.records()])
+    llm = LLM("meadow-author", cache=tmp_path/"answers.sqlite", exports=[meadow.records()])
     table = describe(world.classes, llm, world.superclass, world.articles, knowledge=knowledge, samples=meadow.SAMPLES)
     assert len(table) == 720 and set(table.knowledge) == {knowledge}
     assert not (tmp_path/"answers.sqlite").exists()
     truth = meadow.truth_of(table, world)
-    assert ((truth == "refusal") == (table.flag == "not described")).all()
+    assert ((truth == "refusal") == (table.flag == "a stock phrase")).all()
     assert not any(name.lower() in text.lower() for name, text in zip(table.class_id.map(dict(enumerate(world.classes))), table.scored_text))
 
 

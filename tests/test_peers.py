@@ -6,7 +6,7 @@ import pytest
 
 from datadesc import meadow
 from datadesc.llm import LLM, LLMError
-from datadesc.peers import PEERS, TEMPLATES, ask, from_templates, match_classes, peer_texts, questions_of, read_templates, texts_in, waffle
+from datadesc.peers import PEERS, TEMPLATES, ask, from_templates, match_classes, peer_texts, read_templates, waffle
 from datadesc.sentences import read_sentences
 
 REAL = Path(__file__).parents[2]/"shared"/"data"/"peers"
@@ -122,8 +122,8 @@ def test_a_template_needs_its_field():
     assert len(from_templates(["hen"], TEMPLATES)["hen"]) == len(set(TEMPLATES))
 
 
-def test_refusals_repetitions_and_names_are_flagged():
-    table = peer_texts(PEERS["cupl"], {"hen": ["A hen has a comb.", "a hen has a comb", "I'm sorry, I cannot describe it."]}, ["hen"], "bird")
+def test_repetitions_and_names_are_flagged():
+    table = peer_texts(PEERS["cupl"], {"hen": ["A hen has a comb.", "a hen has a comb", "Not described."]}, ["hen"], "bird")
     assert list(table.scored_text[:2]) == ["This bird has a comb.", "this bird has a comb"] and list(table.text[:2]) == ["A hen has a comb.", "a hen has a comb"]
     assert (list(table.flag), list(table.names_class)) == (["", "duplicate", "not described"], [True, True, False])
 
@@ -139,18 +139,31 @@ def test_random_descriptors_are_shared_and_repeatable():
 # Questions
 
 def test_what_is_asked(tmp_path):
-    llm = LLM("any", record=tmp_path/"none.sqlite", client=print)
     for peer in PEERS.values():
         if not peer.recipe: continue
-        requests = questions_of(peer, "black_swan", llm, "bird", ["beak"])
-        assert len({request.key for request in requests}) == len(requests) == len(peer.recipe.questions)*peer.recipe.samples
-        assert all("black swan (bird)" in request.messages[-1][1] for request in requests)
-        assert {request.about["peer"] for request in requests} == {peer.name}
+        asked = []
+        ask(peer, ["black_swan"], LLM("any", cache=tmp_path/f"{peer.name}.sqlite", client=lambda request: asked.append(request) or "- black feathers\n- a beak"), "bird", ["beak"], progress=False)
+        assert len({request.key for request in asked}) == len(asked) == len(peer.recipe.questions)*peer.recipe.samples
+        assert all("black swan (bird)" in request.messages[-1][1] for request in asked)
+        assert {request.about["peer"] for request in asked} == {peer.name}
 
+
+def answered(tmp_path, name, answer):
+    "The texts of a peer whose every question gets this answer, once"
+    return ask(PEERS[name], ["Velta"], LLM("any", cache=tmp_path/f"{name}.sqlite", client=lambda request: answer), samples=1, progress=False)["Velta"]
+
+@pytest.mark.parametrize("answer", ["not described", "- Not described.", '{"texts": ["not described"]}'])
+def test_a_list_that_is_not_described_has_no_texts(tmp_path, answer): assert answered(tmp_path, "menon", answer) == []
+
+def test_a_sentence_that_is_not_described_stays(tmp_path): assert answered(tmp_path, "cupl", '{"sentence": "not described"}') == ["not described"] * 5
 
 @pytest.mark.parametrize("answer", ["I'm sorry, but I can't describe this class.", "As an AI language model, I have no information on it."])
-def test_a_refused_list_has_no_texts(answer):
-    assert texts_in(answer, PEERS["menon"].recipe) == [] and len(texts_in(answer, PEERS["cupl"].recipe)) == 1
+def test_a_sentence_in_place_of_a_list_is_asked_for_again(tmp_path, answer):
+    with pytest.raises(LLMError, match="No usable answer in 3 attempts, at last: No list in the model's answer"): answered(tmp_path, "menon", answer)
+
+def test_texts_are_read_whatever_their_length(tmp_path):
+    long = "a very long tail with " + ", ".join(f"a {n}. white ring" for n in range(60))
+    assert answered(tmp_path, "labo", f"Features:\n- Wings:\n  - white\n  - d\n- {long}") == ["Wings:", "white", "d", long]
 
 
 @pytest.mark.parametrize("given", [None, ["wings", "feelers"]])
@@ -159,14 +172,14 @@ def test_vdt_asks_for_parts_unless_it_has_them(tmp_path, given):
     def client(request):
         asked.append(request)
         return "- wings\n- body" if request.about["stage"] == "components" else "- Velta is a moth with white wings"
-    said = ask(PEERS["vdt"], ["Velta"], LLM("any", record=tmp_path/"a.sqlite", client=client), "moth", parts=given, progress=False)
+    said = ask(PEERS["vdt"], ["Velta"], LLM("any", cache=tmp_path/"a.sqlite", client=client), "moth", parts=given, progress=False)
     assert said == {"Velta": ["Velta is a moth with white wings"]}
     assert len(asked) == (1 if given else 2) and ", ".join(given or ["wings", "body"]) in asked[-1].messages[-1][1]
 
 
 def test_a_world_answers_every_peer_from_its_memory(tmp_path):
     world = meadow.load()
-    llm = LLM("meadow-author", record=tmp_path/"a.sqlite", client=world.author)
+    llm = LLM("meadow-author", cache=tmp_path/"a.sqlite", client=world.author)
     few = world.classes[:3]
     for name in ("menon", "labo", "vdt", "cupl"):
         said = ask(PEERS[name], few, llm, world.superclass, samples=3, progress=False)
@@ -177,8 +190,8 @@ def test_a_world_answers_every_peer_from_its_memory(tmp_path):
 
 
 def speaking(tmp_path, answers):
-    "An LLM that says what the function of its question's `about` says, with a record of its own"
-    return LLM("any", record=tmp_path/"any.sqlite", client=lambda request: answers(request.about))
+    "An LLM that says what the function of its question's `about` says, with a cache of its own"
+    return LLM("any", cache=tmp_path/"any.sqlite", client=lambda request: answers(request.about))
 
 
 def test_a_failed_question_leaves_a_gap_and_is_listed(tmp_path):
@@ -196,8 +209,7 @@ def test_classes_without_a_text_are_named(tmp_path):
 
 def test_each_class_has_its_own_kind_and_parts(tmp_path):
     asked = []
-    llm = speaking(tmp_path, lambda about: asked.append(about) or {"cat": "- whiskers", "dog": "- snout"}.get(about.get("subject"), "- a coat"))
+    llm = LLM("any", cache=tmp_path/"any.sqlite", client=lambda request: asked.append(request) or {"cat": "- whiskers", "dog": "- snout"}.get(request.about.get("subject"), "- a coat"))
     ask(PEERS["vdt"], ["Birman", "Beagle"], llm, ["cat", "dog"], progress=False)
-    assert [about["subject"] for about in asked if about["stage"] == "components"] == ["cat", "dog"]
-    question = questions_of(PEERS["vdt"], "Beagle", llm, "dog", ["snout"])[0].messages[-1][1]
-    assert "Beagle is a dog with" in question and "snout" in question
+    assert [request.about["subject"] for request in asked if request.about["stage"] == "components"] == ["cat", "dog"]
+    assert "Beagle is a dog with" in asked[-1].messages[-1][1] and "snout" in asked[-1].messages[-1][1]
