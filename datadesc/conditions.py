@@ -192,7 +192,7 @@ def _described(study):
     if silent.any():
         words = flag_counts(study.pool[silent.numpy()[study.pool.class_id]])
         sentence = (f"Nothing is said of {int(silent.sum()):,} of {study.n_classes:,} classes ({_some(study, silent)}): "
-                    f"no sentence about them can be chosen ({words}).")
+                    f"no sentence about them can be chosen: {words}.")
     return Condition("described", _verdict(silent.any(), share > .05), share, .05, sentence)
 
 # %% ../nbs/81_conditions.ipynb #814565a0

@@ -69,13 +69,13 @@ def candidate_sentences(
     classes, kind, llm = image_set.classes, kinds(params, image_set.superclass), language_model(params, world)
     articles = find_articles(params, classes, image_set.superclass, world)
     if params["descriptions"]: pool = from_file(params["descriptions"], classes, kind, image_set.raw_names)
-    else: pool = describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"])
+    else: pool = describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], parts=params["parts"])
     if world and set(pool.source) == {f"{world.name}-author"}: pool["truth"] = meadow.truth_of(pool, world)
     pool = flag_too_long(pool, encoder.tokenizer)
     silent = conditions.undescribed(pool, len(classes)).numpy()
     if silent.any() and params["descriptions"]:
         names, words = ", ".join(np.array(classes)[silent][:5]), flag_counts(pool[silent[pool.class_id]])
-        raise ValueError(f"No sentence about {names} can be chosen ({words}): expected at least one description of each class")
+        raise ValueError(f"No sentence about {names} can be chosen: {words}. Expected at least one description of each class.")
     return Sentences(with_names_for_silent(pool, classes), llm, articles)
 
 # %% ../nbs/82_report.ipynb #1816d842
@@ -638,7 +638,7 @@ def _pool_words(findings):
     "The pool, its flags and the choice, a sentence each."
     pool, chosen, usable = findings.study.pool, findings.study.chosen(), findings.study.pool.flag == ""
     why = chosen.why_not[~chosen.proponent & usable].str.replace(r" \d+$", " another", regex=True).value_counts()
-    left = "; left out: " + ", ".join(f"{n:,} ({reason})" for reason, n in why.items()) if len(why) else ""
+    left = "; left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in why.items()) if len(why) else ""
     options, truth = findings.study.options, precision_of_form(findings)
     flagged = f" {len(pool) - usable.sum():,} of {len(pool):,} sentences cannot be chosen: {html.escape(flag_counts(pool))}."
     words = (f"{len(pool):,} candidate sentences from {_shown(', '.join(pool.source.unique()))}.{flagged * (not usable.all())} "

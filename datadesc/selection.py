@@ -248,9 +248,9 @@ def _not_open(pool):
 def flag_counts(
     pool: pd.DataFrame,  # texts with their flags
 ) -> str:
-    "How many texts of the pool may not be chosen, by reason: '20 not described, 9 repeat another'; empty if all may."
-    reasons = pool["flag"][pool["flag"] != ""].str.replace(r" \(.*\)$", "", regex=True).replace("duplicate", "repeat another")
-    return ", ".join(f"{n:,} {reason}" for reason, n in reasons.value_counts().items())
+    "How many texts of the pool may not be chosen, by reason: 'not described (20), repeats another (9)'; empty if all may."
+    reasons = pool["flag"][pool["flag"] != ""].str.replace(r" \(.*\)$", "", regex=True).replace("duplicate", "repeats another")
+    return ", ".join(f"{reason} ({n:,})" for reason, n in reasons.value_counts().items())
 
 def _score_says(rows):
     "What in its score kept each text (n,) from being chosen."

@@ -323,7 +323,7 @@ def test_a_real_run_that_fails_keeps_the_result(disk):
     Path("said.json").write_text(json.dumps({"cat": ["fur"], "dog": ["not described"]}))
     was = snapshot(".")
     code, errors = end(begin("photos", "--descriptions", "said.json"))
-    assert code == 1 and "No sentence about dog can be chosen (1 not described)" in errors
+    assert code == 1 and "No sentence about dog can be chosen: not described (1)" in errors
     compare(was, "papermill_runs/.datadesc")
     assert beside("papermill_runs", "failed", "photos").joinpath("report.ipynb").exists()
 

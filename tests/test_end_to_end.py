@@ -261,7 +261,7 @@ def broken(tmp_path, what):
 
 
 @pytest.mark.parametrize("what, words", [
-    ("nothing said of a class", ["No sentence about dog can be chosen (1 not described)"]), ("method that fails", ["'mine' failed", "KeyError: 'test'"]),
+    ("nothing said of a class", ["No sentence about dog can be chosen: not described (1)"]), ("method that fails", ["'mine' failed", "KeyError: 'test'"]),
     ("nobody to ask", ["OPENAI_API_KEY", "--llm-base-url", "--descriptions"])])
 def test_one_clear_error(tmp_path, what, words):
     done = datadesc("run", *broken(tmp_path, what), cwd=tmp_path)

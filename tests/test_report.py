@@ -175,8 +175,8 @@ def test_a_silent_class_has_no_sentence(tmp_path):
     findings = findings_of(NAMES, tmp_path, silent=(2,))
     page = sections(findings)
     card = page.select_one("#class-2")
-    assert f"can be chosen: {TEXTS} not described." in card.text and not card.select("ol")
-    assert f"{TEXTS} of {5 * TEXTS + 1} sentences cannot be chosen: {TEXTS} not described." in page.text
+    assert f"can be chosen: not described ({TEXTS})." in card.text and not card.select("ol")
+    assert f"{TEXTS} of {5 * TEXTS + 1} sentences cannot be chosen: not described ({TEXTS})." in page.text
     result = report.result_of(findings, {})
     report.write_files(findings, result)
     assert NAMES[2] not in result.chosen and NAMES[2] not in json.loads((tmp_path / "descriptions.json").read_text())
@@ -188,7 +188,7 @@ def test_what_cannot_be_chosen_is_shown_with_its_reason(tmp_path):
     card = page.select_one("#class-0")
     assert "2 that cannot be chosen" in card.text and [item.em.text for item in card.select("details > ul > li")] == ["too long (95 tokens of 77)", "duplicate"]
     assert not {"sentence 0 of class 0", "sentence 1 of class 0"} & {said.text.split(" +")[0] for said in card.select(".said")}
-    assert "3 of 30 sentences cannot be chosen: 1 too long, 1 repeat another, 1 too <short>." in page.text
+    assert "3 of 30 sentences cannot be chosen: too long (1), repeats another (1), too <short> (1)." in page.text
     report.write_files(findings, report.result_of(findings, {}))
     assert len(json.loads((tmp_path/"descriptions.json").read_text())[NAMES[0]]) == TEXTS - 2
     assert set(pd.read_parquet(tmp_path/"tables"/"descriptions.parquet").flag) == {"", "too long (95 tokens of 77)", "duplicate", "too <short>"}

@@ -243,8 +243,8 @@ def test_any_index_and_any_order(pool):
 
 
 def test_flags_are_counted_by_reason(pool):
-    assert flag_counts(pool.texts) == "2 repeat another, 2 not described"
-    assert flag_counts(pool.texts.assign(flag=["too long (95 tokens of 77)", "too long (80 tokens of 77)"] + [""] * 10)) == "2 too long"
+    assert flag_counts(pool.texts) == "repeats another (2), not described (2)"
+    assert flag_counts(pool.texts.assign(flag=["too long (95 tokens of 77)", "too long (80 tokens of 77)"] + [""] * 10)) == "too long (2)"
     assert flag_counts(pool.texts.assign(flag="")) == ""
 
 
