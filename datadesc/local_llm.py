@@ -54,7 +54,6 @@ def _started(path):
 
 # %% ../nbs/16_local_llm.ipynb #f6407da6
 _FREE = dict(input=0., cached=0., output=0., as_of="", shut_down="", source="a model on this machine costs nothing")
-_OF_SMALL = dict(structured=False, max_tokens=80, extra={"min_p": .1, "stop": ["\n\n"]})
 
 @contextmanager
 def local_llm(
@@ -66,7 +65,7 @@ def local_llm(
         "The server's address."
         if not running: running.append(_started(gguf_file(gguf)))
         return f"{running[0].listening_address}/v1"
-    try: yield dict(model=name, base_url=base_url, prices={name: _FREE}, concurrency=1, timeout=600.) | (_OF_SMALL if gguf == SMALL else {})
+    try: yield dict(model=name, base_url=base_url, prices={name: _FREE}, concurrency=1, timeout=600.) | ({"max_tokens": 120} if gguf == SMALL else {})
     finally: running.clear()
 
 # %% ../nbs/16_local_llm.ipynb #9cb7a3d3

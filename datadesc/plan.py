@@ -59,8 +59,7 @@ def language_model(
     "The language model that a run asks."
     options = {name.removeprefix("llm_"): value for name, value in params.items() if name.startswith("llm_") and name.removeprefix("llm_") in _OPTIONS}
     exports = tuple(params["answers"])
-    if gguf := params.get("llm_gguf"):
-        options |= _local(gguf) | {"extra": _local(gguf).get("extra", {}) | params["llm_extra"]}
+    if params.get("llm_gguf"): options |= _local(params["llm_gguf"])
     elif world and not params["llm_base_url"]:
         from datadesc import meadow
         name, price = f"{world.name}-author", dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
@@ -117,6 +116,6 @@ def dry_run(
     articles = find_articles(params, classes, superclass, world, fetch=False)
     if articles is None: articles = _long_articles(classes, params["article_tokens"])
     if not params["descriptions"]:
-        describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], progress=False)
+        describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], parts=params["parts"], progress=False)
     for peer in params["peers"]: ask(PEERS[peer], classes, llm, kind)
     return llm
