@@ -229,7 +229,7 @@ def in_trouble(seed, timeout):
     rng, lock, counts = random.Random(seed), Lock(), Counter()
     def answer(chat):
         with lock: counts[kind := rng.choice(FREE + LOST + BACK)] += 1
-        listed = "Name about ten" in chat["messages"][-1]["content"]
+        listed = "Which visible parts" in chat["messages"][-1]["content"]
         good = "- wings\n- beak\n- crown\n- tail\n- legs\n- back" if listed else f"long brown feathers, seed {chat['seed']}"
         return {"429": (429, {"error": {"message": "busy"}}, {"Retry-After": "0.05"}), "500": error(500), "503": error(503), "stall": stalls(timeout + .3), "cut": cut,
                 "no JSON": body('{"choices": [{'), "no choices": {"choices": []}, "wrong schema": "Sure! Here is what you asked for:",
