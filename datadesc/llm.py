@@ -6,11 +6,11 @@
 __all__ = ['NOT_DESCRIBED', 'read_prices', 'estimated_tokens', 'BudgetReached', 'Costs', 'without_thoughts', 'CallError', 'LLM',
            'price_basis', 'cost_estimate']
 
-# %% ../nbs/15_llm.ipynb #414ce2a7
+# %% ../nbs/15_llm.ipynb #f45aa40b
 import asyncio, html, json, os, random, re, time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.resources import files
@@ -31,7 +31,7 @@ from .files import default_root
 from .online import asked_wait, mend_no_proxy
 from .rows import read_rows
 
-# %% ../nbs/15_llm.ipynb #2005a8cb
+# %% ../nbs/15_llm.ipynb #b146cc14
 def _price(row, path):
     "The row of a price table with numbers in place of texts; `ValueError` that names its line."
     try: dollars = {name: float(row[name] or row["input"] * (name == "cached")) for name in ("input", "cached", "output")}
@@ -52,14 +52,14 @@ def read_prices(
     rows = [_price(row, table) for table in tables for row in read_rows(table, columns, optional)]
     return {row.pop("model"): row for row in rows}
 
-# %% ../nbs/15_llm.ipynb #60dd6fa9
+# %% ../nbs/15_llm.ipynb #f893b290
 _DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")  # as OpenAI, Anthropic and Mistral end the names of versions
 
 def _price_of(model, prices):
     "The model's price or its family's; None if neither is known."
     return prices.get(model) or prices.get(_DATE.sub("", model))
 
-# %% ../nbs/15_llm.ipynb #b20ac687
+# %% ../nbs/15_llm.ipynb #85b74ef5
 def estimated_tokens(
     text: str,  # any text
 ) -> int:
@@ -70,7 +70,7 @@ def _prompt_tokens(request):
     "Estimated tokens of the whole chat; four more a message for its role and its ends."
     return sum(4 + estimated_tokens(content) for _, content in request.messages)
 
-# %% ../nbs/15_llm.ipynb #b46c38a8
+# %% ../nbs/15_llm.ipynb #317b66c8
 _MOMENT = .1  # seconds until one looks again whether others are done
 _TYPICAL = 60  # tokens of a typical answer, for estimates: a list of ten parts, or a line or two
 _MARGIN = 2  # how many times what we estimated a prompt may cost at worst
@@ -142,7 +142,7 @@ class Costs:
         self.stages[stage].update(calls=1, prompt_tokens=sent, cached_tokens=cached, completion_tokens=received, estimated=estimated,
                                   cost=cost, cost_at_most=_MARGIN**estimated * cost if at_most is None else at_most)
 
-# %% ../nbs/15_llm.ipynb #0c2abbf7
+# %% ../nbs/15_llm.ipynb #939c42a0
 NOT_DESCRIBED = "not described"  # the answer where there is nothing to say
 
 def _text_of(message, ended):
@@ -152,7 +152,7 @@ def _text_of(message, ended):
     if isinstance(said, list): said = "".join(str(part.get("text", "")) for part in said if "text" in str(part.get("type")))
     return said if isinstance(said, str) else ""
 
-# %% ../nbs/15_llm.ipynb #9dedeb9d
+# %% ../nbs/15_llm.ipynb #efe344e4
 _THOUGHT = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|cot)"
 _OPEN = rf"(?:[<\[]{_THOUGHT}[>\]]|◁think▷|<\|channel\|>analysis)"
 _CLOSE = rf"(?:[<\[]/{_THOUGHT}[>\]]|◁/think▷|<\|channel\|>final<\|message\|>)"
@@ -164,7 +164,7 @@ def without_thoughts(
     "The answer without what the model thought before it; '' if it did not get further than that."
     return _THINKING.sub("", answer).strip()
 
-# %% ../nbs/15_llm.ipynb #9e92563f
+# %% ../nbs/15_llm.ipynb #0c441c6d
 class CallError(LLMError):
     "One call failed; the message quotes the server."
     def __init__(self,
@@ -192,7 +192,7 @@ def _address(api):
     url = urlsplit(str(api.base_url))
     return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
-# %% ../nbs/15_llm.ipynb #f3cda4e8
+# %% ../nbs/15_llm.ipynb #b9c7907a
 _NO_KEY = "no-key"  # what is sent where no key is set, as to a local server
 _PATIENCE = 600  # seconds that we wait for a busy server
 
@@ -211,7 +211,7 @@ def _refused(error, api):
     return CallError(message, again=again and not busy, fatal=over or status in _CURES, busy=busy and not over,
                      wait=(not over and wait) or 0, lost=False, body=None if busy or status in (401, 402, 403) else body)
 
-# %% ../nbs/15_llm.ipynb #19c0ee8b
+# %% ../nbs/15_llm.ipynb #041abc67
 def _no_reply(error, api, timeout):
     "The `CallError` for what ended a call before a whole reply was here."
     url, cause = _address(api), type(error.__cause__).__name__
@@ -237,7 +237,7 @@ def _usage_of(usage):
     counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), cached
     return counts if all(isinstance(count, int) and count >= 0 for count in counts) else None
 
-# %% ../nbs/15_llm.ipynb #ebf84d10
+# %% ../nbs/15_llm.ipynb #7adf6df5
 _OPTIONAL = {"response_format": r"response.?format|json.?schema", "seed": r"\bseed\b", "temperature": r"\btemperature\b",
              "max_completion_tokens": "max_completion_tokens", "max_tokens": r"\bmax_tokens\b"}
 _SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
@@ -255,7 +255,7 @@ def _named(sent, body):
     "Those of the parameters that were sent which the server's words name."
     return {name for name, pattern in _OPTIONAL.items() if name in sent and re.search(pattern, body or "", re.I)}
 
-# %% ../nbs/15_llm.ipynb #57a42fec
+# %% ../nbs/15_llm.ipynb #ea2c4bb8
 _PAUSE = .5  # seconds before the second try, at most; doubled for every further one
 _ROOM = 8  # how many times `max_tokens` a model gets that thinks before it answers
 _ALONE = [{"response_format"}, {"seed"}, {"temperature"}, {"response_format", "seed", "temperature"}]
@@ -318,9 +318,12 @@ class _Server:
 
     async def ask(self, request):
         "(text, usage); until the server's ways are known one question is asked at a time."
-        async with nullcontext() if self.llm.known else self.first: return await self.negotiated(request)
+        if not self.llm.known:
+            async with self.first:
+                if not self.llm.known: return await self.negotiated(request)
+        return await self.negotiated(request)
 
-# %% ../nbs/15_llm.ipynb #e7b1edfe
+# %% ../nbs/15_llm.ipynb #d21edbdd
 async def _post(api, chat, extra, timeout):
     "The text of the reply; `CallError` if there is none."
     import openai
@@ -352,7 +355,7 @@ async def _asking(llm):
         url = llm.base_url() if callable(llm.base_url) else llm.base_url
         async with openai.AsyncOpenAI(api_key=key, base_url=url, timeout=llm.timeout, max_retries=0) as api: yield _Server(llm, api).ask
 
-# %% ../nbs/15_llm.ipynb #2d69264c
+# %% ../nbs/15_llm.ipynb #ff727566
 _HOPELESS = 20  # questions that fail one after another before we stop asking
 _MANY = 20  # open questions that are worth a progress bar
 
@@ -400,7 +403,7 @@ def _ask_new(llm, requests, progress):
     stop.add_note(f"{len(answers)} of {len(requests)} answers came first and are cached: run again to go on from there.")
     raise stop
 
-# %% ../nbs/15_llm.ipynb #672137c3
+# %% ../nbs/15_llm.ipynb #9b3d3ec7
 _STAND_IN = "\n".join(f"- part {n}" for n in range(1, 21)) # a dry run's answer: good as a list of parts and as a line
 
 @dataclass(repr=False, eq=False)
@@ -460,7 +463,7 @@ class LLM:
         usages = [row["usage"] for _, row in self.cache.rows(self.asked) if row.get("usage")]
         return sum(self.costs.dollars(*usage) for usage in usages) if usages and self.costs.price else None
 
-# %% ../nbs/15_llm.ipynb #08bab254
+# %% ../nbs/15_llm.ipynb #4ba6f1ff
 def _answered(llm, requests, progress):
     "(answers, failures) by key, from the cache, exports and beyond."
     requests = {request.key: request for request in requests}
@@ -516,7 +519,7 @@ def ask(self: LLM,
         raise error
     return [answers.get(request.key) for request in requests]
 
-# %% ../nbs/15_llm.ipynb #0fed4e4b
+# %% ../nbs/15_llm.ipynb #f8d7b7f3
 def price_basis(
     llm: LLM,  # a language model
 ) -> str:
