@@ -6,12 +6,12 @@
 __all__ = ['NOT_DESCRIBED', 'read_prices', 'estimated_tokens', 'BudgetReached', 'Costs', 'without_thoughts', 'CallError', 'LLM',
            'price_basis', 'cost_estimate']
 
-# %% ../nbs/15_llm.ipynb #f45aa40b
+# %% ../nbs/15_llm.ipynb #b1e1b72d
 import asyncio, html, json, os, random, re, time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import date
 from importlib.resources import files
 from inspect import isawaitable
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 from aiolimiter import AsyncLimiter
 from anyio.from_thread import start_blocking_portal
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from filelock import Timeout
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from .files import default_root
 from .online import asked_wait, mend_no_proxy
 from .rows import read_rows
 
-# %% ../nbs/15_llm.ipynb #b146cc14
+# %% ../nbs/15_llm.ipynb #7c109cae
 def _price(row, path):
     "The row of a price table with numbers in place of texts; `ValueError` that names its line."
     try: dollars = {name: float(row[name] or row["input"] * (name == "cached")) for name in ("input", "cached", "output")}
@@ -52,14 +52,14 @@ def read_prices(
     rows = [_price(row, table) for table in tables for row in read_rows(table, columns, optional)]
     return {row.pop("model"): row for row in rows}
 
-# %% ../nbs/15_llm.ipynb #f893b290
+# %% ../nbs/15_llm.ipynb #ae89c41e
 _DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)$")  # as OpenAI, Anthropic and Mistral end the names of versions
 
 def _price_of(model, prices):
     "The model's price or its family's; None if neither is known."
     return prices.get(model) or prices.get(_DATE.sub("", model))
 
-# %% ../nbs/15_llm.ipynb #85b74ef5
+# %% ../nbs/15_llm.ipynb #4ccba4c9
 def estimated_tokens(
     text: str,  # any text
 ) -> int:
@@ -70,7 +70,7 @@ def _prompt_tokens(request):
     "Estimated tokens of the whole chat; four more a message for its role and its ends."
     return sum(4 + estimated_tokens(content) for _, content in request.messages)
 
-# %% ../nbs/15_llm.ipynb #317b66c8
+# %% ../nbs/15_llm.ipynb #56a964d6
 _MOMENT = .1  # seconds until one looks again whether others are done
 _TYPICAL = 60  # tokens of a typical answer, for estimates: a list of ten parts, or a line or two
 _MARGIN = 2  # how many times what we estimated a prompt may cost at worst
@@ -142,7 +142,7 @@ class Costs:
         self.stages[stage].update(calls=1, prompt_tokens=sent, cached_tokens=cached, completion_tokens=received, estimated=estimated,
                                   cost=cost, cost_at_most=_MARGIN**estimated * cost if at_most is None else at_most)
 
-# %% ../nbs/15_llm.ipynb #939c42a0
+# %% ../nbs/15_llm.ipynb #827c904a
 NOT_DESCRIBED = "not described"  # the answer where there is nothing to say
 
 def _text_of(message, ended):
@@ -152,11 +152,10 @@ def _text_of(message, ended):
     if isinstance(said, list): said = "".join(str(part.get("text", "")) for part in said if "text" in str(part.get("type")))
     return said if isinstance(said, str) else ""
 
-# %% ../nbs/15_llm.ipynb #efe344e4
+# %% ../nbs/15_llm.ipynb #3e9f8255
 _THOUGHT = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|cot)"
-_OPEN = rf"(?:[<\[]{_THOUGHT}[>\]]|◁think▷|<\|channel\|>analysis)"
-_CLOSE = rf"(?:[<\[]/{_THOUGHT}[>\]]|◁/think▷|<\|channel\|>final<\|message\|>)"
-_THINKING = re.compile(rf"^.*{_CLOSE}|{_OPEN}.*", re.S | re.I)
+_THINKING = re.compile(rf"^.*(?:[<\[]/{_THOUGHT}[>\]]|◁/think▷|<\|channel\|>final<\|message\|>)"
+                       rf"|(?:[<\[]{_THOUGHT}[>\]]|◁think▷|<\|channel\|>analysis).*", re.S | re.I)
 
 def without_thoughts(
     answer: str,  # what a model wrote
@@ -164,7 +163,7 @@ def without_thoughts(
     "The answer without what the model thought before it; '' if it did not get further than that."
     return _THINKING.sub("", answer).strip()
 
-# %% ../nbs/15_llm.ipynb #0c441c6d
+# %% ../nbs/15_llm.ipynb #fdf42178
 class CallError(LLMError):
     "One call failed; the message quotes the server."
     def __init__(self,
@@ -192,7 +191,7 @@ def _address(api):
     url = urlsplit(str(api.base_url))
     return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
 
-# %% ../nbs/15_llm.ipynb #b9c7907a
+# %% ../nbs/15_llm.ipynb #7f6fdac3
 _NO_KEY = "no-key"  # what is sent where no key is set, as to a local server
 _PATIENCE = 600  # seconds that we wait for a busy server
 
@@ -211,7 +210,7 @@ def _refused(error, api):
     return CallError(message, again=again and not busy, fatal=over or status in _CURES, busy=busy and not over,
                      wait=(not over and wait) or 0, lost=False, body=None if busy or status in (401, 402, 403) else body)
 
-# %% ../nbs/15_llm.ipynb #041abc67
+# %% ../nbs/15_llm.ipynb #de06c494
 def _no_reply(error, api, timeout):
     "The `CallError` for what ended a call before a whole reply was here."
     url, cause = _address(api), type(error.__cause__).__name__
@@ -237,7 +236,7 @@ def _usage_of(usage):
     counts = usage.get("prompt_tokens"), usage.get("completion_tokens"), cached
     return counts if all(isinstance(count, int) and count >= 0 for count in counts) else None
 
-# %% ../nbs/15_llm.ipynb #7adf6df5
+# %% ../nbs/15_llm.ipynb #c1c596d7
 _OPTIONAL = {"response_format": r"response.?format|json.?schema", "seed": r"\bseed\b", "temperature": r"\btemperature\b",
              "max_completion_tokens": "max_completion_tokens", "max_tokens": r"\bmax_tokens\b"}
 _SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
@@ -255,7 +254,7 @@ def _named(sent, body):
     "Those of the parameters that were sent which the server's words name."
     return {name for name, pattern in _OPTIONAL.items() if name in sent and re.search(pattern, body or "", re.I)}
 
-# %% ../nbs/15_llm.ipynb #ea2c4bb8
+# %% ../nbs/15_llm.ipynb #91f0fad7
 _PAUSE = .5  # seconds before the second try, at most; doubled for every further one
 _ROOM = 8  # how many times `max_tokens` a model gets that thinks before it answers
 _ALONE = [{"response_format"}, {"seed"}, {"temperature"}, {"response_format", "seed", "temperature"}]
@@ -284,7 +283,7 @@ class _Server:
         chat, most = _chat(request, refused, self.llm.structured, room), request.max_tokens * room
         await self.turn(prompt + most)
         async with self.llm.costs.call(_stage(request), prompt, most) as booked:
-            try: message, ended, usage = _read(await _post(self.api, chat, request.extra, self.llm.timeout), self.api)
+            try: message, ended, usage = _read(await _post(self.llm, self.api, request, chat), self.api)
             except CallError as error:
                 error.again, self.opens = error.again and not _named(chat, error.body), max(self.opens, time.monotonic() + error.wait)
                 raise
@@ -323,39 +322,35 @@ class _Server:
                 if not self.llm.known: return await self.negotiated(request)
         return await self.negotiated(request)
 
-# %% ../nbs/15_llm.ipynb #d21edbdd
-async def _post(api, chat, extra, timeout):
+# %% ../nbs/15_llm.ipynb #ec4aafbd
+async def _post(llm, api, request, chat):
     "The text of the reply; `CallError` if there is none."
-    import openai
+    if llm.client:
+        answer = llm.client(request)
+        return json.dumps({"choices": [{"message": {"content": await answer if isawaitable(answer) else answer}, "finish_reason": "stop"}]})
+    import openai   # late: only those who ask a server need it
     try:
-        async with asyncio.timeout(timeout):
-            return (await api.chat.completions.with_raw_response.create(**chat, extra_body=extra or None)).text
+        async with asyncio.timeout(llm.timeout):
+            return (await api.chat.completions.with_raw_response.create(**chat, extra_body=request.extra or None)).text
     except openai.APIStatusError as error:
         if error.code == "content_filter": return '{"choices": [{"finish_reason": "content_filter"}]}'
         failure = _refused(error, api)
-    except (openai.OpenAIError, TimeoutError) as error: failure = _no_reply(error, api, timeout)
+    except (openai.OpenAIError, TimeoutError) as error: failure = _no_reply(error, api, llm.timeout)
     raise failure # here, where the client's own error, which knows the key, is no part of it
 
 @asynccontextmanager
-async def _asking(llm):
-    "An async function from a question to (text, usage); connections close with the block."
-    async def own(request):
-        async with llm.costs.call(_stage(request), _prompt_tokens(request), request.max_tokens) as booked:
-            answer = llm.client(request)
-            booked["answer"] = await answer if isawaitable(answer) else answer
-        return booked["answer"], None
-    if llm.client: yield own
-    else:
-        import openai   # late: only those who ask a server need it
-        mend_no_proxy()
-        key = os.environ.get("OPENAI_API_KEY", "").strip() or _NO_KEY
-        if wrong := re.search(r"[^!-~]", key):
-            raise LLMError(f"OPENAI_API_KEY holds a character that no key has (U+{ord(wrong[0]):04X}, place {wrong.start() + 1}): "
-                           "set it anew, without quotes or blanks.")
-        url = llm.base_url() if callable(llm.base_url) else llm.base_url
-        async with openai.AsyncOpenAI(api_key=key, base_url=url, timeout=llm.timeout, max_retries=0) as api: yield _Server(llm, api).ask
+async def _openai(llm):
+    "The openai client; its connections close with the block."
+    import openai
+    mend_no_proxy()
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or _NO_KEY
+    if wrong := re.search(r"[^!-~]", key):
+        raise LLMError(f"OPENAI_API_KEY holds a character that no key has (U+{ord(wrong[0]):04X}, place {wrong.start() + 1}): "
+                       "set it anew, without quotes or blanks.")
+    url = llm.base_url() if callable(llm.base_url) else llm.base_url
+    async with openai.AsyncOpenAI(api_key=key, base_url=url, timeout=llm.timeout, max_retries=0) as api: yield api
 
-# %% ../nbs/15_llm.ipynb #ff727566
+# %% ../nbs/15_llm.ipynb #a0257839
 _HOPELESS = 20  # questions that fail one after another before we stop asking
 _MANY = 20  # open questions that are worth a progress bar
 
@@ -396,54 +391,53 @@ def _ask_new(llm, requests, progress):
 
     async def main():
         with tqdm(total=len(requests), desc=f"Asking {llm.model}", unit="answer", disable=not progress or len(requests) < _MANY) as bar:
-            async with _asking(llm) as ask: await asyncio.gather(*(work(ask, bar) for _ in range(llm.concurrency)))
+            async with nullcontext() if llm.client else _openai(llm) as api:
+                server = _Server(llm, api)
+                await asyncio.gather(*(work(server.ask, bar) for _ in range(llm.concurrency)))
 
     with start_blocking_portal() as portal: portal.call(main)
     if not stop: return answers, failed
     stop.add_note(f"{len(answers)} of {len(requests)} answers came first and are cached: run again to go on from there.")
     raise stop
 
-# %% ../nbs/15_llm.ipynb #9b3d3ec7
+# %% ../nbs/15_llm.ipynb #2f48c8af
 _STAND_IN = "\n".join(f"- part {n}" for n in range(1, 21)) # a dry run's answer: good as a list of parts and as a line
 
-@dataclass(repr=False, eq=False)
 class LLM:
     "A language model with a memory: `ask` replays what is cached and asks only what is new."
-    model: str  # its name, as the server knows it
-    base_url: str | Callable | None = None  # an address, or a function that starts a server and returns it; None: OPENAI_BASE_URL, or OpenAI
-    cache: Cache | str | Path | None = None  # the cache, or its path; None: `answers.sqlite` in the store
-    exports: tuple = ()  # paths of exported answers to look into as well
-    client: Callable | None = None  # function (async or not) from a `Request` to its answer, in place of a server
-    temperature: float | None = 0.7  # spread of the answers; None: the server's own
-    max_tokens: int = 300  # longest answer, in tokens
-    concurrency: int = 8  # most calls in flight
-    requests_per_minute: float | None = None  # most calls a minute
-    tokens_per_minute: float | None = None  # most tokens a minute, those sent and those that may come back
-    timeout: float = 60  # seconds until a call is given up
-    max_retries: int = 6  # further tries of a failed call
-    structured: bool = True  # hold the model to a question's schema, where the server can
-    extra: dict = field(default_factory=dict)  # what the server wants besides, such as {"reasoning_effort": "low"}
-    budget: float | None = None  # most dollars to spend
-    prices: dict | str | Path | None = None  # from `read_prices`, or a price table's path; None: the published prices
-    dry_run: bool = False  # ask nothing, estimate only
-    failures: list = field(default_factory=list, init=False)  # (question, reason) for each that got no answer
-    asked: dict = field(default_factory=dict, init=False)  # key -> question, of all that were asked, also those answered before
-    refused: set = field(default_factory=set, init=False)  # names of parameters that the server does not take
-    room: int = field(default=1, init=False)  # how many times `max_tokens` it needs, as it thinks
-    known: bool = field(default=False, init=False)  # its ways are known
-
-    def __post_init__(self):
-        self.base_url = self.base_url or os.environ.get("OPENAI_BASE_URL")
-        if isinstance(self.base_url, str) and not re.match(r"https?://(?:[^/]*@)?[^/:]", self.base_url):
-            raise ValueError(f"base_url='{self.base_url.rpartition('@')[2]}': expected a server's address, such as http://127.0.0.1:8000/v1.")
+    def __init__(self,
+        model: str,  # its name, as the server knows it
+        base_url: str | Callable | None = None,  # an address, or a function that starts a server and returns it; None: OPENAI_BASE_URL, or OpenAI
+        cache: Cache | str | Path | None = None,  # the cache, or its path; None: `answers.sqlite` in the store
+        exports: Sequence = (),  # paths of exported answers to look into as well
+        client: Callable | None = None,  # function (async or not) from a `Request` to its answer, in place of a server
+        temperature: float | None = 0.7,  # spread of the answers; None: the server's own
+        max_tokens: int = 300,  # longest answer, in tokens
+        concurrency: int = 8,  # most calls in flight
+        requests_per_minute: float | None = None,  # most calls a minute
+        tokens_per_minute: float | None = None,  # most tokens a minute, those sent and those that may come back
+        timeout: float = 60,  # seconds until a call is given up
+        max_retries: int = 6,  # further tries of a failed call
+        structured: bool = True,  # hold the model to a question's schema, where the server can
+        extra: dict | None = None,  # what the server wants besides, such as {"reasoning_effort": "low"}
+        budget: float | None = None,  # most dollars to spend
+        prices: dict | str | Path | None = None,  # from `read_prices`, or a price table's path; None: the published prices
+        dry_run: bool = False,  # ask nothing, estimate only
+    ):
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        if isinstance(base_url, str) and not re.match(r"https?://(?:[^/]*@)?[^/:]", base_url):
+            raise ValueError(f"base_url='{base_url.rpartition('@')[2]}': expected a server's address, such as http://127.0.0.1:8000/v1.")
         for name in ("max_tokens", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"):
-            if (value := getattr(self, name)) is not None and not value > 0: raise ValueError(f"{name}={value}: expected more than 0.")
-        if self.budget is not None and not self.budget >= 0: raise ValueError(f"budget={self.budget}: expected dollars, 0 or more.")
-        if not isinstance(self.cache, Cache): self.cache = Cache(self.cache or default_root()/"answers.sqlite")
-        self.costs = Costs(_price_of(self.model, self.prices if isinstance(self.prices, dict) else read_prices(self.prices)), self.budget)
-        if self.budget is not None and not self.costs.price:
-            raise ValueError(f"A budget needs a price, and none is known for model '{self.model}'. Enter it in '{default_root()/'prices.csv'}': "
-                             f"first line 'model,input,output', then '{self.model},<dollars a million tokens sent>,<received>'; "
+            if (value := locals()[name]) is not None and not value > 0: raise ValueError(f"{name}={value}: expected more than 0.")
+        if budget is not None and not budget >= 0: raise ValueError(f"budget={budget}: expected dollars, 0 or more.")
+        store_attr()
+        self.cache, self.extra = cache if isinstance(cache, Cache) else Cache(cache or default_root()/"answers.sqlite"), extra or {}
+        self.costs = Costs(_price_of(model, prices if isinstance(prices, dict) else read_prices(prices)), budget)
+        self.failures, self.asked = [], {} # (question, reason) for each that got no answer; key -> question, of all, also those answered before
+        self.refused, self.room, self.known = set(), 1, False # parameters that the server does not take; times `max_tokens`; its ways are known
+        if budget is not None and not self.costs.price:
+            raise ValueError(f"A budget needs a price, and none is known for model '{model}'. Enter it in '{default_root()/'prices.csv'}': "
+                             f"first line 'model,input,output', then '{model},<dollars a million tokens sent>,<received>'; "
                              "0,0 for a model on a machine of your own.")
 
     def __repr__(self): return f"LLM('{self.model}')"
@@ -463,7 +457,7 @@ class LLM:
         usages = [row["usage"] for _, row in self.cache.rows(self.asked) if row.get("usage")]
         return sum(self.costs.dollars(*usage) for usage in usages) if usages and self.costs.price else None
 
-# %% ../nbs/15_llm.ipynb #4ba6f1ff
+# %% ../nbs/15_llm.ipynb #43e4912f
 def _answered(llm, requests, progress):
     "(answers, failures) by key, from the cache, exports and beyond."
     requests = {request.key: request for request in requests}
@@ -519,7 +513,7 @@ def ask(self: LLM,
         raise error
     return [answers.get(request.key) for request in requests]
 
-# %% ../nbs/15_llm.ipynb #f8d7b7f3
+# %% ../nbs/15_llm.ipynb #db365778
 def price_basis(
     llm: LLM,  # a language model
 ) -> str:
@@ -536,10 +530,7 @@ def price_basis(
 def cost_estimate(
     llm: LLM,  # one that was asked, or would have been
 ) -> str:
-    "Calls, tokens and dollars in words: a line for each stage and for the total, and `price_basis`."
-    lines = []
-    for row in llm.costs.table().itertuples():
-        cost = (f"   ${row.cost:.4f}" + f", at most ${row.cost_at_most:.4f}" * (row.cost_at_most > row.cost)) * bool(llm.costs.price)
-        lines.append(f"{row.stage:<14}{row.calls:>7,} calls {row.cached:>7,} cached {row.prompt_tokens:>11,} tokens sent "
-                     f"{row.completion_tokens:>9,} received{cost}" + " (estimated)" * row.estimated)
-    return "\n".join([*lines, price_basis(llm)])
+    "Calls, tokens and dollars: a line for each stage and for the total, and `price_basis`."
+    table = llm.costs.table().rename(columns={"cached": "from cache", "prompt_tokens": "tokens sent", "cached_tokens": "of these cached",
+                                              "completion_tokens": "tokens received", "cost": "dollars", "cost_at_most": "at most"})
+    return f"{table.to_string(index=False, float_format='{:.4f}'.format)}\n{price_basis(llm)}"
