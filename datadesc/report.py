@@ -69,7 +69,7 @@ def candidate_sentences(
     classes, kind, llm = image_set.classes, kinds(params, image_set.superclass), language_model(params, world)
     articles = find_articles(params, classes, image_set.superclass, world)
     if params["descriptions"]: pool = from_file(params["descriptions"], classes, kind, image_set.raw_names)
-    else: pool = describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], parts=params["parts"])
+    else: pool = describe(classes, llm, kind, articles, **{name: params[name] for name in ("knowledge", "samples", "article_tokens", "parts")})
     if world and set(pool.source) == {f"{world.name}-author"}: pool["truth"] = meadow.truth_of(pool, world)
     pool = flag_too_long(pool, encoder.tokenizer)
     silent = conditions.undescribed(pool, len(classes)).numpy()

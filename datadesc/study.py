@@ -96,8 +96,9 @@ def flag_too_long(
     "The pool in which each answer of a language model that is longer than the encoder reads has the flag that says so."
     from datadesc.embed import cut_tokens
     check_pool(pool)
-    length, rows = tokenizer.context_length, zip(cut_tokens(scored_text(pool), tokenizer).tolist(), pool["component"], pool["flag"])
-    return pool.assign(flag=[f"too long ({length + cut} tokens of {length})" if cut and component and not flag else flag for cut, component, flag in rows])
+    length, cut = tokenizer.context_length, cut_tokens(scored_text(pool), tokenizer).tolist()
+    return pool.assign(flag=[f"too long ({length + n} tokens of {length})" if n and component and not flag else flag
+                             for n, component, flag in zip(cut, pool["component"], pool["flag"])])
 
 # %% ../nbs/57_study.ipynb #74f7aa7e
 def _embed_once(
