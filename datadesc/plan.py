@@ -9,8 +9,8 @@ __all__ = ['load_images', 'kinds', 'language_model', 'find_articles', 'dry_run']
 import atexit
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from functools import cache
+from inspect import signature
 
 import pandas as pd
 
@@ -42,7 +42,7 @@ def kinds(
     return list(own) if own.nunique() > 1 and not params["superclass"] else superclass
 
 # %% ../nbs/88_plan.ipynb #7da8bb7e
-_OPTIONS = {option.name for option in fields(LLM) if option.init}
+_OPTIONS = signature(LLM).parameters
 _servers = ExitStack()
 atexit.register(_servers.close)
 
