@@ -98,7 +98,7 @@ def one_line(
     lines = [line for line in map(_bare, text.splitlines()) if re.search(r"\w", line) and not line.endswith(_TALK)]
     return _bare(_LABEL.sub("", next((line for line in lines if not re.match(r"(?:subject|part)\s*:", line, re.I)), "")))
 
-# %% ../nbs/18_answers.ipynb #813121dc
+# %% ../nbs/18_answers.ipynb #f8cf320c
 _AGAIN = re.compile(r"\b(\w\w.{0,40}?)(?:\W+\1\b){2}", re.I | re.S)  # the same three times in a row
 
 def _words(text): return re.findall(r"[^\W_]+", text.lower())

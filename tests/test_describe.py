@@ -5,11 +5,12 @@ import pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from datadesc import meadow
-from datadesc.describe import COLUMNS, check_line, describe, failed_questions, flagged, from_file, kinds_of, parts_of, without_name
+from datadesc.describe import check_line, describe, failed_questions, flagged, from_file, kinds_of, parts_of, without_name
 from datadesc.llm import LLM, LLMError, Request
 from datadesc.selection import scored_text
 from llm_server import completion, llm_server, surroundings
 
+COLUMNS = ["text_id", "class_id", "component", "sample", "text", "scored_text", "source", "knowledge", "flag", "names_class"]
 
 def answering(parts="- collar\n- sleeves", look="a red {component}"):
     "An LLM that always answers alike"
@@ -71,8 +72,11 @@ def test_a_model_that_cannot_stop_is_stopped():
 
 @pytest.mark.parametrize("answer, parts, asked", [
     ('{"parts": ["head", "tail", "tail", "eyes", "eye"]}', ["head", "tail", "eyes"], 1), ('{"parts": ["eyes", "eyes-eye", "eyes-eye-eye", "eyes-eye-eye-eye"]}', ["eyes"], 2), ("- bird-baggery\n- birds\n- the bird\n- beak", ["beak"], 2),
-    ("- The bird has a long beak\n- It has got a red crown\n- Its tail is not very long\n- wings", ["wings"], 2), ("- not described\n- d\n- beak\n- 12\n- ??", ["beak"], 2), ("- beak. crown\n- beak\n- crown", ["beak", "crown"], 1)])
+    ("- The bird has a long beak\n- It has got a red crown\n- Its tail is not very long\n- wings", ["wings"], 2), ("- d\n- not described\n- beak\n- 12\n- ??", ["beak"], 2), ("- beak. crown\n- beak\n- crown", ["beak", "crown"], 1)])
 def test_a_list_of_something_else_is_asked_for_once_more(answer, parts, asked): assert parts_in(answer) == (parts, asked)
+
+@pytest.mark.parametrize("answer", ["not described", "Not described.", '{"parts": ["not described"]}'])
+def test_a_subject_whose_parts_are_not_described_is_asked_about_as_a_whole(answer): assert parts_in(answer) == (["overall look"], 1)
 
 def test_the_second_list_is_taken():
     llm, asked = talking(lambda about, attempt: "red" if about["stage"] == "describe" else ("- eyes\n- eyes-eye\n- eyes-eyes-eye", "- collar\n- hem\n- seam")[attempt])
@@ -125,7 +129,7 @@ def test_stage_1_is_asked_once_for_a_superclass_and_once_per_class_without():
 
 
 def test_a_refusal_of_stage_1_names_the_class():
-    with pytest.raises(LLMError, match="(?s)No description of 1 of 1 classes:.*'hat': its list of parts failed.*No parts of 'hat'.*Take another model"): describe(("hat",), answering(parts="I'm sorry, but I can't."))
+    with pytest.raises(LLMError, match="(?s)No description of 1 of 1 classes:.*'hat': the list of parts failed.*No parts of 'hat'.*Take another model"): describe(("hat",), answering(parts="I'm sorry, but I can't."))
     with pytest.raises(LLMError, match="No parts of 'hat'"): describe(("hat",), answering(parts="Well, a hat is something that people wear on their heads. I like it"))
     with pytest.raises(LLMError, match="No class can be described without the parts of 'garment'"): describe(("hat", "shirt"), answering(parts="I can't."), "garment")
 
@@ -161,9 +165,9 @@ def test_every_class_without_an_answer_is_named():
         return "" if about["class"] in ("hat", "dress") else "red"
     llm, asked = talking(answers)
     with pytest.raises(LLMError) as error: describe(("hat", "shirt", "dress", "scarf"), llm, samples=2)
-    lines = str(error.value).splitlines()
-    assert lines[0] == "No description of 3 of 4 classes:" and "cached" in lines[-1]
-    assert [line.split(".")[0] for line in lines[1:-1]] == ["'hat': all 4 questions failed", "'dress': all 4 questions failed", "'scarf': its list of parts failed"]
+    first, *lines = str(error.value).splitlines()
+    assert first == "No description of 3 of 4 classes:" and "answers that came are cached" in lines[-1]
+    assert [line.split(".")[0] for line in lines] == ["'hat', 'dress': all 4 questions failed", "'scarf': the list of parts failed"]
     assert {request.about["class"] for request in asked if request.about["stage"] == "describe"} == {"hat", "shirt", "dress"}
 
 def test_nothing_failed_is_an_empty_table():
