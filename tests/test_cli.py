@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy(repo):
 
 def test_help_names_every_option(datadesc):
     shown = datadesc("run", "--help").stdout
-    for option in ("-p", "--kernel", "--model", "--checkpoint", "--descriptions", "--llm-base-url", "--llm-model", "--on-bad-image", "--benchmark", "--strict", "--out", "--force"):
+    for option in ("-p", "--kernel", "--model", "--checkpoint", "--descriptions", "--llm-base-url", "--llm-model", "--llm", "--llm-gguf", "--on-bad-image", "--benchmark", "--strict", "--out", "--force"):
         assert option in shown
 
 

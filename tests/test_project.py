@@ -80,7 +80,7 @@ def test_what_git_keeps_of_the_runs(repo):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "meadow-run", "meadow", "clip", "readme"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "meadow-run", "meadow", "clip", "small-model", "readme"])
 def test_every_target_is_there(repo, target):
     shown = subprocess.run(["make", "--dry-run", target], cwd=repo, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
