@@ -23,11 +23,13 @@ def _said(answer):
 
 # %% ../nbs/18_answers.ipynb #e540cef7
 _EMPHASIS = re.compile(r"\*\*|__|`|(?<![\w*])\*(?=\w)|(?<=\w)\*(?![\w*])")
-_MARK = re.compile(r"\s*(?:[^\w\s\"'“‘„«「『(\[（<~±$%]+\s*|[①-⓿❶-➓]\s*|(?:[^\W\d]+ )?[(\[（]?(\w*)[^\S\n]?(?:\ufe0f?\u20e3|[.)\]、．）:：])\s*(?!\d))")
+_MARK = re.compile(r"""\s*(?:[^\w\s"'“‘„«「『(\[（<~±$%]+ | [①-⓿❶-➓]
+    | (?:[^\W\d]+[ ])?[(\[（]?(\w*)[^\S\n]?(?:\ufe0f?\u20e3|[.)\]、．）:：])(?!\s*\d))\s*""", re.X)
 
 def _unmarked(line):
     "The line without its list marks: punctuation, symbols, and what may count in any script."
-    counts = lambda run: len(run) == 1 and run.upper() != run.lower() or re.fullmatch("[ivx]+", run, re.I) or all(unicodedata.numeric(c, None) is not None for c in run)
+    letter = lambda run: len(run) == 1 and run.upper() != run.lower() or re.fullmatch("[ivx]+", run, re.I)
+    counts = lambda run: letter(run) or all(unicodedata.numeric(c, None) is not None for c in run)
     while (mark := _MARK.match(line)) and counts(mark[1] or ""): line = line[mark.end():]
     return line
 
@@ -74,12 +76,14 @@ def parse_list(
         lines = [line for line in _HEAD.sub("", _EMPHASIS.sub("", text)).splitlines() if re.search(r"\w", line)]
         depth = {line: len(line) - len(line.lstrip()) for line in lines if _unmarked(line) != line}
         outer = [line for line in depth if nested or depth[line] < min(depth.values()) + 2]
-        items = outer if len(outer) > 1 else list(depth) or [line for line in lines if not _bare(line).endswith(_TALK + (".", "。") * (len(lines) == 1))]
+        ends = _TALK + (".", "。") * (len(lines) == 1)
+        items = outer if len(outer) > 1 else list(depth) or [line for line in lines if not _bare(line).endswith(ends)]
         if len(lines) == 1 and len(inline := _BETWEEN.split(re.sub(r"^[^,;:]*:\s", "", lines[0].strip(" .。[]")))) > 2: items = inline
     return list(dict.fromkeys(item for item in map(_bare, map(str, items)) if re.search(r"\w", item)))
 
 # %% ../nbs/18_answers.ipynb #da22b58b
-_LABEL = re.compile(r"^(?:[^.!?！]{1,25}[!！]\s*)?(?:[^\W\d][^\s:：,;.()\d]*(?: [^\s:：,;.()\d]+){0,3}\s*[:：]\s*)*(?=\S)")  # "Sure! Here is the line: "
+_LABEL = re.compile(r"""^(?:[^.!?！]{1,25}[!！]\s*)?  # "Sure! "
+    (?:[^\W\d][^\s:：,;.()\d]*(?:[ ][^\s:：,;.()\d]+){0,3}\s*[:：]\s*)*(?=\S)  # "Here is the line: " """, re.X)
 
 def _sentence(value):
     "The text that stands as an answer in what JSON held; '' if none does."
@@ -124,7 +128,8 @@ def fault(
         "only the class name": only(kind),
         "only the part's name": only(f"{kind} {part}"),
         "too short": cased and letters < 3 or question and len(words) < 2 and (cased or letters < 2),
-        "repeats itself": 2 * len(set(words)) < len(words) or len(_runs(words, 3)) < .75 * (len(words) - 2) or _AGAIN.search(text[:_LONGEST]),
+        "repeats itself": (2 * len(set(words)) < len(words) or len(_runs(words, 3)) < .75 * (len(words) - 2)
+                           or _AGAIN.search(text[:_LONGEST])),
         "repeats the prompt": question and _runs(words, 5) & _runs(_words(question), 5),
         "another script": foreign and sum(bool(_scripts(c) & foreign) for c in text) > letters / 10,
         "too long": question and (len(words) > 75 or letters > 500)}

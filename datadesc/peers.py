@@ -187,7 +187,8 @@ def from_templates(
     templates: Sequence[str] = _TEMPLATE,  # with {c} where the name goes
 ) -> dict[str, list[str]]:
     "Class -> its name in every template."
-    if wrong := [t for t in templates if "{c}" not in t]: raise ValueError(f"template {wrong[0]!r}: expected {{c}} where the class name goes")
+    if wrong := [template for template in templates if "{c}" not in template]:
+        raise ValueError(f"template {wrong[0]!r}: expected {{c}} where the class name goes")
     return {c: [t.replace("{c}", readable(c)) for t in templates] for c in classes}
 
 def read_templates(
@@ -220,7 +221,8 @@ def waffle(
     return {c: descriptors for c in classes}
 
 # %% ../nbs/60_peers.ipynb #b7c9f87a
-_ANSWER_FORMS = {True: form_of("texts", {"type": "array", "items": {"type": "string"}}), False: form_of("sentence", {"type": "string"})}  # by `listed`
+_ANSWER_FORMS = {True: form_of("texts", {"type": "array", "items": {"type": "string"}}),  # by `listed`
+                 False: form_of("sentence", {"type": "string"})}
 
 def _questions_of(
     peer: Peer,  # with a recipe
@@ -233,14 +235,15 @@ def _questions_of(
     "The peer's questions about one class."
     subject = readable(name) + (f" ({readable(superclass)})" if superclass else "")
     start = f"{readable(name)} is a {readable(superclass or 'thing')} with"
-    return [llm.request([("user", question.format(subject=subject, parts=", ".join(parts), start=start))], sample, _ANSWER_FORMS[peer.recipe.listed],
-                        **{"stage": "peer", "peer": peer.name, "class": name, "question": i})
+    return [llm.request([("user", question.format(subject=subject, parts=", ".join(parts), start=start))], sample,
+                        _ANSWER_FORMS[peer.recipe.listed], stage="peer", peer=peer.name, **{"class": name}, question=i)
             for i, question in enumerate(peer.recipe.questions) for sample in range(samples or peer.recipe.samples)]
 
 # %% ../nbs/60_peers.ipynb #5ef2fd4b
 def _texts_in(answer, recipe):
     "The texts in the answer to a question of the recipe."
-    return [text for text in parse_list(answer, nested=True) if text.lower().strip(".") != NOT_DESCRIBED] if recipe.listed else [one_line(answer)]
+    return [one_line(answer)] if not recipe.listed else [
+        text for text in parse_list(answer, nested=True) if text.lower().strip(".") != NOT_DESCRIBED]
 
 # %% ../nbs/60_peers.ipynb #547159c1
 def _check_texts(request, answer):
@@ -256,14 +259,14 @@ def ask(
     samples: int | None = None,  # answers to each question; None: as the recipe has it
     progress: bool = True,  # show a bar while many questions are open
 ) -> dict[str, list[str]]:
-    "Class -> texts by the peer's recipe, lists without repetitions, sentences as they came; an error if no question about a class was answered."
+    "Class -> texts by the peer's recipe, lists without repetitions, sentences as they came. `LLMError` if a class has no answer."
     if peer.recipe is None: raise ValueError(f"Peer '{peer.name}' asks no language model: its texts come from from_templates or waffle.")
     by_parts = any("{parts}" in question for question in peer.recipe.questions)
     parts = {c: parts or () for c in classes} if parts or not by_parts else parts_of(classes, llm, superclass, progress)
     kinds = dict(zip(classes, kinds_of(superclass, classes)))
     requests = [request for c in parts for request in _questions_of(peer, c, llm, kinds[c], parts[c], samples)]
-    said = {}
-    for request, answer in zip(requests, llm.ask(requests, progress, _check_texts if peer.recipe.listed else check_line, on_failure="none")):
+    answers, said = llm.ask(requests, progress, _check_texts if peer.recipe.listed else check_line, on_failure="none"), {}
+    for request, answer in zip(requests, answers):
         if answer is not None: said.setdefault(request.about["class"], []).extend(_texts_in(answer, peer.recipe))
     if silent := [c for c in classes if c not in said]: raise LLMError(f"Peer '{peer.name}': {undescribed(silent, classes, requests, llm)}")
     return {c: list(dict.fromkeys(texts)) if peer.recipe.listed else texts for c, texts in said.items()}
