@@ -62,7 +62,7 @@ def test_parts_are_found_in_other_languages(answer, parts): assert parts_in(answ
 @pytest.mark.parametrize("answer", ["", "```\n```", "I'm sorry, but I can't assist with that.", "I cannot identify animals in images.\nPlease provide a photo.", "Sure!", "Here are the parts:", '{"parts": []}', '{"parts": null}', "[]", "{}", '{"error": "I can\'t help with that"}',
                                     "<think>beak, crown", '{"parts": [', "Birds are warm-blooded animals that have lived on this planet for a very long time and differ widely.", "As an AI language model, I cannot see pictures.", "抱歉，我无法回答这个问题。"])
 def test_no_parts_are_found_where_there_are_none(answer):
-    with pytest.raises(LLMError, match="without the parts of 'bird'. No usable answer in 2 attempts, at last: No parts of 'bird'"): parts_in(answer)
+    with pytest.raises(LLMError, match="without the parts of 'bird'. (No usable answer in 2 attempts, at last: No parts of 'bird'|Model 'm' gave an empty answer)"): parts_in(answer)
 
 
 def test_a_model_that_cannot_stop_is_stopped():
@@ -152,7 +152,7 @@ def test_an_answer_that_says_nothing_is_asked_for_again():
     assert describe(("hat",), llm)["text"].tolist() == ["red"] and len(asked) == 4
 
 def test_failed_questions_leave_a_gap_and_are_listed():
-    llm, asked = talking(lambda about, _: "- collar\n- sleeves" if about["stage"] == "components" else "" if about["component"] == "collar" and about["class"] == "hat" and about["sample"] else "red")
+    llm, asked = talking(lambda about, _: "- collar\n- sleeves" if about["stage"] == "components" else "Sure!" if about["component"] == "collar" and about["class"] == "hat" and about["sample"] else "red")
     for _ in range(2):
         table = describe(("hat", "shirt"), llm, samples=2)
         assert len(table) == 7 and table["text_id"].tolist() == list(range(7))
