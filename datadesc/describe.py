@@ -183,11 +183,12 @@ def kinds_of(
 _ASKED = _LOOK + " ".join(line for *_, line in _EXAMPLES)
 
 def _stock_phrases(table):
-    "Which texts (T,) are stock phrases: the same but for the part's name about three parts or more, in words that no other text has."
+    "Which texts (T,) are stock phrases: the same but for the part's name about three parts and two classes or more, in words that few have."
     frames = [row.scored_text.lower().replace(row.component.lower(), "#") if row.component else "" for row in table.itertuples()]
     words = {frame: set(re.findall(r"[^\W_]+", frame)) for frame in frames}
-    about = table["component"].groupby(frames).nunique()
-    may_be = {frame for frame in words if "#" in frame and len(words[frame]) > 3 and about[frame] > 2}
+    parts, classes = (table[column].groupby(frames).nunique() for column in ("component", "class_id"))
+    common = [frame for frame in words if parts[frame] > 2 and classes[frame] >= min(2, table["class_id"].nunique())]
+    may_be = {frame for frame in common if "#" in frame and len(words[frame]) > 3}
     elsewhere = {word for frame in words.keys() - may_be for word in words[frame]}
     stock = np.array([frame in may_be and 3 * len(words[frame] - elsewhere) > len(words[frame]) for frame in frames])
     return stock & (stock.mean() < .5)  # a model that says everything in one form describes all the same

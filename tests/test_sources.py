@@ -79,8 +79,9 @@ def result(here, stopped):
 
 
 def test_a_dry_run_asks_nothing_and_names_the_price(estimate):
-    assert estimate.returncode == 0 and "describe" in estimate.stdout and "$" in estimate.stdout and "gpt-4o-mini" in estimate.stdout and "100 calls" in estimate.stdout, estimate.stdout + estimate.stderr
-    assert "10 are assumed" in estimate.stdout and "111 calls" in estimate.stdout
+    assert estimate.returncode == 0 and "describe" in estimate.stdout and "$" in estimate.stdout and "gpt-4o-mini" in estimate.stdout, estimate.stdout + estimate.stderr
+    assert re.search("describe +100 +0 ", estimate.stdout), estimate.stdout
+    assert "10 are assumed" in estimate.stdout and re.search("total +111 +0 ", estimate.stdout)
 
 
 def test_a_budget_stops_the_run_cleanly(here, stopped, result):
@@ -147,7 +148,7 @@ def test_others_repeat_the_run_without_a_key(result, repeated):
 
 def test_a_dry_run_knows_what_is_cached(here, result):
     done = here.datadesc(*here.run, "--dry-run")
-    assert re.search("total +0 calls +41 cached", done.stdout), done.stdout + done.stderr
+    assert re.search("total +0 +41 ", done.stdout), done.stdout + done.stderr
 
 
 def test_answers_move_between_machines(here, result):
