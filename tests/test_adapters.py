@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from datadesc.adapters import (Adapter, SelfAttention, Task, adapted, adapters, by_class, concept_weights, discriminability, greedy, labo, logistic_regression,
                                one_space, select_concepts, tip_adapter, train_attention, tuned, vdt_adapter)
-from datadesc.comparison import correct_matrix, summary
+from datadesc.stats import correct_matrix, summary
 from datadesc.zeroshot import class_scores
 from two_modalities import CLASSES, TEXTS, two_modalities
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from datadesc import benchmark_page
 from datadesc.adapters import adapters
 from datadesc.benchmark import as_texts, benchmark, collect_texts, controls, method_from, top_per_class
-from datadesc.comparison import correct_matrix, summary
+from datadesc.stats import correct_matrix, summary
 from datadesc.describe import flagged
 from datadesc.llm import LLM
 from datadesc.study import ChoiceOptions, Study

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from datadesc.comparison import chance_interval, gain, holm, interval, paired_test, resampled_means, summary
+from datadesc.stats import chance_interval, gain, holm, interval, paired_test, resampled_means, summary
 from datadesc.accuracy import accuracy_row
 
 torch.set_num_threads(1)

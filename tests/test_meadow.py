@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from datadesc import meadow, pencil
+from datadesc import meadow, renderer
 from datadesc.describe import describe
 from datadesc.llm import LLM
 
@@ -39,7 +39,7 @@ def test_species(which, request):
     species = request.getfixturevalue(which).species
     looks = meadow.looks_of(species)
     assert len(species) == 24 and species.telling.sum() == 12 and species.name.nunique() == 24
-    assert all(pencil.kept_back(look) for look in looks)
+    assert all(renderer.kept_back(look) for look in looks)
     twins = species[species.twin_of >= 0]
     assert len(twins) == 16
     for i, row in twins.iterrows():
@@ -62,7 +62,7 @@ def test_enough_to_choose_from(which, knowledge, request):
 def test_the_feature_that_tells_twins_apart_is_told(world):
     "Visible sentences cover every feature of every species when the article was read."
     told = world.truth[(world.truth.truth == "visible") & (world.truth.knowledge == "text")].groupby("class_id").feature.agg(set)
-    assert all(set(pencil.FEATURES) <= features for features in told)
+    assert all(set(renderer.FEATURES) <= features for features in told)
 
 
 @pytest.mark.parametrize("knowledge", ["text", "none"])
@@ -90,10 +90,10 @@ def test_same_seed_same_world(other):
 
 def test_captions_hold_only_words_for_what_is_there():
     rng = np.random.default_rng(3)
-    look = pencil.Look("tailed", "yellow", "checks", "blue", "plain", "white", "curled")
-    words = {word: value for value, (_, said) in pencil.COLOURS.items() for word in said}
+    look = renderer.Look("tailed", "yellow", "checks", "blue", "plain", "white", "curled")
+    words = {word: value for value, (_, said) in renderer.COLOURS.items() for word in said}
     for _ in range(200):
-        caption = pencil.caption(look, rng)
+        caption = renderer.caption(look, rng)
         if any(mark in caption for mark in ("underside", "below", "caterpillar", "larva", "chrysalis", "scent", "leaves", "eggs", "flowers")):
             continue
         assert {words[w] for w in caption.replace(",", "").split() if w in words} <= {"yellow", "blue", "white"}, caption
@@ -101,4 +101,4 @@ def test_captions_hold_only_words_for_what_is_there():
 
 def test_a_look_has_known_values():
     with pytest.raises(ValueError, match="No body 'plaid'"):
-        pencil.Look("tailed", "yellow", "checks", "blue", "plain", "plaid", "curled")
+        renderer.Look("tailed", "yellow", "checks", "blue", "plain", "plaid", "curled")

@@ -6,7 +6,7 @@ import pytest
 
 from datadesc import meadow
 from datadesc.llm import LLM, LLMError
-from datadesc.peers import PEERS, TEMPLATES, ask, from_templates, match_classes, peer_texts, read_templates, waffle
+from datadesc.baselines import PEERS, TEMPLATES, ask, from_templates, match_classes, peer_texts, read_templates, waffle
 from datadesc.sentences import read_sentences
 
 REAL = Path(__file__).parents[2]/"shared"/"data"/"peers"

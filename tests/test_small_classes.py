@@ -12,7 +12,7 @@ from datadesc.accuracy import accuracy, confusion, correct, per_class_accuracy
 from datadesc.adapters import adapted, adapters
 from datadesc.audit import auc_of_planted, confusable_pairs, separating_texts, suspect_labels, wrong_label_scores
 from datadesc.benchmark import benchmark, chosen_by, controls
-from datadesc.comparison import chance_interval, correct_matrix, gain, summary
+from datadesc.stats import chance_interval, correct_matrix, gain, summary
 from datadesc.data import ImageSet
 from datadesc.fewshot import take_shots
 from datadesc.figures import accuracy_table, image_rows, proponent_gallery, suspect_gallery, text_class_heatmap, tsne_figure

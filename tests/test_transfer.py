@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.comparison import correct_matrix, summary
+from datadesc.stats import correct_matrix, summary
 from datadesc.fewshot import FewShotSplit, take_shots
 from datadesc.head import Checkpoint, HeadOptions, learning_rate
 from datadesc.transfer import PAPER, Heads, TransferOptions, batches, pick, shuffled_rows, stage, text_features, train_heads, transfer

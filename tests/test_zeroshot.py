@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.metrics import top_k_accuracy_score
 
 from datadesc.accuracy import top_k_accuracy
-from datadesc.comparison import correct_matrix, summary
+from datadesc.stats import correct_matrix, summary
 from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, with_names, zero_shot
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from datadesc.peers import match_classes
+from datadesc.baselines import match_classes
 from datadesc.sentences import read_sentences
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
