@@ -26,8 +26,7 @@ if TYPE_CHECKING: from datadesc.study import Study
 Method = Mapping | pd.DataFrame | Callable  # {class: [texts]}, a table of texts, or a function of a few-shot Study that returns one of these
 
 # %% auto #0
-__all__ = ['Method', 'as_texts', 'chosen_by', 'top_per_class', 'controls', 'method_from', 'texts_of', 'collect_texts',
-           'benchmark']
+__all__ = ['Method', 'chosen_by', 'top_per_class', 'controls', 'method_from', 'texts_of', 'benchmark']
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #1498fcd6
 def _from_dict(described, classes, name, superclass):
@@ -57,7 +56,7 @@ def _check(given, name):
     for c, said in given.items(): _check_list(said, name, c)
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #222a52d6
-def as_texts(
+def _as_texts(
     given: Mapping | pd.DataFrame,  # {class: [texts]}, or a table with class_id and `text`, `prompt` or both
     classes: Sequence[str],  # C names
     name: str = "texts",  # what the method is called, for messages
@@ -138,7 +137,7 @@ def method_from(
     theirs = read_sentences(path)
     described, report = match_classes(theirs, classes, empty="name", aliases=aliases)
     if (report.how == "missing").any(): match_classes(theirs, classes, aliases=aliases)  # says which
-    return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else as_texts(described, classes, name, superclass), report
+    return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else _as_texts(described, classes, name, superclass), report
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #615e095c
 def _call(name, method, study):
@@ -154,10 +153,10 @@ def texts_of(
     budget: int | None = None,  # texts per class for every method; None: as many as it brings
 ) -> dict[str, pd.DataFrame]:  # name -> table
     "The texts of every method in one episode."
-    tables = {name: as_texts(_call(name, method, study), study.classes, name) for name, method in methods.items()}
+    tables = {name: _as_texts(_call(name, method, study), study.classes, name) for name, method in methods.items()}
     return tables if budget is None else {name: top_per_class(texts, budget, study.split.seed) for name, texts in tables.items()}
 
-def collect_texts(
+def _collect_texts(
     study: Study,  # of all images
     methods: Mapping[str, Method],
     shots: Sequence[int | str],  # labelled images per class
@@ -208,7 +207,7 @@ def benchmark(
         raise ValueError(f"A method cannot be called {taken.pop()!r}: that is the row it has to beat")
     images, seeds = (study.image_emb, study.labels), list(seeds)
     if not seeds: raise ValueError("seeds: there are none; expected at least one, such as range(5)")
-    tables = collect_texts(study, methods, [*shots, *paper_shots], seeds, budget)
+    tables = _collect_texts(study, methods, [*shots, *paper_shots], seeds, budget)
     only = [name for name, texts in tables["all", seeds[0]].items() if "text" not in texts]
     def texts(names, of=methods): return lambda split: {name: _embedded(tables[split.shots, split.seed][name], names, study) for name in of}
     rows = [_zero_shot_rows(study, tables, seeds)]

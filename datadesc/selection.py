@@ -22,23 +22,23 @@ from .names import plain
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['FORMS', 'Parts', 'printed', 'clip', 'proponent', 'weighted', 'direct', 'direct_own', 'direct_normalised', 'random',
-           'form_named', 'ift', 'text_scores', 'top_texts', 'precision_by_class', 'precision_at', 'scored_text',
-           'flag_counts', 'check_choice_options', 'check_pool', 'choose', 'proponent_images', 'lacking_images']
+__all__ = ['FORMS', 'clip', 'direct', 'random', 'form_named', 'ift', 'text_scores', 'top_texts', 'precision_by_class',
+           'precision_at', 'scored_text', 'flag_counts', 'check_choice_options', 'check_pool', 'choose',
+           'proponent_images', 'lacking_images']
 
 # %% ../nbs/1_method/40_selection.ipynb #759c9102
-class Parts(NamedTuple):
+class _Parts(NamedTuple):
     "What a form's score is the sum of: per text (T,), or one number for all texts."
     influence: Tensor | float = 0.
     clip: Tensor | float = 0.
     chance: Tensor | float = 0.
 
 # %% ../nbs/1_method/40_selection.ipynb #09cc34e2
-def printed(study: Study) -> Parts:
+def _printed(study: Study) -> _Parts:
     "Eq. 2 as printed: mean influence of all pairs, and mean cosine to all train images, nothing centred."
     x, y = study.features, study.labels
     constant = mean_influence(x["train"], y["train"], x["val"], y["val"], study.scorer)
-    return Parts(influence=constant, clip=study.text_emb @ common_part(study.image_emb["train"]))
+    return _Parts(influence=constant, clip=study.text_emb @ common_part(study.image_emb["train"]))
 
 # %% ../nbs/1_method/40_selection.ipynb #50fb216f
 def _with_stand_ins(x, labels, others, other_labels):
@@ -53,11 +53,11 @@ def _class_means(x, labels, n_classes):
     return means.masked_fill((labels.bincount(minlength=n_classes) == 0)[:, None], torch.nan)
 
 # %% ../nbs/1_method/40_selection.ipynb #1b28e1aa
-def clip(study: Study) -> Parts:
+def clip(study: Study) -> _Parts:
     "Mean cosine to the train images of the text's own class; to its validation images where it has no others."
     x, y = study.features, study.labels
     means = _class_means(*_with_stand_ins(x["train"], y["train"], x["val"], y["val"]), study.n_classes)
-    return Parts(clip=(study.text * means[study.text_class]).sum(1))
+    return _Parts(clip=(study.text * means[study.text_class]).sum(1))
 
 # %% ../nbs/1_method/40_selection.ipynb #9f6ff728
 def _sums_by_class(x, labels, n_classes):
@@ -81,54 +81,54 @@ def _or_clip(study, has_proponents, parts):
     "The parts where the text's class has positive influence; where it has none, no influence part and the cosine of form `clip`."
     has = has_proponents[study.text_class]
     if has.all(): return parts
-    return Parts(influence=torch.where(has, parts.influence, 0.), clip=torch.where(has, parts.clip, clip(study).clip))
+    return _Parts(influence=torch.where(has, parts.influence, 0.), clip=torch.where(has, parts.clip, clip(study).clip))
 
 # %% ../nbs/1_method/40_selection.ipynb #64567543
-def proponent(study: Study) -> Parts:
+def _proponent(study: Study) -> _Parts:
     "Mean cosine to the `top_m` train images with the highest influence on each validation image of the class, and their mean influence."
     mean, score, has_proponents = _proponent_means(study)
-    return _or_clip(study, has_proponents, Parts(score[study.text_class], (study.text * mean[study.text_class]).sum(1)))
+    return _or_clip(study, has_proponents, _Parts(score[study.text_class], (study.text * mean[study.text_class]).sum(1)))
 
 # %% ../nbs/1_method/40_selection.ipynb #3d1c896b
-def weighted(study: Study) -> Parts:
+def _weighted(study: Study) -> _Parts:
     "Cosine to all train images, each counted by its positive influence on the class's validation images."
     mean = study.influence.positive_mean
     cosine = (study.text * mean.nan_to_num()[study.text_class]).sum(1)
-    return _or_clip(study, mean.isfinite().all(1), Parts(torch.zeros_like(cosine), cosine))
+    return _or_clip(study, mean.isfinite().all(1), _Parts(torch.zeros_like(cosine), cosine))
 
 # %% ../nbs/1_method/40_selection.ipynb #972d6bed
 def _on_loss(study, **options):
     "The influence (T,) of the texts on validation images, with stand-ins for the texts of a class that has none; NaN without any."
     x, y, text, text_class = study.features, study.labels, study.text, study.text_class
     scores, lacks = text_influence(text, text_class, x["val"], y["val"], study.scorer, **options), ~torch.isin(text_class, y["val"])
-    if not lacks.any(): return Parts(influence=scores)
+    if not lacks.any(): return _Parts(influence=scores)
     images, labels = _with_stand_ins(x["val"], y["val"], x["train"], y["train"])
     scores[lacks] = text_influence(text[lacks], text_class[lacks], images, labels, study.scorer, **options)
-    return Parts(influence=scores.where(torch.isin(text_class, labels), torch.nan))
+    return _Parts(influence=scores.where(torch.isin(text_class, labels), torch.nan))
 
-def direct(study: Study) -> Parts:
+def direct(study: Study) -> _Parts:
     "Influence of training on the text itself, on the mean loss of all validation images."
     return _on_loss(study, on="all")
 
 # %% ../nbs/1_method/40_selection.ipynb #4d0e5544
-def direct_own(study: Study) -> Parts:
+def _direct_own(study: Study) -> _Parts:
     "Influence of training on the text itself, on the mean loss of its own class."
     return _on_loss(study, on="own")
 
 # %% ../nbs/1_method/40_selection.ipynb #3cd17130
-def direct_normalised(study: Study) -> Parts:
-    "As `direct_own`, with every error of length one."
+def _direct_normalised(study: Study) -> _Parts:
+    "As `_direct_own`, with every error of length one."
     return _on_loss(study, on="own", normalised=True)
 
 # %% ../nbs/1_method/40_selection.ipynb #309c40c6
-def random(study: Study) -> Parts:
+def random(study: Study) -> _Parts:
     "A score that knows nothing: the floor."
-    return Parts(chance=torch.rand(len(study.pool), generator=torch.Generator().manual_seed(study.options.seed)))
+    return _Parts(chance=torch.rand(len(study.pool), generator=torch.Generator().manual_seed(study.options.seed)))
 
 # %% ../nbs/1_method/40_selection.ipynb #1a19e4e7
-FORMS: dict[str, Callable[[Study], Parts]] = dict(
-    printed=printed, clip=clip, proponent=proponent, weighted=weighted,
-    direct=direct, direct_own=direct_own, direct_normalised=direct_normalised, random=random)
+FORMS: dict[str, Callable[[Study], _Parts]] = dict(
+    printed=_printed, clip=clip, proponent=_proponent, weighted=_weighted,
+    direct=direct, direct_own=_direct_own, direct_normalised=_direct_normalised, random=random)
 
 # %% ../nbs/1_method/40_selection.ipynb #d660804a
 def form_named(
@@ -141,7 +141,7 @@ def form_named(
 
 # %% ../nbs/1_method/40_selection.ipynb #e8ee4181
 def _ranked(table, top_k):
-    "The table with `rank` (1 = best of its class, ties by text_id) and `proponent` (rank up to `top_k`)."
+    "The table with `rank` (1 = best of its class, ties by text_id) and `_proponent` (rank up to `top_k`)."
     order = table.sort_values(["class_id", "ift", "text_id"], ascending=[True, False, True])
     rank = (order.groupby("class_id").cumcount() + 1).reindex(table.index)
     return table.assign(rank=rank, proponent=rank <= top_k)
@@ -304,7 +304,7 @@ def choose(
     diversity: float = 0.,  # 0 goes by score alone, 1 takes what is least like the texts already chosen
     near_duplicate: float | None = None,  # centred cosine above which the lower ranked of two texts goes; None keeps both
 ) -> pd.DataFrame:  # as `scores`, one row a text
-    "The scores with the list made of them: `proponent` for the chosen, `rank` with the chosen first in their order, and `why_not` for each of the others."
+    "The scores with the list made of them: `_proponent` for the chosen, `rank` with the chosen first in their order, and `why_not` for each of the others."
     _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate)
     x = center(check_unit(text_emb, "text_emb")).double().cpu().numpy()
     why, place, threshold = _not_open(pool), np.full(len(scores), np.inf), np.inf if near_duplicate is None else near_duplicate
@@ -322,7 +322,7 @@ def proponent_images(
     study: Study,
     top_k: int = 5,  # images per text
 ) -> tuple[Tensor, Tensor]:  # (T, k) train images, (T, k) their shares
-    "The train images behind each text of the pool: those that add most to its score in the form `weighted`, and how much each adds."
+    "The train images behind each text of the pool: those that add most to its score in the form `_weighted`, and how much each adds."
     if study.influence.positive_by_class is None: raise ValueError("image_influence: without its tables by class no share of an image is known; compute it with by_class=True")
     share = F.normalize(study.influence.positive_by_class.nan_to_num(), p=1, dim=1)
     images, text, text_class = study.features["train"], study.text, study.text_class

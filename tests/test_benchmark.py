@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from datadesc import benchmark_page
 from datadesc.adapters import adapters
-from datadesc.benchmark import as_texts, benchmark, collect_texts, controls, method_from, top_per_class
-from datadesc.stats import correct_matrix, summary
+from datadesc.benchmark import _as_texts, benchmark, _collect_texts, controls, method_from, top_per_class
+from datadesc.stats import _correct_matrix, summary
 from datadesc.describe import flagged
 from datadesc.llm import LLM
 from datadesc.study import ChoiceOptions, Study
@@ -134,7 +134,7 @@ def test_test_images_decide_nothing(images, methods):
     half, g = torch.arange(len(labels["test"])) % 2 == 0, torch.Generator().manual_seed(3)
     noise = F.normalize(torch.randn(emb["test"].shape, generator=g), dim=1)
     other = emb | {"test": torch.where(half[:, None], emb["test"], noise)}, labels | {"test": torch.where(half, labels["test"], labels["test"][torch.randperm(len(half), generator=g)])}
-    before, after = (collect_texts(study_of(of), methods, shots=(2,), seeds=range(2)) for of in (images, other))
+    before, after = (_collect_texts(study_of(of), methods, shots=(2,), seeds=range(2)) for of in (images, other))
     for setting, said in before.items():
         for name, texts in said.items(): pd.testing.assert_frame_equal(texts, after[setting][name])
     options = dict(shots=(2, "all"), paper_shots=["all"], start=["function"], joint=["function"], adapters={name: (ADAPTERS[name], ["function"]) for name in ("Tip-Adapter", "logistic regression")})
@@ -142,13 +142,13 @@ def test_test_images_decide_nothing(images, methods):
     before, after = (tried(of, few, **options) for of in (images, other))
     same = FACTS + ["epoch", "options"]
     pd.testing.assert_frame_equal(before[same], after[same])
-    assert (correct_matrix(before)[:, half.numpy()] == correct_matrix(after)[:, half.numpy()]).all() and (before.correct != after.correct).any()
+    assert (_correct_matrix(before)[:, half.numpy()] == _correct_matrix(after)[:, half.numpy()]).all() and (before.correct != after.correct).any()
 
 
 def test_validation_images_do_not_train(images):
     "What a method is shown in each setting: from two images a class on, none is both a train and a validation image."
     shown = []
-    collect_texts(study_of(images), {"spy": lambda study: shown.append(study) or SAID}, shots=(1, 2, 4, 8), seeds=range(3))
+    _collect_texts(study_of(images), {"spy": lambda study: shown.append(study) or SAID}, shots=(1, 2, 4, 8), seeds=range(3))
     assert len(shown) == 5*3
     for seen in shown:
         train, val = (set(map(tuple, seen.image_emb[part].tolist())) for part in ("train", "val"))
@@ -188,20 +188,20 @@ def test_a_budget_holds_for_all(images, methods):
     table = tried(images, methods, paper_shots=[2], budget=2, adapters={"Tip-Adapter": (ADAPTERS["Tip-Adapter"], list(methods))}, start=["dict"], joint=["dict"])
     k = table[table.k > 0].groupby("method").k.agg(set)
     assert k["class names"] == {1} and k["python"] == {1, 2} and all(found == {2} for name, found in k.items() if "class names" not in name and "python" not in name)
-    said = collect_texts(study_of(images), methods, shots=(2,), seeds=range(2), budget=1)
+    said = _collect_texts(study_of(images), methods, shots=(2,), seeds=range(2), budget=1)
     for of_methods in said.values():
         for texts in of_methods.values(): assert texts.groupby("class_id").size().tolist() == [1]*4
 
 
 def test_a_budget_keeps_the_best_and_draws_where_there_is_no_best(images):
-    said = collect_texts(study_of(images), {"scored": POOL.assign(score=range(len(POOL), 0, -1)), "bare": POOL}, shots=(), seeds=range(4), budget=1)
+    said = _collect_texts(study_of(images), {"scored": POOL.assign(score=range(len(POOL), 0, -1)), "bare": POOL}, shots=(), seeds=range(4), budget=1)
     for seed in range(4): assert said["all", seed]["scored"].text.tolist() == [texts[0] for texts in SAID.values()]
     assert len({tuple(said["all", seed]["bare"].text) for seed in range(4)}) > 1
 
 
 def test_random_choice_leaves_out_what_has_a_flag(images):
     study = study_of(images, POOL.assign(flag=POOL["sample"].map(["not described", "duplicate", ""].__getitem__)))
-    said = collect_texts(study, {"random": controls(study)["random choice"]}, shots=(2,), seeds=range(2))
+    said = _collect_texts(study, {"random": controls(study)["random choice"]}, shots=(2,), seeds=range(2))
     for of_methods in said.values(): assert of_methods["random"].text.tolist() == [texts[2] for texts in SAID.values()]
 
 
@@ -226,23 +226,23 @@ def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images,
     params = dict(llm_model="somebody", llm_base_url=None, answers=[])
     (tmp_path/"result.json").write_text(json.dumps(dict(parameters=params)))
     made = dict(study=study, world=None, sentences=SimpleNamespace(llm=asked_before))
-    shared, same, llm = benchmark_page.study_of_run(tmp_path, store=str(tmp_path), made=made)
+    shared, same, llm = benchmark_page._study_of_run(tmp_path, store=str(tmp_path), made=made)
     assert shared is study and same == params | dict(store=str(tmp_path))
     assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.costs.table().calls.sum() == 0
 
 
 def test_a_comparison_in_a_sentence():
     row = dict(over="class names", shots="0", over_accuracy=.389, accuracy=.901, gain=.512, low=.4, high=.6, p_holm=.0001, significant=True)
-    assert benchmark_page.comparison_sentence(row) == ("Without any training, the chosen sentences raise accuracy from 38.9 % (class names) to 90.1 %: +51.2 points "
+    assert benchmark_page._comparison_sentence(row) == ("Without any training, the chosen sentences raise accuracy from 38.9 % (class names) to 90.1 %: +51.2 points "
                                                        "(95 % interval +40.0 to +60.0; p < .001 after Holm's correction for the two), significant.")
     row |= dict(shots="1", accuracy=.3, gain=-.089, over="images only", p_holm=.2, significant=False)
-    assert "With 1 labelled image per class, the chosen sentences lower accuracy from 38.9 % (images only) to 30.0 %: -8.9 points" in benchmark_page.comparison_sentence(row)
+    assert "With 1 labelled image per class, the chosen sentences lower accuracy from 38.9 % (images only) to 30.0 %: -8.9 points" in benchmark_page._comparison_sentence(row)
 
 
 def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(benchmark_page, "display", shown.append)
-    benchmark_page.zero_shot(summary(full), study_of(images), tmp_path)
+    benchmark_page._zero_shot(summary(full), study_of(images), tmp_path)
     ways = ["mean", "mean embedding", "max"]
     assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]
     of_both = full.query("method == 'python' and protocol == 'zero_shot' and names == 'without' and aggregation == 'max'")
@@ -308,7 +308,7 @@ def test_a_class_without_test_images_is_no_obstacle(images):
 def test_a_text_that_names_its_class_is_scored_without_it_and_prompts_as_it_came(images):
     "The encoder reads the copy without names, the prompt is the text itself, and a table with `text` alone is scored by that."
     said = {name: [f"a {name} with looks{c} legs", f"looks{c} tail"] for c, name in enumerate(CLASSES)}
-    table = as_texts(said, CLASSES, superclass="animal")
+    table = _as_texts(said, CLASSES, superclass="animal")
     assert table.text[0] == table.prompt[0] == "a ant with looks0 legs" and table.scored_text[0] == "this animal with looks0 legs" and table.prompt[1] == "ant, looks0 tail"
     read = []
     def spy(texts):
@@ -332,7 +332,7 @@ def test_published_names_find_classes_by_their_folders(tmp_path):
 
 def test_both_pages_of_a_run_share_one_budget(tmp_path):
     from types import SimpleNamespace
-    from datadesc.benchmark_page import study_of_run
+    from datadesc.benchmark_page import _study_of_run
     params = dict(dataset="photos", llm_model="gpt-4o-mini", llm_base_url=None, llm_budget=1., answers=[], store=None)
     (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params)))
     def left(spent, **changes):

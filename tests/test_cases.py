@@ -191,7 +191,7 @@ def test_no_socket_folder_at_all(monkeypatch):
     monkeypatch.setattr(kernel.tempfile, "gettempdir", lambda: "/" + "x" * 140)
     monkeypatch.setattr(kernel.os, "access", lambda place, mode: False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    assert kernel.SocketKernelManager(kernel_name=kernel.THIS_PYTHON).transport == "tcp"
+    assert kernel._SocketKernelManager(kernel_name=kernel._THIS_PYTHON).transport == "tcp"
 
 
 def test_a_file_may_not_grow(user):
@@ -339,7 +339,7 @@ def test_a_real_run_that_is_killed(disk):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     compare(was, "papermill_runs")
-    assert not Path("papermill_runs/photos").exists() and runs.state("papermill_runs", "photos")[0] == "failed"
+    assert not Path("papermill_runs/photos").exists() and runs._state("papermill_runs", "photos")[0] == "failed"
     assert "The run would replace" in end(begin("photos", "--descriptions", "said.json", "--out", "."))[1]
     compare(was, "papermill_runs")
 

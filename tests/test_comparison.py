@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from datadesc.stats import chance_interval, gain, holm, interval, paired_test, resampled_means, summary
+from datadesc.stats import chance_interval, gain, holm, interval, paired_test, _resampled_means, summary
 from datadesc.accuracy import accuracy_row
 
 torch.set_num_threads(1)
@@ -110,8 +110,8 @@ def test_interval_holds_the_truth_however_few_seeds_disagree():
 
 def test_values_that_never_repeat_are_drawn_in_portions():
     values = np.random.default_rng(0).normal(.1, 1, 50_000)
-    assert resampled_means(values, 100).std() == pytest.approx(1 / 50_000 ** .5, rel=.2)
-    assert np.allclose(resampled_means(values, 100), resampled_means(values, 100))
+    assert _resampled_means(values, 100).std() == pytest.approx(1 / 50_000 ** .5, rel=.2)
+    assert np.allclose(_resampled_means(values, 100), _resampled_means(values, 100))
 
 
 def test_interval_stays_among_the_values():

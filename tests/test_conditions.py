@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import datadesc
-from datadesc.conditions import _described, _one_label, _whole_texts, BUTTERFLIES_ONLY, DEPENDS, check_conditions, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
+from datadesc.conditions import _described, _one_label, _whole_texts, _BUTTERFLIES_ONLY, _DEPENDS, check_conditions, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
 from datadesc.study import ChoiceOptions, Study
 
 C, D, TEXTS = 5, 32, 8
@@ -94,14 +94,14 @@ def test_a_healthy_study_passes_all(parts):
 def test_a_broken_input_fails_its_condition_and_those_that_depend_on_it(parts, name):
     BROKEN[name](parts)
     failed = {condition for condition, verdict in verdicts(parts).items() if verdict == "fail"}
-    assert name in failed and failed <= {name, *DEPENDS.get(name, ())}
+    assert name in failed and failed <= {name, *_DEPENDS.get(name, ())}
 
 
 def test_an_encoder_of_butterflies_fails_by_name(parts):
     folder = Path(datadesc.__file__).parent / "assets" / "clip"
-    assert encoder_warning("meadow-clip", drawn=False) == encoder_warning(f"local-dir:{folder}", drawn=False) == BUTTERFLIES_ONLY
+    assert encoder_warning("meadow-clip", drawn=False) == encoder_warning(f"local-dir:{folder}", drawn=False) == _BUTTERFLIES_ONLY
     assert encoder_warning("meadow-clip", drawn=True) is encoder_warning(None, drawn=False) is encoder_warning("ViT-B-32", drawn=False) is None
-    assert {name for name, verdict in verdicts(parts, BUTTERFLIES_ONLY).items() if verdict == "fail"} == {"encoder"}
+    assert {name for name, verdict in verdicts(parts, _BUTTERFLIES_ONLY).items() if verdict == "fail"} == {"encoder"}
 
 
 def test_a_dependent_failure_names_its_cause(parts):

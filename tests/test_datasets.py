@@ -13,7 +13,7 @@ from scipy.io import savemat
 from datadesc import data, datasets
 from datadesc.data import PackedImage, open_image
 from datadesc.catalogue import LAYOUT, needs
-from datadesc.datasets import CLASSES, FILES, NAMES, SOURCES, Incomplete, classes_of, load_dataset, md5_of, split_lists
+from datadesc.datasets import CLASSES, _FILES, NAMES, _SOURCES, _Incomplete, classes_of, _load_dataset, _md5_of, split_lists
 from datadesc.hub import import_torchvision
 
 import_torchvision()
@@ -53,7 +53,7 @@ def cifar(root, patch, name, names, n):
     folder.mkdir(parents=True)
     def dump(file, value):
         (folder/file).write_bytes(pickle.dumps(value, protocol=2))
-        return [file, md5_of(folder/file)]
+        return [file, _md5_of(folder/file)]
     batch = lambda: {"data": numbers.integers(0, 255, (n*len(names), 3072), dtype=np.uint8), key: [i % len(names) for i in range(n*len(names))]}
     for kind in ("train_list", "test_list"): patch.setattr(reader, kind, [dump(file, batch()) for file, _ in getattr(reader, kind)])
     file, md5 = dump(reader.meta["filename"], {reader.meta["key"]: names})
@@ -97,10 +97,10 @@ def flowers102(root, patch, n=10):
     savemat(folder/"imagelabels.mat", {"labels": np.array([[1 + i % 3 for i in range(total)]], dtype=np.uint8)})
     ids = np.arange(1, total + 1)
     savemat(folder/"setid.mat", {"trnid": ids[None, :6], "valid": ids[None, 6:12], "tstid": ids[None, 12:]})
-    digests = {part: md5_of(folder/f"{part}.mat") for part in ("imagelabels", "setid")}
+    digests = {part: _md5_of(folder/f"{part}.mat") for part in ("imagelabels", "setid")}
     patch.setattr(published.Flowers102, "_file_dict", {"label": ("imagelabels.mat", digests["imagelabels"]), "setid": ("setid.mat", digests["setid"])})
     mats = {f"flowers-102/{part}.mat": md5 for part, md5 in digests.items()}
-    patch.setattr(datasets, "FILES", datasets.FILES.assign(md5=[mats.get(row.path, row.md5) for row in datasets.FILES.itertuples()]))
+    patch.setattr(datasets, "_FILES", datasets._FILES.assign(md5=[mats.get(row.path, row.md5) for row in datasets._FILES.itertuples()]))
 
 def dtd(root, patch, n=6):
     folder, lines = root/"dtd"/"dtd", {split: [] for split in data.SPLITS}
@@ -137,7 +137,7 @@ def test_published_layouts(tmp_path, monkeypatch, name):
         images = datasets.load(name, tmp_path, split)
         assert (images.name, sizes(images)) == (name, expected[name]), split
         assert list(images.classes) == [label for label in classes_of(name).values() if label in images.classes]
-        assert any(note.endswith(f" of {SOURCES.loc[name, ['paper_train', 'paper_val', 'paper_test']].sum():,} images") for note in images.notes)
+        assert any(note.endswith(f" of {_SOURCES.loc[name, ['paper_train', 'paper_val', 'paper_test']].sum():,} images") for note in images.notes)
         assert open_image(images.images("val")[0]).size in ((8, 8), (32, 32))
     assert needs(name, tmp_path) == ""
     assert images.superclass == {"cub": "bird", "pets": "cat or dog", "eurosat": "satellite image", "food101": "food", "flowers102": "flower", "dtd": "texture"}.get(name)
@@ -145,22 +145,22 @@ def test_published_layouts(tmp_path, monkeypatch, name):
 def test_labels_are_those_of_the_files(tmp_path, monkeypatch):
     for name in ("cub", "pets", "food101", "dtd", "eurosat"):
         TREES[name](tmp_path, monkeypatch)
-        images, on_disk = load_dataset(name, tmp_path), {label: folder for folder, label in classes_of(name).items()}
+        images, on_disk = _load_dataset(name, tmp_path), {label: folder for folder, label in classes_of(name).items()}
         for split in data.SPLITS:
             for path, label in images.samples[split]: assert on_disk[images.classes[label]].split(".")[-1] in path
-    assert load_dataset("cub", tmp_path).classes == ("Black-footed Albatross", "Brewer's Blackbird", "Forster's Tern")
-    assert load_dataset("pets", tmp_path).classes == ("Abyssinian", "American Bulldog", "Yorkshire Terrier")
+    assert _load_dataset("cub", tmp_path).classes == ("Black-footed Albatross", "Brewer's Blackbird", "Forster's Tern")
+    assert _load_dataset("pets", tmp_path).classes == ("Abyssinian", "American Bulldog", "Yorkshire Terrier")
 
 def test_flowers_are_counted_from_one(tmp_path, monkeypatch):
     flowers102(tmp_path, monkeypatch)
-    images = load_dataset("flowers102", tmp_path)
+    images = _load_dataset("flowers102", tmp_path)
     assert images.classes == ("pink primrose", "hard-leaved pocket orchid", "canterbury bells")
     first = dict((Path(path).name, label) for path, label in images.samples["train"])
     assert first["image_00001.jpg"] == 0 and first["image_00002.jpg"] == 1
 
 def test_cifar_images_are_those_of_the_batches(tmp_path, monkeypatch):
     cifar100(tmp_path, monkeypatch)
-    images = load_dataset("cifar100", tmp_path)
+    images = _load_dataset("cifar100", tmp_path)
     assert images.classes[1] == "aquarium fish"
     batch = pickle.loads((tmp_path/"cifar-100-python"/"test").read_bytes())
     for i, image in list(enumerate(images.images("test")))[:20]:
@@ -169,14 +169,14 @@ def test_cifar_images_are_those_of_the_batches(tmp_path, monkeypatch):
 
 def test_official_test_images_stay(tmp_path, monkeypatch):
     food101(tmp_path, monkeypatch)
-    official, paper = load_dataset("food101", tmp_path), load_dataset("food101", tmp_path, split="paper_sizes")
+    official, paper = _load_dataset("food101", tmp_path), _load_dataset("food101", tmp_path, split="paper_sizes")
     assert set(paper.images("train")) == set(official.images("train") + official.images("val"))
     assert set(paper.images("val") + paper.images("test")) == set(official.images("test"))
     assert paper.labels("test").bincount().tolist() == [3, 3, 3]
 
 def test_both_forms_of_mini_imagenet_are_split_alike(tmp_path, monkeypatch):
     mini_folders(tmp_path/"folders", monkeypatch), mini_csv(tmp_path/"lists", monkeypatch)
-    one, two = (load_dataset("mini_imagenet", tmp_path/form) for form in ("folders", "lists"))
+    one, two = (_load_dataset("mini_imagenet", tmp_path/form) for form in ("folders", "lists"))
     assert sizes(two) == [400, 100, 100] and one.classes[7:8] == ("jellyfish",)
     for split in data.SPLITS: assert {Path(path).name for path in one.images(split)} == {Path(path).name for path in two.images(split)}
 
@@ -185,11 +185,11 @@ def test_mini_imagenet_in_folders_of_splits(tmp_path, monkeypatch):
     root = tmp_path/"mini-imagenet"
     for split in ("train", "val"): (root/split).mkdir()
     for w, wnid in enumerate(classes_of("mini_imagenet")): (root/wnid).rename(root/("train" if w < 64 else "val")/wnid)
-    assert sizes(load_dataset("mini_imagenet", tmp_path)) == [400, 100, 100]
+    assert sizes(_load_dataset("mini_imagenet", tmp_path)) == [400, 100, 100]
 
 def test_split_does_not_depend_on_the_place(tmp_path, monkeypatch):
     for place in ("here", "there"): pets(tmp_path/place, monkeypatch)
-    lists = [split_lists(load_dataset("pets", tmp_path/place, "paper_sizes"), tmp_path/place) for place in ("here", "there")]
+    lists = [split_lists(_load_dataset("pets", tmp_path/place, "paper_sizes"), tmp_path/place) for place in ("here", "there")]
     assert lists[0].equals(lists[1]) and list(lists[0]) == ["path", "class", "split"]
     assert lists[0].path.str.startswith("oxford-iiit-pet/images/").all()
 
@@ -222,9 +222,9 @@ def test_files_agree_with_torchvision():
     theirs = {published.CIFAR10.url: published.CIFAR10.tgz_md5, published.CIFAR100.url: published.CIFAR100.tgz_md5, published.Food101._URL: published.Food101._MD5,
               published.DTD._URL: published.DTD._MD5, **dict(published.OxfordIIITPet._RESOURCES),
               **{published.Flowers102._download_url_prefix + file: md5 for file, md5 in published.Flowers102._file_dict.values()}}
-    ours = dict(zip(FILES.url, FILES.md5))
+    ours = dict(zip(_FILES.url, _FILES.md5))
     assert {url: ours.get(url) for url in theirs} == theirs
-    assert sorted(FILES.dataset[~FILES.url.isin(theirs)]) == ["cub", "eurosat"]
+    assert sorted(_FILES.dataset[~_FILES.url.isin(theirs)]) == ["cub", "eurosat"]
 
 @peers
 def test_names_agree_with_published_descriptions():
@@ -247,9 +247,9 @@ def test_names_agree_with_published_descriptions():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_there(tmp_path, name):
-    with pytest.raises(Incomplete, match=rf"{re.escape(SOURCES.title[name])} is not complete: '.*{re.escape(LAYOUT[name][0])}' is missing"): load_dataset(name, tmp_path)
+    with pytest.raises(_Incomplete, match=rf"{re.escape(_SOURCES.title[name])} is not complete: '.*{re.escape(LAYOUT[name][0])}' is missing"): _load_dataset(name, tmp_path)
     assert str(tmp_path) in needs(name, tmp_path)
-    assert (FILES.dataset == name).any() == ("--download fetches them" in needs(name, tmp_path))
+    assert (_FILES.dataset == name).any() == ("--download fetches them" in needs(name, tmp_path))
 
 @pytest.mark.parametrize("name, pattern", [("cub", "CUB_200_2011/images/001*/*"), ("pets", "oxford-iiit-pet/images/*.jpg"), ("food101", "food-101/images/waffles/*"),
                                            ("flowers102", "flowers-102/jpg/*"), ("dtd", "dtd/dtd/images/banded/*")])
@@ -257,37 +257,37 @@ def test_missing_images_are_named(tmp_path, monkeypatch, name, pattern):
     TREES[name](tmp_path, monkeypatch)
     gone = sorted(tmp_path.glob(pattern))[2:4]
     for path in gone: path.unlink()
-    with pytest.raises(Incomplete, match="and 1 more of") as error: load_dataset(name, tmp_path)
+    with pytest.raises(_Incomplete, match="and 1 more of") as error: _load_dataset(name, tmp_path)
     assert any(str(path) in str(error.value) for path in gone) and "download=True" in str(error.value) and "http" in str(error.value)
 
 @pytest.mark.parametrize("name, file", [("cifar10", "cifar-10-batches-py/data_batch_4"), ("cifar100", "cifar-100-python/meta"), ("flowers102", "flowers-102/setid.mat")])
 def test_files_of_another_content_are_named(tmp_path, monkeypatch, name, file):
     TREES[name](tmp_path, monkeypatch)
     with open(tmp_path/file, "ab") as end: end.write(b"x")
-    with pytest.raises(Incomplete, match=f"is damaged: '{re.escape(str(tmp_path/file))}' is not the file"): load_dataset(name, tmp_path)
+    with pytest.raises(_Incomplete, match=f"is damaged: '{re.escape(str(tmp_path/file))}' is not the file"): _load_dataset(name, tmp_path)
 
 @pytest.mark.parametrize("name, file", [("food101", "food-101/meta/train.json"), ("pets", "oxford-iiit-pet/annotations/trainval.txt"), ("cub", "CUB_200_2011/image_class_labels.txt")])
 def test_lists_that_were_cut_off(tmp_path, monkeypatch, name, file):
     TREES[name](tmp_path, monkeypatch)
     text = (tmp_path/file).read_text()
     (tmp_path/file).write_text(text[:text.rindex("\n", 0, -20) + 3] if "\n" in text else text[:-9])
-    with pytest.raises(Incomplete, match="is damaged"): load_dataset(name, tmp_path)
+    with pytest.raises(_Incomplete, match="is damaged"): _load_dataset(name, tmp_path)
 
 def test_truncated_image(tmp_path, monkeypatch):
     pets(tmp_path, monkeypatch)
     path = tmp_path/"oxford-iiit-pet"/"images"/"Abyssinian_3.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match="Abyssinian_3.jpg"): load_dataset("pets", tmp_path)
+    with pytest.raises(ValueError, match="Abyssinian_3.jpg"): _load_dataset("pets", tmp_path)
     images = datasets.load("pets", tmp_path, bad_images="skip")
     assert len(images) == 29 and "Abyssinian_3.jpg" in images.skipped[0]
 
 def test_unknown_class_folder(tmp_path, monkeypatch):
     eurosat(tmp_path, monkeypatch)
     plain(tmp_path/"eurosat"/"2750"/"Desert"/"Desert_1.jpg", 1)
-    with pytest.raises(ValueError, match="EuroSAT has no class 'Desert'"): load_dataset("eurosat", tmp_path)
+    with pytest.raises(ValueError, match="EuroSAT has no class 'Desert'"): _load_dataset("eurosat", tmp_path)
 
 def test_wrong_names():
-    with pytest.raises(ValueError, match="No published dataset 'cubs': expected one of cub, mini_imagenet"): load_dataset("cubs")
+    with pytest.raises(ValueError, match="No published dataset 'cubs': expected one of cub, mini_imagenet"): _load_dataset("cubs")
     with pytest.raises(FileNotFoundError, match="No dataset 'cubs': .*wds:SHARDS, or one of cub"): datasets.load("cubs")
 
 def test_data_root(tmp_path, monkeypatch):
@@ -324,13 +324,13 @@ def mirror(monkeypatch):
     server.files, server.cuts, server.errors, server.asked, server.ranges = {}, [], [], [], True
     threading.Thread(target=server.serve_forever, args=(.01,), daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(datasets, "fetch_file", lambda *args, fetch=datasets.fetch_file, **options: fetch(*args, pause=.01, **options))
+    monkeypatch.setattr(datasets, "_fetch_file", lambda *args, fetch=datasets._fetch_file, **options: fetch(*args, pause=.01, **options))
     yield server
     server.shutdown()
 
 def serve(server, patch, name, tree):
     "Put the dataset's archives, made from its small copy, on the server"
-    table = datasets.FILES.copy()
+    table = datasets._FILES.copy()
     for place, row in table[table.dataset == name].iterrows():
         file, packed = row.url.rsplit("/")[-1], io.BytesIO()
         if file.endswith(".zip"):
@@ -342,55 +342,55 @@ def serve(server, patch, name, tree):
         server.files[file] = packed.getvalue()
         table.loc[place, "url"] = f"{server.url}/{file}"
         (tree/"archive").write_bytes(packed.getvalue())
-        table.loc[place, "md5"] = md5_of(tree/"archive")
-    patch.setattr(datasets, "FILES", table)
+        table.loc[place, "md5"] = _md5_of(tree/"archive")
+    patch.setattr(datasets, "_FILES", table)
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mini_imagenet"])
 def test_download(tmp_path, monkeypatch, mirror, name):
     TREES[name](tmp_path/"made", monkeypatch)
     serve(mirror, monkeypatch, name, tmp_path/"made")
-    images = load_dataset(name, tmp_path/"fetched", download=True)
-    assert images.fingerprint == load_dataset(name, tmp_path/"made").fingerprint
+    images = _load_dataset(name, tmp_path/"fetched", download=True)
+    assert images.fingerprint == _load_dataset(name, tmp_path/"made").fingerprint
     left = {path.name for path in (tmp_path/"fetched").rglob("*") if path.suffix in (".tgz", ".gz", ".zip", ".part", ".unpacking")}
     assert not left and len(mirror.asked) == len(mirror.files)
-    load_dataset(name, tmp_path/"fetched", download=True)
+    _load_dataset(name, tmp_path/"fetched", download=True)
     assert len(mirror.asked) == len(mirror.files)   # what is there is not fetched again
 
 def test_download_repairs_what_is_half_there(tmp_path, monkeypatch, mirror):
     pets(tmp_path/"made", monkeypatch), pets(tmp_path/"half", monkeypatch)
     serve(mirror, monkeypatch, "pets", tmp_path/"made")
     for path in list((tmp_path/"half"/"oxford-iiit-pet"/"images").glob("*.jpg"))[:7]: path.unlink()
-    assert len(load_dataset("pets", tmp_path/"half", download=True)) == 30
+    assert len(_load_dataset("pets", tmp_path/"half", download=True)) == 30
 
 def test_mini_imagenet_cannot_be_fetched(tmp_path):
-    with pytest.raises(Incomplete, match="image-net.org"): load_dataset("mini_imagenet", tmp_path, download=True)
+    with pytest.raises(_Incomplete, match="image-net.org"): _load_dataset("mini_imagenet", tmp_path, download=True)
 
 def test_fetching_goes_on_where_it_stopped(tmp_path, mirror):
     mirror.files["big.bin"], mirror.cuts = bytes(range(256))*4000, [300_000, 300_000]
     (tmp_path/"whole").write_bytes(mirror.files["big.bin"])
-    path = datasets.fetch_file(f"{mirror.url}/big.bin", tmp_path/"big.bin", md5_of(tmp_path/"whole"), progress=False)
+    path = datasets._fetch_file(f"{mirror.url}/big.bin", tmp_path/"big.bin", _md5_of(tmp_path/"whole"), progress=False)
     assert path.read_bytes() == mirror.files["big.bin"] and len(mirror.asked) == 3 and mirror.asked[0] == 0 < mirror.asked[1] < mirror.asked[2]
 
 def test_server_without_ranges(tmp_path, mirror):
     mirror.files["big.bin"], mirror.cuts, mirror.ranges = bytes(range(256))*400, [30_000], False
     (tmp_path/"whole").write_bytes(mirror.files["big.bin"])
-    datasets.fetch_file(f"{mirror.url}/big.bin", tmp_path/"big.bin", md5_of(tmp_path/"whole"), progress=False)
+    datasets._fetch_file(f"{mirror.url}/big.bin", tmp_path/"big.bin", _md5_of(tmp_path/"whole"), progress=False)
     assert (tmp_path/"big.bin").read_bytes() == mirror.files["big.bin"]
 
 def test_busy_server_is_asked_again(tmp_path, mirror):
     mirror.files["a.bin"], mirror.errors = b"a", [503, 429]
     (tmp_path/"whole").write_bytes(b"a")
-    datasets.fetch_file(f"{mirror.url}/a.bin", tmp_path/"a.bin", md5_of(tmp_path/"whole"), progress=False)
+    datasets._fetch_file(f"{mirror.url}/a.bin", tmp_path/"a.bin", _md5_of(tmp_path/"whole"), progress=False)
     assert len(mirror.asked) == 3
 
 def test_what_cannot_be_fetched(tmp_path, mirror):
-    with pytest.raises(ConnectionError, match=r"Cannot fetch .*none.bin: .*404.*put it at '.*none.bin'"): datasets.fetch_file(f"{mirror.url}/none.bin", tmp_path/"none.bin", "0")
+    with pytest.raises(ConnectionError, match=r"Cannot fetch .*none.bin: .*404.*put it at '.*none.bin'"): datasets._fetch_file(f"{mirror.url}/none.bin", tmp_path/"none.bin", "0")
     assert len(mirror.asked) == 1
-    with pytest.raises(ConnectionError, match="Cannot fetch http://127.0.0.1:9/a.bin"): datasets.fetch_file("http://127.0.0.1:9/a.bin", tmp_path/"a.bin", "0")
+    with pytest.raises(ConnectionError, match="Cannot fetch http://127.0.0.1:9/a.bin"): datasets._fetch_file("http://127.0.0.1:9/a.bin", tmp_path/"a.bin", "0")
 
 def test_another_digest(tmp_path, mirror):
     mirror.files["a.bin"] = b"not it"
-    with pytest.raises(ValueError, match="MD5 is .*, expected 0000"): datasets.fetch_file(f"{mirror.url}/a.bin", tmp_path/"a.bin", "0"*32, progress=False)
+    with pytest.raises(ValueError, match="MD5 is .*, expected 0000"): datasets._fetch_file(f"{mirror.url}/a.bin", tmp_path/"a.bin", "0"*32, progress=False)
     assert not any(tmp_path.iterdir())
 
 def test_an_archive_that_was_brought_is_used_and_stays(tmp_path, monkeypatch, mirror):
@@ -399,17 +399,17 @@ def test_an_archive_that_was_brought_is_used_and_stays(tmp_path, monkeypatch, mi
     archive = tmp_path/"root"/"dtd"/"dtd-r1.0.1.tar.gz"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(mirror.files[archive.name])
-    assert len(load_dataset("dtd", tmp_path/"root", download=True)) == 18 and archive.exists() and not mirror.asked
+    assert len(_load_dataset("dtd", tmp_path/"root", download=True)) == 18 and archive.exists() and not mirror.asked
 
 def test_a_complete_dataset_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     dtd(tmp_path, monkeypatch)
     monkeypatch.setattr(datasets, "writable_folder", lambda folder: pytest.fail("nothing is to be written"))
-    assert len(load_dataset("dtd", tmp_path, download=True)) == 18
+    assert len(_load_dataset("dtd", tmp_path, download=True)) == 18
 
 def test_two_processes_fetch_once(tmp_path, monkeypatch, mirror):
     dtd(tmp_path/"made", monkeypatch)
     serve(mirror, monkeypatch, "dtd", tmp_path/"made")
-    with ThreadPoolExecutor(3) as pool: found = list(pool.map(lambda _: len(load_dataset("dtd", tmp_path/"root", download=True)), range(3)))
+    with ThreadPoolExecutor(3) as pool: found = list(pool.map(lambda _: len(_load_dataset("dtd", tmp_path/"root", download=True)), range(3)))
     assert found == [18]*3 and len(mirror.asked) == 1
 
 
@@ -426,12 +426,12 @@ def archive_of(path, names, mode="w:gz"):
 @pytest.mark.parametrize("name", ["../evil.txt", "photos/../../evil.txt"])
 def test_tar_that_reaches_out(tmp_path, name):
     (tmp_path/"in").mkdir()
-    with pytest.raises(ValueError, match=f"'{name}' is not allowed in an archive of data"): datasets.unpack(archive_of(tmp_path/"a.tgz", ["photos/1.jpg", name]), tmp_path/"in"/"photos")
+    with pytest.raises(ValueError, match=f"'{name}' is not allowed in an archive of data"): datasets._unpack(archive_of(tmp_path/"a.tgz", ["photos/1.jpg", name]), tmp_path/"in"/"photos")
     assert not list(tmp_path.rglob("evil.txt")) and not any((tmp_path/"in").iterdir())
 
 def test_tar_with_a_whole_path(tmp_path):
     "The data filter takes the leading slash off, so the file stays inside"
-    datasets.unpack(archive_of(tmp_path/"a.tgz", ["photos/1.jpg", "/evil.txt"]), tmp_path/"photos")
+    datasets._unpack(archive_of(tmp_path/"a.tgz", ["photos/1.jpg", "/evil.txt"]), tmp_path/"photos")
     assert not Path("/evil.txt").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["a.tgz", "photos"]
 
 def test_tar_with_a_link_that_reaches_out(tmp_path):
@@ -439,14 +439,14 @@ def test_tar_with_a_link_that_reaches_out(tmp_path):
         entry = tarfile.TarInfo("photos/link")
         entry.type, entry.linkname = tarfile.SYMTYPE, "../../../etc"
         tar.addfile(entry)
-    with pytest.raises(ValueError, match="'photos/link' is not allowed"): datasets.unpack(tmp_path/"a.tgz", tmp_path/"photos")
+    with pytest.raises(ValueError, match="'photos/link' is not allowed"): datasets._unpack(tmp_path/"a.tgz", tmp_path/"photos")
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "photos/../../evil.txt"])
 def test_zip_that_reaches_out(tmp_path, name):
     (tmp_path/"in").mkdir()
     with zipfile.ZipFile(tmp_path/"a.zip", "w") as packed:
         packed.writestr("photos/1.jpg", "x"), packed.writestr(name, "x")
-    with pytest.raises(ValueError, match="is not allowed in an archive of data"): datasets.unpack(tmp_path/"a.zip", tmp_path/"in"/"photos")
+    with pytest.raises(ValueError, match="is not allowed in an archive of data"): datasets._unpack(tmp_path/"a.zip", tmp_path/"in"/"photos")
     assert not list(tmp_path.rglob("evil.txt")) and not any((tmp_path/"in").iterdir())
 
 @pytest.mark.parametrize("suffix", ["tgz", "zip", "tar"])
@@ -460,28 +460,28 @@ def test_truncated_archives_leave_nothing(tmp_path, suffix):
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(ValueError, match=f"Cannot unpack '.*a.{suffix}'"): datasets.unpack(path, tmp_path/"photos")
+    with pytest.raises(ValueError, match=f"Cannot unpack '.*a.{suffix}'"): datasets._unpack(path, tmp_path/"photos")
     assert {file.name for file in tmp_path.iterdir()} == {path.name}
 
 def test_another_archive(tmp_path):
-    with pytest.raises(ValueError, match="holds no folder 'photos'"): datasets.unpack(archive_of(tmp_path/"a.tgz", ["birds/1.jpg"]), tmp_path/"photos")
+    with pytest.raises(ValueError, match="holds no folder 'photos'"): datasets._unpack(archive_of(tmp_path/"a.tgz", ["birds/1.jpg"]), tmp_path/"photos")
 
 def test_old_folder_is_replaced_as_a_whole(tmp_path):
     plain(tmp_path/"photos"/"old.jpg", 1)
-    datasets.unpack(archive_of(tmp_path/"a.tgz", ["photos/1.jpg", "photos/2.jpg"]), tmp_path/"photos")
+    datasets._unpack(archive_of(tmp_path/"a.tgz", ["photos/1.jpg", "photos/2.jpg"]), tmp_path/"photos")
     assert sorted(path.name for path in (tmp_path/"photos").iterdir()) == ["1.jpg", "2.jpg"]
 
 def test_killed_while_unpacking(tmp_path):
     "A process that is killed leaves no folder of the dataset's name; the next one clears up and gets through"
     archive = archive_of(tmp_path/"a.tgz", [f"photos/{i}.jpg" for i in range(1500)])
-    code = f"from datadesc import datasets; print('ready', flush=True); datasets.unpack({str(archive)!r}, {str(tmp_path/'photos')!r})"
+    code = f"from datadesc import datasets; print('ready', flush=True); datasets._unpack({str(archive)!r}, {str(tmp_path/'photos')!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     process.stdout.readline()
     fresh = tmp_path/".a.tgz.unpacking"
     while process.poll() is None and not (fresh/"photos").exists(): time.sleep(.001)
     process.send_signal(signal.SIGKILL), process.wait()
     assert fresh.exists() and not (tmp_path/"photos").exists()
-    datasets.unpack(archive, tmp_path/"photos")
+    datasets._unpack(archive, tmp_path/"photos")
     assert len(list((tmp_path/"photos").iterdir())) == 1500 and not fresh.exists()
 
 

@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from datadesc import meadow
-from datadesc.describe import check_line, describe, failed_questions, flagged, from_file, kinds_of, parts_of, without_name
+from datadesc.describe import check_line, describe, failed_questions, flagged, from_file, kinds_of, parts_of, _without_name
 from datadesc.llm import LLM, LLMError, Request
 from datadesc.selection import scored_text
 from llm_server import completion, llm_server, surroundings
@@ -90,7 +90,7 @@ def test_the_second_list_is_taken():
     ("c++ code", "C++", None, "it++ code"), ("(x) marks", "(x)", None, "(it) marks"), ("an odd ??? sign", "???", None, "an odd it sign"),
     ("a hat lying on a table", "hat", None, "it lying on a table"), ("a hat lying on a table", "hat", "garment", "this garment lying on a table"),
     ("a Brewer Blackbird, a brewers blackbird's eye", "Brewer's Blackbird", "bird", "this bird, this bird's eye"), ("कि और का", "कि", None, "it और का")])
-def test_class_names_are_replaced(text, name, superclass, expected): assert without_name(text, name, superclass) == expected
+def test_class_names_are_replaced(text, name, superclass, expected): assert _without_name(text, name, superclass) == expected
 
 
 @pytest.mark.parametrize("answer, says", [("red wings", True), ("Not described.", True), ("unknown", True), ("", False), ("Sure!", False), ("Certainly! Here's one:", False), ("Here is the line:", False), ('{"description": "red wi', False),

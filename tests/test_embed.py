@@ -310,8 +310,8 @@ def test_facts_are_written_once(tiny, album, tmp_path, monkeypatch):
     assert len(written) == len(set(written)) == len(images)
 
 def test_each_text_once(tiny, tmp_path, monkeypatch):
-    read, tokens_of = [], embed.tokens_of
-    monkeypatch.setattr(embed, "tokens_of", lambda tokenizer, texts: read.extend(texts) or tokens_of(tokenizer, texts))
+    read, tokens_of = [], embed._tokens_of
+    monkeypatch.setattr(embed, "_tokens_of", lambda tokenizer, texts: read.extend(texts) or tokens_of(tokenizer, texts))
     texts, store = ["a wing", "a tail", "a wing", "été \ud800"[:3]], Store(tmp_path)
     ask = text_embedder(tiny, store)
     assert ask(texts).shape == (4, 16) and read == ["a wing", "a tail", "été"] and ask([]).shape == (0, 16)

@@ -2,20 +2,20 @@
 import pytest
 import torch
 
-from datadesc.fewshot import draw_shots, take_shots
+from datadesc.fewshot import _draw_shots, take_shots
 
 LABELS = torch.tensor([1, 0, 1, 0, 1, 0])
 
 
 def test_as_many_of_every_class_and_others_with_another_seed():
-    assert LABELS[draw_shots(LABELS, 2)].tolist() == [0, 0, 1, 1]
-    assert draw_shots(LABELS, 1, seed=1).tolist() == draw_shots(LABELS, 1, seed=1).tolist()
-    assert len({tuple(draw_shots(LABELS, 1, seed=seed).tolist()) for seed in range(20)}) > 3
-    with pytest.raises(ValueError, match="Class 0 has 3 images: too few for 4 shots"): draw_shots(LABELS, 4)
+    assert LABELS[_draw_shots(LABELS, 2)].tolist() == [0, 0, 1, 1]
+    assert _draw_shots(LABELS, 1, seed=1).tolist() == _draw_shots(LABELS, 1, seed=1).tolist()
+    assert len({tuple(_draw_shots(LABELS, 1, seed=seed).tolist()) for seed in range(20)}) > 3
+    with pytest.raises(ValueError, match="Class 0 has 3 images: too few for 4 shots"): _draw_shots(LABELS, 4)
 
 
 def test_more_shots_hold_the_fewer():
-    assert set(draw_shots(LABELS, 2).tolist()) < set(draw_shots(LABELS, 3).tolist())
+    assert set(_draw_shots(LABELS, 2).tolist()) < set(_draw_shots(LABELS, 3).tolist())
 
 
 @pytest.mark.parametrize("shots", [2, 3, "3"])

@@ -273,7 +273,7 @@ NAMES = st.sampled_from(["train", "Testing", "val", "cat", "dog", "old", "images
 FILES = st.sampled_from(["0.png", "1.jpg", "a.txt", "Thumbs.db", MARK])
 
 @settings(max_examples=150, deadline=None)
-@given(st.sets(st.tuples(st.lists(NAMES, max_size=4), FILES).map(lambda path: "/".join([*path[0], path[1]])), max_size=14), st.sampled_from(folders.CLASS_LEVELS))
+@given(st.sets(st.tuples(st.lists(NAMES, max_size=4), FILES).map(lambda path: "/".join([*path[0], path[1]])), max_size=14), st.sampled_from(folders._CLASS_LEVELS))
 def test_every_file_is_read_or_left_out_once_and_nothing_is_written(tmp_path_factory, paths, level):
     root = lay(tmp_path_factory.mktemp("any"), *sorted(paths))
     state = lambda: sorted((str(path), path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in (root, *root.rglob("*")))

@@ -37,16 +37,16 @@ def test_no_picture_stands_in_two_splits(world):
 @pytest.mark.parametrize("which", ["world", "other"])
 def test_species(which, request):
     species = request.getfixturevalue(which).species
-    looks = meadow.looks_of(species)
+    looks = meadow._looks_of(species)
     assert len(species) == 24 and species.telling.sum() == 12 and species.name.nunique() == 24
     assert all(renderer.kept_back(look) for look in looks)
     twins = species[species.twin_of >= 0]
     assert len(twins) == 16
     for i, row in twins.iterrows():
-        assert meadow.differences(looks[i], looks[row.twin_of]) == [row.twin_feature]
+        assert meadow._differences(looks[i], looks[row.twin_of]) == [row.twin_feature]
     for i in range(24):
         for j in range(i):
-            assert species.twin_of[i] == j or len(meadow.differences(looks[i], looks[j])) > 2
+            assert species.twin_of[i] == j or len(meadow._differences(looks[i], looks[j])) > 2
 
 
 @pytest.mark.parametrize("which", ["world", "other"])
@@ -78,7 +78,7 @@ def test_both_stages_replay_without_a_key(world, knowledge, monkeypatch, tmp_pat
 
 
 def test_worlds_differ(world, other):
-    looks = lambda w: set(meadow.looks_of(w.species))
+    looks = lambda w: set(meadow._looks_of(w.species))
     assert not looks(world) & looks(other)
     assert not set(world.classes) & set(other.classes)
 

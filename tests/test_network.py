@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 import datadesc.network
 from datadesc.data import ImageSet, open_image
-from datadesc.network import (NetworkOptions, augmented, check_name, gradient_blocks, last_layer, last_layer_blocks, layer_parameters,
-                              load_network, network_influence, sample_gradients, train_network)
+from datadesc.network import (NetworkOptions, _augmented, _check_name, _gradient_blocks, last_layer, _last_layer_blocks, _layer_parameters,
+                              load_network, network_influence, _sample_gradients, train_network)
 from datadesc.store import read_tensors, write_tensors
 
 torch.set_num_threads(1)
@@ -65,10 +65,10 @@ def test_any_classifier_trains_and_is_asked(name, side, last, tmp_path):
 
 
 def test_unknown_names_are_met_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean .*resnet34"): check_name("resnet-34")
-    with pytest.raises(ValueError, match="did you mean .*torchvision/resnet34"): check_name("torchvision/resnet-34")
-    with pytest.raises(ValueError, match="Unknown network 'zzzzzz'. `network_names"): check_name("zzzzzz")
-    assert check_name("resnet34.a1_in1k")
+    with pytest.raises(ValueError, match="did you mean .*resnet34"): _check_name("resnet-34")
+    with pytest.raises(ValueError, match="did you mean .*torchvision/resnet34"): _check_name("torchvision/resnet-34")
+    with pytest.raises(ValueError, match="Unknown network 'zzzzzz'. `network_names"): _check_name("zzzzzz")
+    assert _check_name("resnet34.a1_in1k")
 
 
 def test_squeezenet_has_no_linear_end():
@@ -156,7 +156,7 @@ def test_network_and_generator_stay_as_they_were(tmp_path):
 def test_augmented_images_are_mirrored_and_shifted():
     torch.manual_seed(0)
     x = torch.arange(3 * 16 * 16, dtype=torch.float32).view(1, 3, 16, 16).repeat(50, 1, 1, 1)
-    y = augmented(x)
+    y = _augmented(x)
     inside = [F.unfold(image[:1], 12).T for image in (x[0], x[0].flip(-1))]  # every 12 x 12 part of the image and of its mirror image
     part = y[:, :1, 2:14, 2:14].flatten(1)
     straight, mirrored = ((part[:, None] == side).all(2).any(1) for side in inside)
@@ -294,10 +294,10 @@ def test_last_layer_in_closed_form_is_autograd(trained):
     train, val = (last_layer(double(start), training.checkpoints, few.samples[s]) for s in ("train", "val"))
     for memory_mb in (80, .002):
         got = torch.zeros_like(want)
-        for v, t, block in last_layer_blocks(train, val, memory_mb): got[v, t] = block
+        for v, t, block in _last_layer_blocks(train, val, memory_mb): got[v, t] = block
         assert (got - want).abs().max() < 1e-9
     single = [last_layer(start, training.checkpoints, few.samples[s]) for s in ("train", "val")]
-    assert (torch.cat([b for _, _, b in last_layer_blocks(*single)]) - want).abs().max() < 1e-4 * want.abs().max()
+    assert (torch.cat([b for _, _, b in _last_layer_blocks(*single)]) - want).abs().max() < 1e-4 * want.abs().max()
 
 
 @pytest.mark.parametrize("layers", ["all", ["layer4", "fc"]])
@@ -305,16 +305,16 @@ def test_last_layer_in_closed_form_is_autograd(trained):
 def test_layers_by_sample_gradients_are_autograd(layers, memory_mb, trained):
     start, few, training = trained
     some = {"train": few.samples["train"][:8], "val": few.samples["val"][:5]}
-    names = layer_parameters(start, layers)
+    names = _layer_parameters(start, layers)
     want = by_autograd(start, training, some, names)
-    got = torch.cat([b for _, _, b in gradient_blocks(double(start), training.checkpoints, names, *(pixels(start, some[s]) for s in some), memory_mb)])
+    got = torch.cat([b for _, _, b in _gradient_blocks(double(start), training.checkpoints, names, *(pixels(start, some[s]) for s in some), memory_mb)])
     assert (got - want).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("layers", ["last", "layer4"])
 def test_what_is_kept_is_what_the_table_says(layers, trained):
     start, few, training = trained
-    names = layer_parameters(start, start.last if layers == "last" else layers)
+    names = _layer_parameters(start, start.last if layers == "last" else layers)
     want, cloud = by_autograd(start, training, few.samples, names), torch.randn(25, 6, dtype=torch.float64)
     found = network_influence(double(start), training.checkpoints, few, cloud, layers, top_k=4)
     best, at = want.topk(4)
@@ -355,7 +355,7 @@ def test_bad_input_is_named(trained, tmp_path):
     with pytest.raises(ValueError, match="loaded for 3 classes, but noise has 4"): network_influence(start, checkpoints, replace(few, classes=("a", "b", "c", "d")), cloud)
     with pytest.raises(ValueError, match="belong to another network"): network_influence(network("test_convnext"), checkpoints, few, cloud)
     with pytest.raises(ValueError, match="no layer 'layr4' with weights: did you mean layer4"): network_influence(start, checkpoints, few, cloud, layers=["fc", "layr4"])
-    with pytest.raises(ValueError, match="Expected last, all, or names"): layer_parameters(start, "zzzzz")
+    with pytest.raises(ValueError, match="Expected last, all, or names"): _layer_parameters(start, "zzzzz")
     write_tensors(tmp_path / "nan.safetensors", {k: w * torch.nan if k == "layer4.0.conv1.weight" else w for k, w in read_tensors(checkpoints[0].path).items()})
     with pytest.raises(ValueError, match="test_resnet after epoch 2: its features hold NaN"): network_influence(start, [replace(checkpoints[0], path=tmp_path / "nan.safetensors")], few, cloud)
     with pytest.raises(ValueError, match="no images"): network_influence(start, checkpoints, replace(few, samples=few.samples | {"val": []}), cloud)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datadesc.datasets import fetch_file
+from datadesc.datasets import _fetch_file
 from datadesc.hub import hub, hub_or_cache
 from datadesc.llm import LLM
 from datadesc.online import asked_wait, mend_no_proxy
@@ -42,7 +42,7 @@ def test_every_client_is_made_without_a_proxy(monkeypatch, tmp_path, name, no_pr
     monkeypatch.setenv(name, no_proxy)
     with wiki_server() as (url, _): assert Wikipedia(url).article("Eel")["page"] == "Eel"
     monkeypatch.setenv(name, no_proxy)
-    with wiki_server(lambda _: "bytes") as (url, _): fetch_file(url, tmp_path/"file", hashlib.md5(b"bytes").hexdigest(), progress=False)
+    with wiki_server(lambda _: "bytes") as (url, _): _fetch_file(url, tmp_path/"file", hashlib.md5(b"bytes").hexdigest(), progress=False)
     monkeypatch.setenv(name, no_proxy)
     monkeypatch.setattr(hub, "ENDPOINT", NOWHERE)
     with hub_or_cache() as offline: assert offline, "NO_PROXY alone is no proxy that might answer for the hub"

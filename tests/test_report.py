@@ -41,7 +41,7 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     pool = pd.DataFrame(dict(text_id=range(n * TEXTS), class_id=about.numpy(), text=texts, flag=["not described" if c in silent else "" for c in about.tolist()],
                              names_class=False, source="file", component="", sample=0, knowledge="none")).assign(scored_text=texts)
     for row, flag in flags.items(): pool.loc[row, "flag"] = flag
-    pool = report.with_names_for_silent(pool, names)
+    pool = report._with_names_for_silent(pool, names)
     known = dict(zip(pool.scored_text, torch.cat([text_emb, centres]))) | dict(zip(names_only(names), centres))
     def embed(asked): return torch.stack([known[t] if t in known else F.normalize(noise(D), dim=0) for t in asked])
     study = Study(names, emb, labels, pool, embed, ChoiceOptions(top_k=4))
@@ -49,7 +49,7 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     study.image_set = ImageSet("toy <i>", tuple(names), {split: [(picture(i), c) for i, c in enumerate(y.tolist())] for split, y in labels.items()}, skipped=("bad.jpg: <no> image",))
     study.encoder = SimpleNamespace(name="toy-clip", device="cpu", dim=D, tokenizer=Tokenizer(), preprocess="none", model=torch.nn.Linear(2, 2))
     params = dict(dataset="toy", model=model, form="direct", data_root=None, store="/secret")
-    return report.Findings(study, report.Sentences(pool, LLM("nobody")), params, tmp_path)
+    return report.Findings(study, report._Sentences(pool, LLM("nobody")), params, tmp_path)
 
 
 def sections(findings):
@@ -100,7 +100,7 @@ def test_a_doubtful_label_is_never_typical(tmp_path):
 
 
 def test_doubtful_labels_between_classes_that_are_not_separated_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "NOT_SEPARATED", report.CONFUSED)
+    monkeypatch.setattr(report, "_NOT_SEPARATED", report._CONFUSED)
     findings = mislabelled(tmp_path, spread=1.2)
     n = len(findings.unjudged)
     rest = findings.suspects[:0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from datadesc import results, runs
-from datadesc.results import AccuracyLine, ConditionLine, PairLine, Result
+from datadesc.results import AccuracyLine, _ConditionLine, PairLine, Result
 
 REPO = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ def test_three_sentences_of_the_first_classes(tmp_path, result):
 
 
 def test_warnings_failures_and_reasons_are_said(tmp_path, result):
-    failed = ConditionLine(name="classifier", verdict="fail", figure=.1, limit=.2, sentence="It guesses.")
+    failed = _ConditionLine(name="classifier", verdict="fail", figure=.1, limit=.2, sentence="It guesses.")
     changed = result.model_copy(update=dict(warning="The encoder knows butterflies only.", conditions=[failed], suspects=None,
                                             withheld={"labels": "The classifier guesses.", "sentences": "Nothing fits."}))
     results.write(tmp_path, changed)

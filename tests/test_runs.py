@@ -39,7 +39,7 @@ def until(condition, seconds=120):
 
 def in_the_throws(name="coin"):
     "Whether a run of `name` has come to its second cell."
-    return runs.is_running(ROOT, name) and runs.state(ROOT, name) == ("running", "under 'The throws'")
+    return runs.is_running(ROOT, name) and runs._state(ROOT, name) == ("running", "under 'The throws'")
 
 
 def children(process):
@@ -120,9 +120,9 @@ def test_a_failure_keeps_the_old_result(coin):
     failed = ROOT / ".datadesc" / "failed" / "coin"
     report = nbformat.read(failed / "report.ipynb", as_version=4)
     assert report.metadata.papermill.exception is True and report.metadata.papermill.parameters.out == str(failed)
-    assert runs.state(ROOT, "coin")[0] == "failed"
+    assert runs._state(ROOT, "coin")[0] == "failed"
     coin(force=True)
-    assert not failed.exists() and runs.state(ROOT, "coin")[0] == "done"
+    assert not failed.exists() and runs._state(ROOT, "coin")[0] == "done"
 
 
 def test_a_first_failure_can_be_read(coin):
@@ -131,7 +131,7 @@ def test_a_first_failure_can_be_read(coin):
     assert sorted(file.name for file in (ROOT / "coin").iterdir()) == [".datadesc-run", "report.ipynb"]
     assert "division by zero" in next(row["note"] for row in runs.status() if row["run"] == "coin")
     coin()
-    assert runs.state(ROOT, "coin")[0] == "done"
+    assert runs._state(ROOT, "coin")[0] == "done"
 
 
 def test_no_result_is_a_failure(coin):
@@ -140,7 +140,7 @@ def test_no_result_is_a_failure(coin):
     nbformat.write(notebook, "coin.ipynb")
     with pytest.raises(runs.RunFailed, match="without writing result.json"):
         coin()
-    assert runs.state(ROOT, "coin")[0] == "failed"
+    assert runs._state(ROOT, "coin")[0] == "failed"
 
 
 def test_a_kernel_that_dies(coin):
@@ -149,7 +149,7 @@ def test_a_kernel_that_dies(coin):
     nbformat.write(notebook, "coin.ipynb")
     with pytest.raises(runs.RunFailed, match="lost its kernel"):
         coin()
-    assert runs.state(ROOT, "coin")[0] == "failed"
+    assert runs._state(ROOT, "coin")[0] == "failed"
 
 
 def test_a_killed_run_has_failed(datadesc, begin):
@@ -160,11 +160,11 @@ def test_a_killed_run_has_failed(datadesc, begin):
     kernels = children(process)
     process.kill()
     process.wait()
-    assert runs.state(ROOT, "coin") == ("failed", "stopped under 'The throws': interrupted or killed")
+    assert runs._state(ROOT, "coin") == ("failed", "stopped under 'The throws': interrupted or killed")
     assert (ROOT / "coin" / "result.json").exists()
     until(lambda: not any(Path(f"/proc/{kernel}/cmdline").exists() and Path(f"/proc/{kernel}/cmdline").read_bytes() for kernel in kernels))
     assert "Report:" in datadesc("run", "coin", "--force").stdout
-    assert runs.state(ROOT, "coin")[0] == "done"
+    assert runs._state(ROOT, "coin")[0] == "done"
 
 
 def test_ctrl_c_is_clean(begin):
@@ -175,7 +175,7 @@ def test_ctrl_c_is_clean(begin):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in errors
     assert "'coin' stopped under 'The throws': " in errors
-    assert runs.state(ROOT, "coin")[0] == "failed" and (ROOT / "coin" / "report.ipynb").exists()
+    assert runs._state(ROOT, "coin")[0] == "failed" and (ROOT / "coin" / "report.ipynb").exists()
     assert not any(Path(f"/proc/{kernel}").exists() for kernel in kernels)
 
 

@@ -12,10 +12,10 @@ from datadesc.accuracy import accuracy, confusion, correct, per_class_accuracy
 from datadesc.adapters import adapted, adapters
 from datadesc.audit import auc_of_planted, confusable_pairs, separating_texts, suspect_labels, wrong_label_scores
 from datadesc.benchmark import benchmark, chosen_by, controls
-from datadesc.stats import chance_interval, correct_matrix, gain, summary
+from datadesc.stats import chance_interval, _correct_matrix, gain, summary
 from datadesc.data import ImageSet
 from datadesc.fewshot import take_shots
-from datadesc.figures import accuracy_table, image_rows, proponent_gallery, suspect_gallery, text_class_heatmap, tsne_figure
+from datadesc.figures import accuracy_table, image_rows, proponent_gallery, suspect_gallery, _text_class_heatmap, _tsne_figure
 from datadesc.head import center
 from datadesc.influence import class_opponents, class_proponents, text_influence
 from datadesc.network import NetworkOptions, load_network, network_influence, train_network
@@ -140,14 +140,14 @@ def test_transfer_ends(world, protocol):
     table = transfer(world.images, world.labels, world.chosen, shots=[1, "all"], seeds=range(2), zero_shot_start=["pool"], joint=["pool"], options=protocol)
     assert set(table.shots) == {"1", "all"} and table.accuracy.notna().all() and table.mean_per_class.notna().all()
     known = table[(table.method == "images only") & (table.shots == "all")]
-    rights = correct_matrix(known)[:, (world.labels["test"] == 6).numpy()]
+    rights = _correct_matrix(known)[:, (world.labels["test"] == 6).numpy()]
     assert not rights.any(), "no image of this class was ever shown"
 
 
 def test_adapters_end(world):
     table = adapted(world.images, world.labels, world.chosen, adapters(10.), shots=[1, "all"], seeds=range(2))
     assert len(table) == 5 * 2 * 2 and table.accuracy.between(0, 1).all()
-    probe = correct_matrix(table[(table.method == "logistic regression")])
+    probe = _correct_matrix(table[(table.method == "logistic regression")])
     assert not probe[:, torch.isin(world.labels["test"], torch.tensor([4, 6])).numpy()].any(), "the probe knows classes by their images alone"
 
 
@@ -196,8 +196,8 @@ def test_figures_show_what_there_is(world, tmp_path, recwarn):
     scores = world.ift("direct").join(world.pool["text"])
     teachers = {c: [] if c in NO_VAL + UNSEEN else class_proponents(world.found, 3)[0][c].tolist() for c in range(C)}
     suspects = suspect_labels(world.study)
-    heat = text_class_heatmap(matrix, world.owner, CLASSES)
-    cloud = tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
+    heat = _text_class_heatmap(matrix, world.owner, CLASSES)
+    cloud = _tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
     for fig in (heat, cloud, proponent_gallery(images, teachers, scores), suspect_gallery(images, suspects, n=2), image_rows([[(images.images("test")[0], "one")]])): fig.savefig(tmp_path/"figure.png")
     assert "grey: no image" in heat.axes[-1].get_ylabel()
     assert sorted(t.get_text() for t in cloud.axes[0].texts) == sorted(CLASSES)

@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 
 import datadesc.store
 from datadesc.files import default_root, whole
-from datadesc.store import Rows, Store, digest, key_of, read_table, write_json, write_table
+from datadesc.store import _Rows, Store, digest, key_of, read_table, write_json, write_table
 
 
 @pytest.mark.parametrize("a, b", [
@@ -129,7 +129,7 @@ def test_rows_of_several_processes(tmp_path):
     assert all(process.wait() == 0 for process in processes)
     (tmp_path/"rows"/".half.safetensors.part").write_bytes(b"half")
     keys = [digest(f"{j}".encode()) for j in range(50)]
-    rows = Rows(tmp_path/"rows")
+    rows = _Rows(tmp_path/"rows")
     assert {key: row.item() for key, row in rows.get(keys).items()} == {key: float(j) for j, key in enumerate(keys[:44])} and rows.missing(keys) == keys[44:]
 
 def test_facts_of_several_processes(tmp_path):

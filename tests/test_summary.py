@@ -6,7 +6,7 @@ import pytest
 
 from datadesc import runs
 from datadesc.run_folder import write_mark
-from datadesc.summary import COUNTERPARTS, PRINTED, counterpart, find_line, knowledge_pairs, measured, published, told_apart
+from datadesc.summary import _COUNTERPARTS, _PRINTED, counterpart, _find_line, knowledge_pairs, measured, published, told_apart
 
 FORMS = ("direct", "clip", "weighted")
 
@@ -82,20 +82,20 @@ def test_a_counterpart_takes_the_authors_score_and_the_papers_protocol(root):
 
 def test_the_last_column_is_the_form_of_the_run(root):
     table = measured(root, ["sat_memory"])
-    assert find_line(table, COUNTERPARTS["transfer"]["proponent texts"]).method == "clip"
+    assert _find_line(table, _COUNTERPARTS["transfer"]["proponent texts"]).method == "clip"
     assert counterpart("transfer", table).loc["eurosat", "run sat_memory"]["proponent texts"] == counterpart("selection", table).loc["eurosat", "run sat_memory"]["clip score"] == ours(.551)
 
 
 def test_printed_figures_stand_in_rows_of_their_own(root):
     "Change every figure of ours: the printed rows stay. Leave the printed row of another dataset out: it is nowhere."
     table, printed = measured(root, runs.finished(root)), published()
-    for name in COUNTERPARTS:
+    for name in _COUNTERPARTS:
         both, other = counterpart(name, table), counterpart(name, table.assign(mean=table["mean"]/2, low=table.low/2, high=table.high/2))
-        assert [list(rows.index) for rows in (both, other)] == [list(both.index)]*2 and set(both.index) == {("meadow", "run meadow"), ("eurosat", "run sat"), ("eurosat", "run sat_memory"), ("eurosat", PRINTED)}
-        pd.testing.assert_series_equal(both.loc[("eurosat", PRINTED)], other.loc[("eurosat", PRINTED)])
+        assert [list(rows.index) for rows in (both, other)] == [list(both.index)]*2 and set(both.index) == {("meadow", "run meadow"), ("eurosat", "run sat"), ("eurosat", "run sat_memory"), ("eurosat", _PRINTED)}
+        pd.testing.assert_series_equal(both.loc[("eurosat", _PRINTED)], other.loc[("eurosat", _PRINTED)])
         quoted = printed[(printed.table == name) & (printed.dataset == "eurosat")].set_index("method").value
-        assert both.loc[("eurosat", PRINTED)].to_dict() == quoted.map("{:.2f}".format).reindex(both.columns).to_dict()
-        measured_rows = both[both.index.get_level_values("source") != PRINTED]
+        assert both.loc[("eurosat", _PRINTED)].to_dict() == quoted.map("{:.2f}".format).reindex(both.columns).to_dict()
+        measured_rows = both[both.index.get_level_values("source") != _PRINTED]
         assert all("±" in cell or cell == "" for cell in measured_rows.to_numpy().ravel()) and (measured_rows != other.loc[measured_rows.index]).any(axis=None)
 
 
@@ -104,14 +104,14 @@ def test_only_printed_rows_are_grey(root):
     styler = told_apart(table)
     styler._compute()
     grey = {row for (row, _), style in styler.ctx.items() if ("font-style", "italic") in style}
-    assert [table.index[row] for row in sorted(grey)] == [("eurosat", PRINTED)]
+    assert [table.index[row] for row in sorted(grey)] == [("eurosat", _PRINTED)]
     assert all(("font-style", "italic") in styler.ctx[row, column] for row in grey for column in range(table.shape[1]))
 
 
 def test_knowledge_is_compared_between_two_runs_of_one_dataset(root):
     write_run(root, "sat_memory_direct", "eurosat", .36, knowledge="none")
     pairs = knowledge_pairs(measured(root, ["meadow", "sat", "sat_memory_direct"]))
-    assert [source == PRINTED for _, source in pairs.index] == [False, True] and set(pairs.index.get_level_values("dataset")) == {"eurosat"}
+    assert [source == _PRINTED for _, source in pairs.index] == [False, True] and set(pairs.index.get_level_values("dataset")) == {"eurosat"}
     assert pairs.iloc[0].to_dict() == {"without Wikipedia": ours(.56), "with Wikipedia": ours(.6)}
     assert not len(knowledge_pairs(measured(root, ["meadow", "sat"])))
 
@@ -129,7 +129,7 @@ def test_the_page_of_all_runs(page):
     assert {".datadesc-run", "report.ipynb", "report.html", "result.json", "results.csv", "figures"} == {f.name for f in page.iterdir()}
     assert json.loads((page/"result.json").read_text()) == dict(runs=["eurosat", "meadow"], lines=2*len(lines(0.)))
     text = (page/"report.html").read_text()
-    assert PRINTED in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text
+    assert _PRINTED in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text
     assert runs.finished(page.parent) == ["eurosat", "meadow"], "the summary is no run"
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.stats import correct_matrix, summary
+from datadesc.stats import _correct_matrix, summary
 from datadesc.fewshot import FewShotSplit, take_shots
 from datadesc.head import Checkpoint, HeadOptions, learning_rate
-from datadesc.transfer import PAPER, Heads, TransferOptions, batches, pick, shuffled_rows, stage, text_features, train_heads, transfer
+from datadesc.transfer import PAPER, Heads, TransferOptions, batches, _pick, shuffled_rows, stage, text_features, train_heads, transfer
 from two_modalities import CLASSES, WIDTH, two_modalities
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
@@ -68,7 +68,7 @@ def test_the_papers_protocol_to_the_letter(world):
     texts = (emb.repeat(4, 1), y.repeat(4), torch.rand(4 * len(y), generator=torch.Generator().manual_seed(1)) - .2)
     rows = transfer(images, labels, {"texts": texts}, options="paper", seeds=range(2))
     assert set(rows.protocol) == {"paper"} and set(rows[rows.method == "texts"].epoch) == {30}
-    right = correct_matrix(rows[rows.method == "texts"])
+    right = _correct_matrix(rows[rows.method == "texts"])
     for seed in range(2):
         layer, splits = papers_head(images, labels, texts, seed), [take_shots(labels, "all", seed)]
         assert (right[seed] == (layer(F.normalize(images["test"], dim=1)).argmax(1) == labels["test"]).numpy()).all()
@@ -108,7 +108,7 @@ def test_memory_decides_how_many_train_together_and_nothing_else(world):
     images, labels, texts = world
     given, o = {name: shuffled(texts, seed) for seed, name in enumerate("abc")}, replace(QUICK, rates=(.1, 1.))
     tables = [transfer(images, labels, given, replace(o, memory_mb=mb), shots=(2, "all"), seeds=range(2), joint="ab") for mb in (0, 64)]
-    assert (correct_matrix(tables[0]) == correct_matrix(tables[1])).all() and tables[0].epoch.equals(tables[1].epoch)
+    assert (_correct_matrix(tables[0]) == _correct_matrix(tables[1])).all() and tables[0].epoch.equals(tables[1].epoch)
 
 
 def test_a_rate_is_chosen_on_validation(world):
@@ -172,14 +172,14 @@ def test_seeds_do_not_depend_on_their_company(world):
     images, labels, texts = world
     together = transfer(images, labels, {"texts": texts}, QUICK, shots=(2,), seeds=range(3))
     alone = transfer(images, labels, {"texts": texts}, QUICK, shots=(2,), seeds=[2])
-    assert (correct_matrix(together[together.seed == 2]) == correct_matrix(alone)).all()
+    assert (_correct_matrix(together[together.seed == 2]) == _correct_matrix(alone)).all()
 
 
 def test_methods_do_not_depend_on_their_company(world):
     images, labels, texts = world
     both = transfer(images, labels, {"a": texts, "b": shuffled(texts)}, QUICK, shots=(2,), seeds=range(2))
     alone = transfer(images, labels, {"b": shuffled(texts)}, QUICK, shots=(2,), seeds=range(2))
-    assert (correct_matrix(both[both.method == "b"]) == correct_matrix(alone[alone.method == "b"])).all()
+    assert (_correct_matrix(both[both.method == "b"]) == _correct_matrix(alone[alone.method == "b"])).all()
 
 
 def test_good_sentences_help_where_images_are_few(world):
@@ -237,9 +237,9 @@ def test_sentences_may_depend_on_the_split(world):
 
 def test_pick_reads_accuracy_then_loss_then_the_clock():
     right, loss = torch.tensor([[0, 1], [3, 3], [3, 3], [3, 2]]), torch.tensor([[.9, .8], [.5, .4], [.3, .6], [.3, .1]])
-    assert pick(right, loss).tolist() == [2, 1]
-    assert pick(right, loss, "loss").tolist() == [2, 3]
-    assert pick(right, loss, "last").tolist() == [3, 3]
+    assert _pick(right, loss).tolist() == [2, 1]
+    assert _pick(right, loss, "loss").tolist() == [2, 3]
+    assert _pick(right, loss, "last").tolist() == [3, 3]
 
 
 def test_a_pass_over_the_sentences_when_steps_are_not_given(world):

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datadesc
-from datadesc.wiki import (Snapshot, WikiError, Wikipedia, Zim, about_four_characters, alike, article_of, article_titles, find, lists_meanings, look_up,
-                           paragraphs, passages_about, text_of_html, write_snapshot)
+from datadesc.wiki import (Snapshot, WikiError, Wikipedia, Zim, _about_four_characters, _alike, _article_of, _article_titles, _find, _lists_meanings, look_up,
+                           _paragraphs, passages_about, _text_of_html, write_snapshot)
 from wiki_server import api_error, no_proxy, page, wiki_server
 
 
@@ -35,8 +35,8 @@ class Shelf:
         self.asked.append(title)
         text, how = self.pages.get(title), "exact"
         if text and text.startswith("-> "): title, text, how = text[3:], self.pages[text[3:]], "redirect"
-        found = text and article_of(text, self.name, title, how=how)
-        return found | {"how": "ambiguous"} if found and lists_meanings(found) else found
+        found = text and _article_of(text, self.name, title, how=how)
+        return found | {"how": "ambiguous"} if found and _lists_meanings(found) else found
 
     def search(self, words, limit=5): return [title for title in self.pages if set(words.lower().split()) <= set(re.findall(r"\w+", f"{title} {self.pages[title]}".lower()))]
 
@@ -202,7 +202,7 @@ def test_the_sense_of_a_name():
                   Wild_turkey=bird("brown"), Kite=meanings("Kite") + "Black kite, a raptor\nKite flying, a sport", Black_kite=bird("dark"), Kite_flying="It is a sport.",
                   Pad_thai="It is a dish of noodles.", Thai_cuisine="It is the food of Thailand.", Rook=meanings("Rook") + "Rook, a bird\nCape rook, a bird", Cape_rook=bird("black"))
     shelf.pages["Crane (bird)"], shelf.pages["Turkey (disambiguation)"] = bird("tall"), shelf.pages.pop("Turkey  disambiguation ")
-    sense = lambda name, kind=None: (article := find(name, shelf, kind)) and (article["page"], article["how"])
+    sense = lambda name, kind=None: (article := _find(name, shelf, kind)) and (article["page"], article["how"])
     assert sense("Jay", "bird") == ("Jay", "exact") and shelf.asked == ["Jay"]
     assert sense("Crane", "bird") == ("Crane (bird)", "disambiguation")
     assert sense("Crane") == ("Crane", "ambiguous")
@@ -219,13 +219,13 @@ def test_the_sense_of_a_name():
 
 def test_two_that_fit_are_not_one():
     shelf = Shelf(Robin="Robin may refer to:\nAmerican robin, a bird\nEuropean robin, a bird\nRobin Hood, an outlaw", American_robin="It is a bird.", European_robin="It is a bird.")
-    assert find("Robin", shelf, "bird")["note"] == "Robin may be American robin, European robin"
-    assert find("Robin", shelf, "bird")["passages"] == []
+    assert _find("Robin", shelf, "bird")["note"] == "Robin may be American robin, European robin"
+    assert _find("Robin", shelf, "bird")["passages"] == []
 
 
 def test_a_disambiguation_that_lists_itself_ends():
     shelf = Shelf(Robin="Robin may refer to:\nRobin, a bird\nRobins, birds", Robins="-> Robin")
-    assert find("Robin", shelf, "bird")["how"] == "ambiguous"
+    assert _find("Robin", shelf, "bird")["how"] == "ambiguous"
 
 
 def test_of_a_class_in_the_table_the_bare_name_is_not_trusted():
@@ -249,8 +249,8 @@ def titles(repo): return pd.read_csv(repo/"datadesc"/"assets"/"articles.csv", dt
 def test_every_class_of_the_nine_has_its_row(classes, titles):
     assert list(titles) == ["dataset", "class", "article"] and len(titles) == 707
     assert titles[["dataset", "class"]].values.tolist() == classes[["dataset", "class"]].values.tolist()
-    assert all(len(article_titles(name)) == len(group) for name, group in titles.groupby("dataset"))
-    assert article_titles("clothing") == {}
+    assert all(len(_article_titles(name)) == len(group) for name, group in titles.groupby("dataset"))
+    assert _article_titles("clothing") == {}
 
 
 def test_the_table_holds_titles(titles):
@@ -270,8 +270,8 @@ def test_names_with_another_meaning_are_not_titles(titles):
 
 # --- snapshots
 
-STRANGE = pd.DataFrame([article_of("Vögel — 鳥 \u2028 fliegen.\n\n\n== Merkmale ==\nRot & \"blau\" <b>.", "w", "Vogel", 3, "http://w/Vogel") | {"class": "bird"},
-                        article_of("", "w", "", how="missing", note="w has no article 'fish'") | {"class": "fish"}])
+STRANGE = pd.DataFrame([_article_of("Vögel — 鳥 \u2028 fliegen.\n\n\n== Merkmale ==\nRot & \"blau\" <b>.", "w", "Vogel", 3, "http://w/Vogel") | {"class": "bird"},
+                        _article_of("", "w", "", how="missing", note="w has no article 'fish'") | {"class": "fish"}])
 
 def test_a_snapshot_is_the_table(tmp_path):
     plain, packed = (write_snapshot(STRANGE, tmp_path/name) for name in ("a.jsonl", "a.jsonl.gz"))
@@ -285,7 +285,7 @@ def test_a_snapshot_is_the_table(tmp_path):
 
 def test_a_snapshot_knows_its_classes(tmp_path):
     "A title of the table may redirect elsewhere; the class is found all the same, and a class named like another's page is not mixed up with it"
-    rows = [article_of("It is red.", "w", "Cardinalis cardinalis", how="table") | {"class": "Cardinal"}, article_of("It is a saint.", "w", "Cardinal") | {"class": "Pope"}]
+    rows = [_article_of("It is red.", "w", "Cardinalis cardinalis", how="table") | {"class": "Cardinal"}, _article_of("It is a saint.", "w", "Cardinal") | {"class": "Pope"}]
     kept = Snapshot(write_snapshot(pd.DataFrame(rows), tmp_path/"a.jsonl"))
     table = look_up(["017.Cardinal", "Pope"], kept, "cub", "bird")
     assert table["passages"].tolist() == [["It is red."], ["It is a saint."]] and table["how"].tolist() == ["table", "exact"]
@@ -295,7 +295,7 @@ def test_a_snapshot_knows_its_classes(tmp_path):
 def test_a_snapshot_finds_a_class_in_either_form(written, asked, tmp_path):
     "One form of Unicode, and the numbers and WordNet ids that runs of 0.1 kept in the class."
     other = "n02085782-Japanese_spaniel" if written.startswith("n0") else "dog"
-    rows = [article_of("It is small.", "w", "Elsewhere") | {"class": written}, article_of("It barks.", "w", "Dog") | {"class": other}]
+    rows = [_article_of("It is small.", "w", "Elsewhere") | {"class": written}, _article_of("It barks.", "w", "Dog") | {"class": other}]
     kept = Snapshot(write_snapshot(pd.DataFrame(rows), tmp_path/"a.jsonl"))
     assert look_up([asked], kept)["passages"].item() == ["It is small."]
 
@@ -370,11 +370,11 @@ def test_files_that_are_no_zim(zim, tmp_path, monkeypatch):
 # --- passages
 
 def test_sections_of_other_languages_and_odd_pages():
-    assert paragraphs("") == [] and paragraphs("== Only ==") == [] and text_of_html("") == ""
-    assert paragraphs("a = b == c\n== A ==\n==== Deep ====\nx\n== Einzelnachweise ==\ny\n=== Z ===\nz\n== B ==\nw") == [("", "a = b == c"), ("A / Deep", "x"), ("B", "w")]
+    assert _paragraphs("") == [] and _paragraphs("== Only ==") == [] and _text_of_html("") == ""
+    assert _paragraphs("a = b == c\n== A ==\n==== Deep ====\nx\n== Einzelnachweise ==\ny\n=== Z ===\nz\n== B ==\nw") == [("", "a = b == c"), ("A / Deep", "x"), ("B", "w")]
 
 
-ROBIN = article_of("""The robin is a bird.\n== Etymology ==\nThe name of the wing is old.\n== Description ==\nThe breast is red. The back is brown.\n== Behaviour ==\nIt flaps each wing.
+ROBIN = _article_of("""The robin is a bird.\n== Etymology ==\nThe name of the wing is old.\n== Description ==\nThe breast is red. The back is brown.\n== Behaviour ==\nIt flaps each wing.
 == Merkmale ==\nDer Schnabel ist spitz.""", "by hand", "Robin")
 
 @pytest.mark.parametrize("part, budget, first", [("breast", 10, "The breast is red. The back is brown."), ("wing", 10, "The breast is red. The back is brown."), ("Schnabel", 7, "Der Schnabel ist spitz."), ("breast", 6, "The breast is red."), ("tail", 6, "The breast is red.")])
@@ -395,7 +395,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60)
 @settings(max_examples=150, deadline=None)
 @given(passages=st.lists(texts, max_size=8), part=texts, budget=st.integers(0, 60), words=st.booleans())
 def test_any_article_gives_beginnings_of_its_passages_within_the_budget(passages, part, budget, words):
-    count = (lambda text: len(text.split())) if words else about_four_characters
+    count = (lambda text: len(text.split())) if words else _about_four_characters
     quoted = passages_about({"passages": passages, "sections": ["Description", ""] * 4}, part, budget, count)
     if sum(count(passage + "\n") for passage in passages) <= budget: assert quoted == passages
     else: assert sum(count(text + "\n") for text in quoted) <= budget and all(quoted)
@@ -406,14 +406,14 @@ def test_any_article_gives_beginnings_of_its_passages_within_the_budget(passages
 @pytest.mark.parametrize("line", ["=" * 50_000, "==a" + " " * 50_000 + "b", "== " + "= " * 25_000, "may refer to " * 4_000, "." * 50_000, "a" * 50_000, "(" * 50_000, "\u200b" * 50_000])
 def test_huge_lines_take_no_time(line):
     began = time.monotonic()
-    article = article_of(f"{line}\n== Description ==\n{line}", "w", "p")
-    passages_about(article, "wings", 100), lists_meanings(article), text_of_html(line)
+    article = _article_of(f"{line}\n== Description ==\n{line}", "w", "p")
+    passages_about(article, "wings", 100), _lists_meanings(article), _text_of_html(line)
     assert time.monotonic() - began < 2
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_becomes_paragraphs(text):
-    found = paragraphs(text)
+    found = _paragraphs(text)
     assert all(passage == passage.strip() and passage for _, passage in found)
-    assert alike(alike(text)) == alike(text) or text[:1].isdigit()
+    assert _alike(_alike(text)) == _alike(text) or text[:1].isdigit()

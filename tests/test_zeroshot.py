@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.metrics import top_k_accuracy_score
 
 from datadesc.accuracy import top_k_accuracy
-from datadesc.stats import correct_matrix, summary
+from datadesc.stats import _correct_matrix, summary
 from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, with_names, zero_shot
 
 
@@ -71,8 +71,8 @@ def test_rows_survive_parquet(world, tmp_path):
     rows = zero_shot({"a": (text, ids), "b": (text.flip(0), ids)}, image, labels, 4, AGGREGATIONS)
     rows.to_parquet(tmp_path / "rows.parquet")
     back = pd.read_parquet(tmp_path / "rows.parquet")
-    assert (correct_matrix(back) == correct_matrix(rows)).all()
-    assert np.allclose(correct_matrix(back).mean(1), back.accuracy)
+    assert (_correct_matrix(back) == _correct_matrix(rows)).all()
+    assert np.allclose(_correct_matrix(back).mean(1), back.accuracy)
     assert len(summary(back)) == 6
 
 
