@@ -22,7 +22,7 @@ from .checks import asks, can_ask, check, check_answers, first_lines, input_file
 from .files import check_writable, default_root, no_room, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
-from .parameters import REMOVED, Parameter, check_parameters, heading, parameters, read_cells
+from .parameters import REMOVED, RENAMED, Parameter, check_parameters, heading, parameters, read_cells, renamed
 from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_place, is_running, mark_of, note_inputs, put, remove, source_of,
                                  working_folder)
 
@@ -214,7 +214,7 @@ def _had(place, page="report"):
 
 def _changes(place, params, known, page="report"):
     "The parameters that differ between the page at `place` and one with the values `params`: one `name: old -> new` each."
-    had = _had(place, page)
+    had = renamed(_had(place, page), known, quiet=True)
     same = {*_MANNER, "benchmark"} | ({"dataset"} if own_images(params) else set())  # a folder of images is the same from wherever one looks at it
     default = {name: parameter.default for name, parameter in known.items() if name not in same}
     return [f"{name}: {had.get(name, value)} -> {params.get(name, value)}" for name, value in default.items() if had.get(name, value) != params.get(name, value)]
@@ -261,7 +261,8 @@ def _resolve(
     if on_server and "llm_gguf" in params: raise ValueError(f"llm_gguf is a language model of this machine, {' and '.join(sorted(on_server))} one of a server: expected one of the two")
     if on_server: own.pop("llm_gguf", None)
     known = known_parameters(notebook)
-    return Path(root)/check_name(name), check_parameters(own | params, known), known
+    values = renamed(own, known) | renamed(params, known)
+    return Path(root)/check_name(name), check_parameters(values, known), known
 
 # %% ../nbs/4_pages/55_runs.ipynb #2c23125c
 def _folders_below(root, listing):
@@ -297,7 +298,7 @@ def run(
 ) -> Path:
     "Makes the report of one dataset, and its benchmark if that is asked for, unless that is done; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
-    asked = set(params or {})
+    asked = {RENAMED.get(parameter, parameter) for parameter in params or {}}
     place, params, known = _resolve(name_or_path, params, root, notebook, name)
     ours, theirs = _divided(params, notebook)
     unused = [] if params.get("benchmark") else sorted(asked & {*theirs} - {"benchmark"})
@@ -367,9 +368,9 @@ def benchmark(
     result(root, name)
     place, own, files = root/name, _own_parameters(notebook), _parameter_files(root)
     own_only = lambda values: {key: value for key, value in values.items() if key in own}
-    before = own_only(_had(place, "benchmark")) if _is_finished(place, "benchmark") else {}
-    from_file = own_only(_read_parameter_file(files[name])) if name in files else {}
-    theirs = check_parameters(from_file | before | (params or {}), own)
+    before = own_only(renamed(_had(place, "benchmark"), own, quiet=True)) if _is_finished(place, "benchmark") else {}
+    from_file = own_only(renamed(_read_parameter_file(files[name]), own)) if name in files else {}
+    theirs = check_parameters(from_file | before | renamed(params or {}, own), own)
     ours = {key: value for key, value in _had(place).items() if key not in (*own, "out")}
     with ExitStack() as stack:
         kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, ours)))
@@ -476,9 +477,9 @@ def accuracies(
     name: str,  # of a finished run
 ) -> list[dict]:
     "The accuracies of the run's benchmark, one line for each method and few-shot episode; [] where no benchmark was made."
-    if facts := benchmark_of(root, name): return facts["accuracy"]
-    facts = result(root, name)
-    return [] if facts.get("schema_version") else facts.get("accuracy", [])  # version 0.1 had all in one file
+    facts = benchmark_of(root, name)
+    if not facts and (facts := result(root, name)).get("schema_version"): return []  # version 0.1 had all in one file
+    return [{"significant" if key == "clear" else key: value for key, value in line.items()} for line in facts.get("accuracy", [])]
 
 # %% ../nbs/4_pages/55_runs.ipynb #c4f6d273
 def locate(
@@ -545,6 +546,7 @@ def repeat_command(
     place, files = Path(root)/name, _parameter_files(root)
     had = _had(place) | ({"benchmark": True} | _had(place, "benchmark") if _is_finished(place, "benchmark") else {})
     from_file = _read_parameter_file(files[name]) if name in files else {}
+    had, from_file = (renamed(values, known_parameters(), quiet=True) for values in (had, from_file))
     away = {*_MANNER, *REMOVED, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
     params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
     target = name if name in files else had.get("dataset") or _had(place).get("dataset") or name
