@@ -606,9 +606,9 @@ def _from_webdataset(
 def synthetic(
     name: str,  # "meadow" or "heath"
 ):
-    "The synthetic dataset of that name, a `meadow.World`: images, articles, and what is true of them."
+    "The synthetic dataset of that name, a `meadow.SyntheticDataset`: images, articles, and what is true of them."
     from datadesc import meadow
-    return meadow.load() if name == "meadow" else meadow.make_world(7, "heath")
+    return meadow.load() if name == "meadow" else meadow.make_synthetic(7, "heath")
 
 def load(
     name_or_path: str | Path,  # "meadow" or "heath", a folder, a CSV, "cub" or another published dataset, "hf:NAME_OR_FOLDER" or "wds:SHARDS"

@@ -24,11 +24,11 @@ from .store import Store
 # %% ../nbs/4_pages/45_plan.ipynb #f381ba4f
 def load_images(
     params: dict,  # of a run
-) -> tuple["ImageSet", "World | None"]:
+) -> tuple["ImageSet", "SyntheticDataset | None"]:
     "(the images, the synthetic dataset that they are of or None)."
     if kind_of(params["dataset"]) == "synthetic":
-        world = datasets.synthetic(params["dataset"])
-        return world.images, world
+        synthetic = datasets.synthetic(params["dataset"])
+        return synthetic.images, synthetic
     options = {name: params[name] for name in ("split", "data_root", "download", "class_level", "superclass", "bad_images")}
     return datasets.load(params["dataset"], store=Store(params["store"]), **options), None
 
@@ -53,18 +53,18 @@ def _local(gguf):
 
 def language_model(
     params: dict,  # of a run
-    world: "World | None" = None,  # the synthetic dataset that it describes
+    synthetic: "SyntheticDataset | None" = None,  # the synthetic dataset that it describes
     dry_run: bool = False,  # count the questions, ask nothing
 ) -> LLM:
     "The language model that a run asks."
     options = {name.removeprefix("llm_"): value for name, value in params.items() if name.startswith("llm_") and name.removeprefix("llm_") in _OPTIONS}
     exports = tuple(params["answers"])
     if params.get("llm_gguf"): options |= _local(params["llm_gguf"])
-    elif world and not params["llm_base_url"]:
+    elif synthetic and not params["llm_base_url"]:
         from datadesc import meadow
-        name, price = f"{world.name}-author", dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
-        options |= dict(model=name, client=world.author, prices={name: price})
-        exports += (meadow.records(),)
+        name, price = f"{synthetic.name}-author", dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
+        options |= dict(model=name, client=synthetic.simulated_llm, prices={name: price})
+        exports += (meadow.exported_answers(),)
     return LLM(**options, cache=Cache(Store(params["store"]).root/"answers.sqlite"), exports=exports, dry_run=dry_run)
 
 # %% ../nbs/4_pages/45_plan.ipynb #9c5a9ab6
@@ -80,12 +80,12 @@ def find_articles(
     params: dict,  # of a run
     classes: Sequence[str],
     superclass: str | None = None,  # what they are kinds of
-    world: "World | None" = None,  # the synthetic dataset that they belong to, which has articles of its own
+    synthetic: "SyntheticDataset | None" = None,  # the synthetic dataset that they belong to, which has articles of its own
     fetch: bool = True,  # ask the encyclopaedia; False: only what is here already
 ) -> pd.DataFrame | None:
     "The articles that a run quotes, one row a class; None if it quotes none, or they are not here."
     if params["knowledge"] == "none" or params["descriptions"]: return None
-    if world: return world.articles
+    if synthetic: return synthetic.articles
     def make():
         from datadesc.wiki import look_up
         return look_up(classes, _encyclopaedia(params), params["dataset"], superclass)
@@ -98,8 +98,8 @@ def _subject(params):
     "(class names, what they are kinds of, the synthetic dataset or None); of a published dataset they are known before it is there."
     if params["dataset"] in datasets.NAMES:
         return list(datasets.classes_of(params["dataset"]).values()), params["superclass"] or datasets.superclass_of(params["dataset"]), None
-    images, world = load_images(params)
-    return images.classes, images.superclass, world
+    images, synthetic = load_images(params)
+    return images.classes, images.superclass, synthetic
 
 def _long_articles(classes, tokens):
     "An article for each class, as long as may be quoted."
@@ -111,9 +111,9 @@ def dry_run(
     "A language model that was asked all that the run would ask and answered nothing; `cost_estimate` says what the run takes."
     from datadesc.describe import describe
     from datadesc.baselines import PEERS, ask
-    classes, superclass, world = _subject(params)
-    llm, kind = language_model(params, world, dry_run=True), kinds(params, superclass)
-    articles = find_articles(params, classes, superclass, world, fetch=False)
+    classes, superclass, synthetic = _subject(params)
+    llm, kind = language_model(params, synthetic, dry_run=True), kinds(params, superclass)
+    articles = find_articles(params, classes, superclass, synthetic, fetch=False)
     if articles is None: articles = _long_articles(classes, params["article_tokens"])
     if not params["descriptions"]:
         describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], parts=params["parts"], progress=False)

@@ -61,14 +61,14 @@ def candidate_sentences(
     params: Mapping,  # of the run
     image_set: "ImageSet",
     encoder: "Encoder",  # what will read them
-    world: "World | None" = None,  # the synthetic dataset that the images are of
+    synthetic: "SyntheticDataset | None" = None,  # the synthetic dataset that the images are of
 ) -> _Sentences:
     "The candidate sentences for every class; `ValueError` where a file of sentences has none to choose for a class."
-    classes, kind, llm = image_set.classes, kinds(params, image_set.superclass), language_model(params, world)
-    articles = find_articles(params, classes, image_set.superclass, world)
+    classes, kind, llm = image_set.classes, kinds(params, image_set.superclass), language_model(params, synthetic)
+    articles = find_articles(params, classes, image_set.superclass, synthetic)
     if params["descriptions"]: pool = from_file(params["descriptions"], classes, kind, image_set.raw_names)
     else: pool = describe(classes, llm, kind, articles, **{name: params[name] for name in ("knowledge", "samples", "article_tokens", "parts")})
-    if world and set(pool.source) == {f"{world.name}-author"}: pool["truth"] = meadow.truth_of(pool, world)
+    if synthetic and set(pool.source) == {f"{synthetic.name}-author"}: pool["truth"] = synthetic.truth_of(pool)
     pool = flag_too_long(pool, encoder.tokenizer)
     silent = conditions.undescribed(pool, len(classes)).numpy()
     if silent.any() and params["descriptions"]:
@@ -711,7 +711,7 @@ def _accuracy_lines(findings):
     gained = {}
     if findings.comparisons:
         c = findings.comparisons[0]
-        gained = dict(over=c.over, gain=c.mean - c.mean_over, gain_interval=c.interval, p_holm=c.p, clear=c.p < .05)
+        gained = dict(over=c.over, gain=c.mean - c.mean_over, gain_interval=c.interval, p_holm=c.p, significant=c.p < .05)
     bare = dict(protocol="zero_shot", aggregation="mean", names="without")
     facts = {"classifier": dict(method="images only", protocol="classifier", shots="all"),
              "class names": bare | dict(method="class names", names="only", k=1),

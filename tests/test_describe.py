@@ -241,12 +241,12 @@ def test_a_server_describes_clothing_and_the_cache_replays_it():
 
 def test_meadow_replays_both_ways_without_a_server(tmp_path):
     world = meadow.load()
-    llm = LLM("meadow-author", cache=tmp_path/"none.sqlite", exports=[meadow.records()])
+    llm = LLM("meadow-author", cache=tmp_path/"none.sqlite", exports=[meadow.exported_answers()])
     start = time.perf_counter()
     for knowledge in ("text", "none"):
         table = describe(world.classes, llm, world.superclass, world.articles, knowledge, samples=3)
         assert len(table) == 720 and set(table["knowledge"]) == {knowledge}
-        assert ((meadow.truth_of(table, world) == "refusal") == (table["flag"] == "a stock phrase")).all()
+        assert ((world.truth_of(table) == "refusal") == (table["flag"] == "a stock phrase")).all()
         assert not any(name.lower() in text.lower() for name, text in zip(table["class_id"].map(dict(enumerate(world.classes))), table["scored_text"]))
     assert time.perf_counter() - start < 5 and not (tmp_path/"none.sqlite").exists()
 

@@ -14,7 +14,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def other():
-    return meadow.make_world(11, "elsewhere", per_class=(1, 1, 0))
+    return meadow.make_synthetic(11, "elsewhere", per_class=(1, 1, 0))
 
 
 def test_assets_stay_small():
@@ -68,11 +68,11 @@ def test_the_feature_that_tells_twins_apart_is_told(world):
 @pytest.mark.parametrize("knowledge", ["text", "none"])
 def test_both_stages_replay_without_a_key(world, knowledge, monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    llm = LLM("meadow-author", cache=tmp_path/"answers.sqlite", exports=[meadow.records()])
+    llm = LLM("meadow-author", cache=tmp_path/"answers.sqlite", exports=[meadow.exported_answers()])
     table = describe(world.classes, llm, world.superclass, world.articles, knowledge=knowledge, samples=meadow.SAMPLES)
     assert len(table) == 720 and set(table.knowledge) == {knowledge}
     assert not (tmp_path/"answers.sqlite").exists()
-    truth = meadow.truth_of(table, world)
+    truth = world.truth_of(table)
     assert ((truth == "refusal") == (table.flag == "a stock phrase")).all()
     assert not any(name.lower() in text.lower() for name, text in zip(table.class_id.map(dict(enumerate(world.classes))), table.scored_text))
 
@@ -84,7 +84,7 @@ def test_worlds_differ(world, other):
 
 
 def test_same_seed_same_world(other):
-    again = meadow.make_world(11, "elsewhere", per_class=(1, 1, 0))
+    again = meadow.make_synthetic(11, "elsewhere", per_class=(1, 1, 0))
     assert again.images.fingerprint == other.images.fingerprint and again.truth.equals(other.truth) and again.species.equals(other.species)
 
 
