@@ -377,11 +377,11 @@ def _dots(ax, rows, y, over):
 # %% ../nbs/3_looking/10_figures.ipynb #78ff18d3
 @_drawn
 def gain_bars(
-    gains: pd.DataFrame,  # as `stats.gain` makes them: method, gain, low, high (fractions), clear, and the column `by`
+    gains: pd.DataFrame,  # as `stats.gain` makes them: method, gain, low, high (fractions), significant, and the column `by`
     by: str = "dataset",  # a panel for each value of this column
     over: str = "images only",  # the method they were compared with
 ) -> Figure:
-    "Differences in accuracy with their intervals, a panel for each dataset (or another column), empty dots where they are within noise."
+    "Differences in accuracy with their intervals, a panel per dataset (or another column), empty dots where not significant."
     methods, panels = list(dict.fromkeys(gains.method)), list(dict.fromkeys(gains[by]))
     across = min(4, len(panels))
     fig, axes = _empty_figure((.9 + .27 * len(methods)) * -(-len(panels) // across), ncols=across, nrows=-(-len(panels) // across), sharey=True)
@@ -391,16 +391,16 @@ def gain_bars(
         _gain_dots(ax, rows, rows.method.map(methods.index))
         ax.set_title(_brief(f"{by}: {panel}".replace("_", " "), 72 // across, 3))
     axes[0, 0].set(yticks=range(len(methods)), yticklabels=[_brief(m, 40) for m in methods], ylim=(len(methods) - .5, -.5))
-    signs = [Line2D([], [], ls="", marker="o", mec=_PALETTE[0], mfc=mfc, label=label) for mfc, label in ((_PALETTE[0], "clear"), ("white", "within noise"))]
+    signs = [Line2D([], [], ls="", marker="o", mec=_PALETTE[0], mfc=mfc, label=label) for mfc, label in ((_PALETTE[0], "significant"), ("white", "not significant"))]
     fig.legend(handles=signs, loc="outside lower right", ncols=2, title=f"accuracy minus that of {_brief(over, 60)}, points", alignment="right")
     return fig
 
 def _gain_dots(ax, rows, y):
-    "Draw one panel: a dot, full where the gain is clear, an interval and a number for each row."
-    points, clear = 100 * rows[["gain", "low", "high"]], rows.clear.to_numpy(dtype=bool)
+    "Draw one panel: a dot, full where the gain is significant, an interval and a number for each row."
+    points, significant = 100 * rows[["gain", "low", "high"]], rows.significant.to_numpy(dtype=bool)
     ax.axvline(0, color=_SOFT, lw=1, ls="--", zorder=0)
-    ax.hlines(y, points.low, points.high, color=_PALETTE[0], lw=np.where(clear, 5, 2), alpha=.3)
-    ax.scatter(points.gain, y, s=30, zorder=3, ec=_PALETTE[0], c=np.where(clear, _PALETTE[0], "white"))
+    ax.hlines(y, points.low, points.high, color=_PALETTE[0], lw=np.where(significant, 5, 2), alpha=.3)
+    ax.scatter(points.gain, y, s=30, zorder=3, ec=_PALETTE[0], c=np.where(significant, _PALETTE[0], "white"))
     for value, high, at in zip(points.gain, points.high, y):
         ax.annotate(f"{round(value, 1) + 0.:+.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8)
     ax.grid(axis="x", color=_RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.2); ax.tick_params(axis="y", length=0)
@@ -463,8 +463,8 @@ def top_k_curves(
     return _curves(lines, "k", methods, over, "sentences per class")
 
 # %% ../nbs/3_looking/10_figures.ipynb #4f2eb909
-_SIGNS = {"above": " ▴", "below": " ▾", "noise": ""}
-_SHADES = {"above": f"color: {_PALETTE[0]}; font-weight: bold", "below": f"color: {_PALETTE[5]}", "noise": f"color: {_SOFT}"}
+_SIGNS = {"above": " ▴", "below": " ▾", "not significant": ""}
+_SHADES = {"above": f"color: {_PALETTE[0]}; font-weight: bold", "below": f"color: {_PALETTE[5]}", "not significant": f"color: {_SOFT}"}
 
 def _spread(table, values, rows, columns):
     "The values as a wide table, rows and columns in the order in which they first occur."
@@ -479,18 +479,18 @@ def accuracy_table(
     columns: str = "shots",  # column of both tables that names a column
     over: str = "images only",  # the method the gains were taken over, for the caption
 ) -> "Styler":
-    "Table of mean accuracies ± half their intervals, in percent, marked where clearly above or below `over` and grey where within noise of it."
+    "Table of mean accuracies ± half their intervals, in percent, marked where significantly above or below `over`, grey where the difference is not significant."
     keys, table = [*rows, columns], lines.assign(verdict="")
     _one_each(lines, *keys)
     if gains is not None:
         _one_each(gains, *keys)
-        verdicts = np.select([~gains.clear.astype(bool), gains.gain > 0], ["noise", "above"], "below")
+        verdicts = np.select([~gains.significant.astype(bool), gains.gain > 0], ["not significant", "above"], "below")
         table = lines.merge(gains[keys].assign(verdict=verdicts), on=keys, how="left").fillna({"verdict": ""})
     cells = [f"{100 * r.mean:.1f} ± {50 * (r.high - r.low):.1f}{_SIGNS.get(r.verdict, '')}" for r in table[["mean", "low", "high", "verdict"]].itertuples()]
     looks = _spread(table, table.verdict.map(_SHADES), rows, columns).fillna("")
     styled = _spread(table, cells, rows, columns).fillna("–").rename_axis(columns=columns).style.apply(lambda _: looks, axis=None)
     styled = typed_table(styled.format(escape="html"))
-    return styled if gains is None else styled.set_caption(f"accuracy in %, ± half its interval; ▴ clearly above {html.escape(over)}, ▾ clearly below, grey: within noise")
+    return styled if gains is None else styled.set_caption(f"accuracy in %, ± half its interval; ▴ significantly above {html.escape(over)}, ▾ significantly below, grey: not significant")
 
 # %% ../nbs/3_looking/10_figures.ipynb #29a0a788
 @_drawn

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from .files import write_text
 from .names import printable
@@ -53,7 +53,7 @@ class AccuracyLine(_Part):
     gain: float | None = None
     gain_interval: tuple[float, float] | None = None
     p_holm: float | None = None
-    clear: bool | None = None
+    significant: bool | None = Field(None, validation_alias=AliasChoices("significant", "clear"))  # p_holm < .05; "clear" in older files
 
 # %% ../nbs/4_pages/15_results.ipynb #4a39754e
 class PairLine(_Part):
@@ -118,7 +118,7 @@ def write(
 def _from_first(facts):
     "The fields of a result of datadesc 0.1 under their present names."
     known = {name: facts[name] for name in Result.model_fields if name in facts}
-    lines = [{name: value for name, value in line.items() if name in AccuracyLine.model_fields} for line in facts["accuracy"]]
+    lines = [{name: value for name, value in line.items() if name in {*AccuracyLine.model_fields, "clear"}} for line in facts["accuracy"]]
     return known | dict(accuracy=lines, raw_names=facts.get("raw_names") or facts["classes"])
 
 def read(

@@ -130,7 +130,7 @@ def gain(
     over: str,  # the method that all others are compared with
     within: Sequence[str] = ("protocol", "aggregation", "shots"),  # compare only rows that agree in these columns
     level: float = .95,
-) -> pd.DataFrame:  # within + method, gain, low, high (fractions), p, p_holm, clear (p_holm below 1 - level)
+) -> pd.DataFrame:  # within + method, gain, low, high (fractions), p, p_holm, significant (p_holm below 1 - level)
     "Paired difference in accuracy between every method and `over`, on the same test images and seeds; no line where there are no rows."
     if len(accuracies) and over not in set(accuracies.method): raise ValueError(f"over={over!r}: not among the methods {', '.join(dict.fromkeys(accuracies.method))}")
     lines = []
@@ -140,7 +140,7 @@ def gain(
             lines.append(dict(zip(within, where)) | dict(method=method) | _compared(other, base, level))
     table = pd.DataFrame(lines, columns=[*within, "method", "gain", "low", "high", "p"]).astype({"p": float})
     table["p_holm"] = holm(table.p)
-    return table.assign(clear=table.p_holm < 1 - level)
+    return table.assign(significant=table.p_holm < 1 - level)
 
 # %% ../nbs/2_evidence/10_stats.ipynb #e181dcb7
 def named_comparisons(

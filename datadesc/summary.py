@@ -38,7 +38,7 @@ def measured(
         return [of_run | {key: value for key, value in line.items() if "interval" not in key} | _ends(line) for line in accuracies(root, name)]
     return pd.DataFrame([line for name in names for line in lines(name)], columns=None if any(accuracies(root, name) for name in names) else _COLUMNS)
 
-_COLUMNS = ("source", "run", "dataset", *_FACTS, "protocol", "method", "aggregation", "names", "shots", "mean", "low", "high", "over", "gain", "gain_low", "gain_high", "clear")
+_COLUMNS = ("source", "run", "dataset", *_FACTS, "protocol", "method", "aggregation", "names", "shots", "mean", "low", "high", "over", "gain", "gain_low", "gain_high", "significant")
 
 def without_benchmark(
     root: Path,  # folder that holds the runs

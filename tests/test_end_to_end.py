@@ -75,7 +75,7 @@ def test_result(facts):
 
 def test_accuracies_are_fractions_with_intervals(benchmarked, lines):
     assert set(lines.columns) == {"protocol", "method", "aggregation", "names", "shots", "k", "weighting", "mean", "mean_per_class", "top5", "interval", "seeds", "n_test",
-                                  "over", "gain", "p_holm", "clear", "gain_interval"}
+                                  "over", "gain", "p_holm", "significant", "gain_interval"}
     assert set(lines.protocol) == {"zero_shot", "transfer", "paper", "adapter"}
     for row in benchmarked["accuracy"]:
         assert 0 <= row["interval"][0] <= row["mean"] <= row["interval"][1] <= 1 and row["n_test"] == 960
@@ -97,7 +97,7 @@ def test_gains_stand_beside_what_they_are_over(benchmarked, lines):
     for row in benchmarked["accuracy"]:
         if "gain" not in row: continue
         over = base["transfer" if row["protocol"] == "adapter" else row["protocol"], row["over"], row["aggregation"]]
-        assert np.isclose(row["gain"], row["mean"] - over) and row["clear"] == (row["p_holm"] < .05)
+        assert np.isclose(row["gain"], row["mean"] - over) and row["significant"] == (row["p_holm"] < .05)
         assert row["gain_interval"][0] <= row["gain"] <= row["gain_interval"][1]
     assert lines[lines.method == "images only"].gain.isna().all() and lines[(lines.protocol != "zero_shot") & (lines.method == "mine")].gain.notna().all()
 

@@ -108,7 +108,7 @@ def test_methods_need_not_be_in_every_panel(tmp_path):
 
 def some_gains(methods, datasets):
     "Gains that are clear for the first method only."
-    return pd.DataFrame([dict(dataset=d, method=m, gain=.01 - .02 * i, low=-.03, high=.02, clear=i == 0) for d in datasets for i, m in enumerate(methods)])
+    return pd.DataFrame([dict(dataset=d, method=m, gain=.01 - .02 * i, low=-.03, high=.02, significant=i == 0) for d in datasets for i, m in enumerate(methods)])
 
 
 def test_full_dots_are_the_clear_ones(tmp_path):
@@ -153,7 +153,7 @@ def test_lines_at_the_same_place_are_refused():
 
 def test_the_table_tells_above_below_and_noise():
     lines = some_lines(("1", "all"), "abcz")
-    gains = pd.DataFrame([dict(method=m, shots="1", gain=g, clear=c) for m, g, c in [("a", .1, True), ("b", -.1, True), ("c", .1, False)]])
+    gains = pd.DataFrame([dict(method=m, shots="1", gain=g, significant=c) for m, g, c in [("a", .1, True), ("b", -.1, True), ("c", .1, False)]])
     table = accuracy_table(lines, gains, over="z")
     assert table.data["1"].to_dict() == {"a": "50.0 ± 15.0 ▴", "b": "50.0 ± 15.0 ▾", "c": "50.0 ± 15.0", "z": "50.0 ± 15.0"}
     page = table.to_html()

@@ -29,12 +29,12 @@ def test_committed_run_is_read():
 
 
 def test_a_result_of_0_1_is_read(tmp_path):
-    line = dict(protocol="zero_shot", method="direct", aggregation="mean", names="without", shots="0", mean=.9, interval=[.88, .92], seeds=1, n_test=960, k=10)
+    line = dict(protocol="zero_shot", method="direct", aggregation="mean", names="without", shots="0", mean=.9, interval=[.88, .92], seeds=1, n_test=960, k=10, clear=True)
     old = dict(dataset="meadow", classes=["a", "b"], parameters=dict(form="direct"), asked=[], answers_cost=0.0, unanswered=[], versions=dict(datadesc="0.1.0"),
                images=dict(train=4, val=2, test=2), repeated_across_splits=0, sources=["author"], seconds=dict(data=1.0), accuracy=[line])
     (tmp_path / "result.json").write_text(json.dumps(old))
     found = results.read(tmp_path)
-    assert found.accuracy[0].mean == .9 and found.raw_names == ["a", "b"] and found.conditions == []
+    assert found.accuracy[0].mean == .9 and found.accuracy[0].significant and found.raw_names == ["a", "b"] and found.conditions == []
 
 
 @pytest.mark.parametrize("content, message", [

@@ -175,7 +175,7 @@ def test_the_benchmark_ends(world, shots, paper):
     lines, trained = summary(table), table[table.protocol.isin(["transfer", "adapter"])]
     gains = gain(trained, over="images only", within=["shots"])
     assert lines["mean"].notna().all() and (len(gains) > 0) == bool(shots)
-    assert list(gains.columns) == ["shots", "method", "gain", "low", "high", "p", "p_holm", "clear"]
+    assert list(gains.columns) == ["shots", "method", "gain", "low", "high", "p", "p_holm", "significant"]
     if shots: accuracy_table(lines[lines.protocol.isin(["transfer", "adapter"])], gains)
 
 

@@ -17,9 +17,9 @@ def line(method, protocol, mean, names="with", shots="all", aggregation="none", 
                 seeds=2, n_test=100, interval=[mean - .01, mean + .03]) | more
 
 
-def compared(gain, over="images only", clear=False):
+def compared(gain, over="images only", significant=False):
     "What a line says of its difference from the row it has to beat."
-    return dict(over=over, gain=gain, p_holm=.01 if clear else .5, clear=clear, gain_interval=[gain - .02, gain + .02])
+    return dict(over=over, gain=gain, p_holm=.01 if significant else .5, significant=significant, gain_interval=[gain - .02, gain + .02])
 
 
 def lines(base):
@@ -30,7 +30,7 @@ def lines(base):
         rows += [line(m, "zero_shot", mean + .1*(names == "with") + .01*(a == "mean_embedding"), names, "0", a, **(compared(.01*i, "class names") if names == "without" else {}))
                  for names in ("without", "with") for a in ("mean", "mean_embedding")]
     for protocol, shots in (("transfer", "1"), ("paper", "all")):
-        rows += [line("images only", protocol, base, "none", shots)] + [line(m, protocol, mean + .2, "without" if protocol == "transfer" else "with", shots, **compared(.2, clear=i == 0)) for i, (m, mean) in enumerate(methods.items())]
+        rows += [line("images only", protocol, base, "none", shots)] + [line(m, protocol, mean + .2, "without" if protocol == "transfer" else "with", shots, **compared(.2, significant=i == 0)) for i, (m, mean) in enumerate(methods.items())]
     return rows + [line("Tip-Adapter: direct", "adapter", base + .05, "without", "1", **compared(.05))]
 
 

@@ -84,7 +84,7 @@ def test_gain_is_paired():
     lines = summary(rows).set_index("method")
     assert lines.low["more"] < lines.high["base"]
     found = gain(rows, over="base").set_index("method")
-    assert found.clear["more"] and not found.clear["same"]
+    assert found.significant["more"] and not found.significant["same"]
     assert found.gain["more"] == pytest.approx(.05)
 
 
@@ -150,11 +150,11 @@ def test_holm_rejects_as_the_definition_does():
 def test_comparisons_of_one_call_are_corrected_together():
     base, better = [True] * 150 + [False] * 50, [True] * 157 + [False] * 43
     rows = [line("base", 0, base), line("better", 0, better)]
-    assert gain(pd.DataFrame(rows), over="base").clear.all()
+    assert gain(pd.DataFrame(rows), over="base").significant.all()
     many = gain(pd.DataFrame(rows + [line(f"other {i}", 0, base) for i in range(9)]), over="base").set_index("method")
     assert many.p["better"] < .05 < many.p_holm["better"]
     assert many.p_holm["better"] == pytest.approx(10 * many.p["better"])
-    assert not many.clear.any()
+    assert not many.significant.any()
 
 
 def test_words_without_a_seed_stand_beside_every_seed():
@@ -173,7 +173,7 @@ def test_rows_that_cannot_be_told_apart_are_not_taken_for_seeds():
 
 def test_nothing_to_compare_is_an_empty_table():
     found = gain(pd.DataFrame([line("base", 0, [True, False])]), over="base")
-    assert len(found) == 0 and {"p", "p_holm", "clear", "gain"} <= set(found)
+    assert len(found) == 0 and {"p", "p_holm", "significant", "gain"} <= set(found)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
