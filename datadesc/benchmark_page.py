@@ -46,10 +46,10 @@ def study_of_run(
 ) -> tuple[Study, dict, LLM]:
     "(the run's study, its parameters, a language model that has asked nothing yet); nothing that was embedded is embedded again."
     params = _params_of(run, images_at, store)
-    if {"study", "world", "sentences"} <= set(made):
+    if {"study", "synthetic", "sentences"} <= set(made):
         spent = made["sentences"].llm.costs.total("cost_at_most")  # one budget for both pages
         left = None if params.get("llm_budget") is None else max(0., params["llm_budget"] - spent)
-        return made["study"], params, language_model(params | {"llm_budget": left}, made["world"])
+        return made["study"], params, language_model(params | {"llm_budget": left}, made["synthetic"])
     from datadesc.report import with_influence_of
     cache = Store(store)
     image_set, synthetic = load_images(params)

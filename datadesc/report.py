@@ -22,7 +22,7 @@ import torch
 from IPython.display import HTML, Markdown
 from tqdm import tqdm
 
-from . import stats, conditions, meadow, results
+from . import stats, conditions, results
 from .accuracy import accuracy_row, per_class_accuracy
 from .audit import confusable_pairs, separating_texts, suspect_labels
 from .stats import interval, paired_test
