@@ -226,7 +226,7 @@ def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images,
     params = dict(llm_model="somebody", llm_base_url=None, answers=[])
     (tmp_path/"result.json").write_text(json.dumps(dict(parameters=params)))
     made = dict(study=study, world=None, sentences=SimpleNamespace(llm=asked_before))
-    shared, same, llm = benchmark_page._study_of_run(tmp_path, store=str(tmp_path), made=made)
+    shared, same, llm = benchmark_page.study_of_run(tmp_path, store=str(tmp_path), made=made)
     assert shared is study and same == params | dict(store=str(tmp_path))
     assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.costs.table().calls.sum() == 0
 
@@ -242,7 +242,7 @@ def test_a_comparison_in_a_sentence():
 def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(benchmark_page, "display", shown.append)
-    benchmark_page._zero_shot(summary(full), study_of(images), tmp_path)
+    benchmark_page.zero_shot(summary(full), study_of(images), tmp_path)
     ways = ["mean", "mean embedding", "max"]
     assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]
     of_both = full.query("method == 'python' and protocol == 'zero_shot' and names == 'without' and aggregation == 'max'")
@@ -332,7 +332,7 @@ def test_published_names_find_classes_by_their_folders(tmp_path):
 
 def test_both_pages_of_a_run_share_one_budget(tmp_path):
     from types import SimpleNamespace
-    from datadesc.benchmark_page import _study_of_run
+    from datadesc.benchmark_page import study_of_run
     params = dict(dataset="photos", llm_model="gpt-4o-mini", llm_base_url=None, llm_budget=1., answers=[], store=None)
     (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params)))
     def left(spent, **changes):
