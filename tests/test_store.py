@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 
 import datadesc.store
 from datadesc.files import default_root, whole
-from datadesc.store import _Rows, Store, digest, key_of, read_table, write_json, write_table
+from datadesc.store import _Rows, Store, digest, key_of, read_file, write_file
 
 
 @pytest.mark.parametrize("a, b", [
@@ -34,7 +34,7 @@ def test_a_key_is_the_same_in_another_process():
 
 
 def test_a_folder_is_its_files(tmp_path):
-    for name in ("a", "b"): write_json(tmp_path/name/"sub"/"x.json", {"wings": 2})
+    for name in ("a", "b"): write_file(tmp_path/name/"sub"/"x.json", {"wings": 2})
     assert key_of(model=tmp_path/"a") == key_of(model=tmp_path/"b")
     (tmp_path/"b"/"sub"/"x.json").rename(tmp_path/"b"/"sub"/"y.json")
     assert key_of(model=tmp_path/"a") != key_of(model=tmp_path/"b")
@@ -57,13 +57,13 @@ def test_tensors_that_share_memory_are_kept(tmp_path):
 
 def test_tables_come_back_as_they_were(tmp_path):
     table = pd.DataFrame({"text": ["wings", None], "correct": [b"\x01\x02", b""], "n": [1, 2], "passages": [["a"], []]})
-    read = read_table(write_table(tmp_path/"t.parquet", table))
+    read = read_file(write_file(tmp_path/"t.parquet", table))
     assert read["passages"].tolist() == [["a"], []] and read["correct"].tolist() == table["correct"].tolist()
-    assert key_of(table=read_table(write_table(tmp_path/"u.parquet", read))) == key_of(table=read)
+    assert key_of(table=read_file(write_file(tmp_path/"u.parquet", read))) == key_of(table=read)
 
 
 def test_a_value_json_cannot_hold_is_named(tmp_path):
-    with pytest.raises(TypeError, match="result.json.*cannot be written.*object"): write_json(tmp_path/"result.json", {"x": object()})
+    with pytest.raises(TypeError, match="result.json.*cannot be written.*object"): write_file(tmp_path/"result.json", {"x": object()})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,12 +88,12 @@ def half(target, pipe):
         time.sleep(60)
 
 def test_a_killed_write_leaves_the_old_file(tmp_path):
-    target, (here, there) = write_json(tmp_path/"result.json", "old"), fork.Pipe()
+    target, (here, there) = write_file(tmp_path/"result.json", "old"), fork.Pipe()
     process = fork.Process(target=half, args=(target, there))
     process.start()
     assert here.recv() == "writing"
     process.kill(); process.join()
-    assert json.loads(target.read_text()) == "old" and write_json(target, "new").read_text() == '"new"\n'
+    assert json.loads(target.read_text()) == "old" and write_file(target, "new").read_text() == '"new"\n'
 
 def rival(root):
     for i in range(20): assert Store(root).keep("emb", lambda: torch.full((1000,), float(i)), i=i)[-1] == i
@@ -117,13 +117,13 @@ def closed(tmp_path):
 def test_a_folder_that_refuses_is_one_clear_error(closed):
     made = []
     with pytest.raises(PermissionError, match="Cannot write in .*DATADESC_STORE"): Store(closed/"datadesc").keep("emb", lambda: made.append(1), x=1)
-    with pytest.raises(PermissionError, match="Choose another"): write_json(closed/"result.json", 1)
+    with pytest.raises(PermissionError, match="Choose another"): write_file(closed/"result.json", 1)
     assert not made
 
 
 def test_rows_of_several_processes(tmp_path):
     "Each writes shards of its own, also of keys that another one has; all are read, and a shard that is not finished is not"
-    program = ("import sys, torch; from datadesc.store import Rows, digest; n = int(sys.argv[2]); rows = Rows(sys.argv[1]);\n"
+    program = ("import sys, torch; from datadesc.store import _Rows, digest; n = int(sys.argv[2]); rows = _Rows(sys.argv[1]);\n"
                "for i in range(0, 40, 4): rows.put([digest(f'{j}'.encode()) for j in range(i + n, i + n + 4)], torch.arange(i + n, i + n + 4.)[:, None])")
     processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path/"rows"), str(n)]) for n in (0, 2, 4)]
     assert all(process.wait() == 0 for process in processes)
