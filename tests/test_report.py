@@ -16,7 +16,8 @@ from datadesc import report, results, runs
 from datadesc.data import ImageSet
 from datadesc.describe import flagged
 from datadesc.llm import LLM
-from datadesc.study import ChoiceOptions, Study
+from datadesc.selection import ChoiceOptions
+from datadesc.study import Study
 from datadesc.zeroshot import names_only
 
 REPO = Path(__file__).parents[1]
@@ -54,8 +55,8 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
 
 def sections(findings):
     "All sections as one page, parsed."
-    parts = [report.summary, report.class_cards, report.labels_to_look_at, report.pairs]
-    return BeautifulSoup("".join(part(findings).data for part in parts) + report.provenance(findings, {"images": 1.}).data, "html.parser")
+    parts = [report.Findings.first_screen, report.Findings.class_section, report.Findings.label_section, report.Findings.pair_section]
+    return BeautifulSoup("".join(part(findings).data for part in parts) + findings.provenance({"images": 1.}).data, "html.parser")
 
 
 NAMES = [f"kind {i}" for i in range(5)]
@@ -108,7 +109,7 @@ def test_doubtful_labels_between_classes_that_are_not_separated_are_counted(tmp_
     page = sections(findings)
     assert n and "Not listed: " in page.select_one("#labels").find_next("p").text
     assert f"and {n} between classes that are not separated" in page.select_one(".tiles").text and page.select_one('nav a[href="#labels"]')
-    results.write(tmp_path, report.result_of(findings, {}))
+    results.write(tmp_path, findings.result({}))
     assert f"Labels to look at: 0, and {n} between classes that are not separated" in results.closing_lines(tmp_path)
 
 
@@ -147,16 +148,16 @@ def test_near_chance_nothing_is_accused(tmp_path):
     assert {"labels", "pairs", "sentences"} <= set(findings.withheld) and findings.suspects is None
     assert not page.select(".suspect, .pair, ul.alike") and "Labels are not judged here" in page.text
     assert "classifier" in page.select_one(".failed").text
-    result = report.result_of(findings, {})
-    report.write_files(findings, result)
+    result = findings.result({})
+    findings.write_files(result)
     assert result.suspects is None and not result.pairs and not (tmp_path / "suspects.csv").exists()
 
 
 def test_the_warning_about_the_encoder_stands_everywhere(tmp_path):
     findings = findings_of(NAMES, tmp_path, model="meadow-clip")
-    for section in (report.summary, report.class_cards, report.labels_to_look_at, report.pairs):
+    for section in (report.Findings.first_screen, report.Findings.class_section, report.Findings.label_section, report.Findings.pair_section):
         assert "knows drawn butterflies and nothing else" in section(findings).data
-    result = report.result_of(findings, {})
+    result = findings.result({})
     results.write(tmp_path, result)
     assert "knows drawn butterflies" in " ".join(results.closing_lines(tmp_path))
 
@@ -177,8 +178,8 @@ def test_a_silent_class_has_no_sentence(tmp_path):
     card = page.select_one("#class-2")
     assert f"can be chosen: not described ({TEXTS})." in card.text and not card.select("ol")
     assert f"{TEXTS} of {5 * TEXTS + 1} sentences cannot be chosen: not described ({TEXTS})." in page.text
-    result = report.result_of(findings, {})
-    report.write_files(findings, result)
+    result = findings.result({})
+    findings.write_files(result)
     assert NAMES[2] not in result.chosen and NAMES[2] not in json.loads((tmp_path / "descriptions.json").read_text())
 
 
@@ -189,7 +190,7 @@ def test_what_cannot_be_chosen_is_shown_with_its_reason(tmp_path):
     assert "2 that cannot be chosen" in card.text and [item.em.text for item in card.select("details > ul > li")] == ["too long (95 tokens of 77)", "duplicate"]
     assert not {"sentence 0 of class 0", "sentence 1 of class 0"} & {said.text.split(" +")[0] for said in card.select(".said")}
     assert "3 of 30 sentences cannot be chosen: too long (1), repeats another (1), too <short> (1)." in page.text
-    report.write_files(findings, report.result_of(findings, {}))
+    findings.write_files(findings.result({}))
     assert len(json.loads((tmp_path/"descriptions.json").read_text())[NAMES[0]]) == TEXTS - 2
     assert set(pd.read_parquet(tmp_path/"tables"/"descriptions.parquet").flag) == {"", "too long (95 tokens of 77)", "duplicate", "too <short>"}
 
@@ -228,7 +229,7 @@ def test_a_picture_with_two_labels_and_one_in_two_splits_are_listed(tmp_path):
 def test_nothing_is_drawn_where_nothing_is_to_say(tmp_path):
     findings = findings_of(NAMES, tmp_path, spread=.2)
     assert findings.withheld == {} and len(findings.pairs) == len(findings.suspects) == 0
-    assert report.pairs(findings).data == report.labels_to_look_at(findings).data == ""
+    assert findings.pair_section().data == findings.label_section().data == ""
     assert not {"#pairs", "#labels"} & {link["href"] for link in sections(findings).select("nav a")}
 
 
@@ -245,9 +246,9 @@ def test_many_classes_fold_and_very_many_go_to_pages(tmp_path):
 
 def test_files_to_use(tmp_path):
     findings = findings_of(NAMES, tmp_path, spread=1.2)
-    result = report.result_of(findings, {"images": 1.})
+    result = findings.result({"images": 1.})
     results.write(tmp_path, result)
-    report.write_files(findings, result)
+    findings.write_files(result)
     assert results.read(tmp_path) == result and "store" not in result.parameters and "/secret" not in (tmp_path / "result.json").read_text()
     assert json.loads((tmp_path / "descriptions.json").read_text())["kind 0"][0] == "sentence 0 of class 0"
     assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
