@@ -7,7 +7,7 @@ __version__ = version("datadesc")
 # The front door. A name is imported when it is asked for, so that `datadesc --help` does not wait for torch.
 _FRONT = {
     "load": "datasets", "ImageSet": "data", "from_file": "describe", "read_sentences": "sentences", "LLM": "llm",
-    "load_encoder": "embed", "Study": "study", "ChoiceOptions": "study", "zero_shot": "zeroshot",
+    "load_encoder": "embed", "Study": "study", "ChoiceOptions": "selection", "zero_shot": "zeroshot",
     "suspect_labels": "audit", "confusable_pairs": "audit", "separating_texts": "audit",
     "image_rows": "figures", "proponent_gallery": "figures", "run": "runs",
 }

@@ -23,9 +23,9 @@ from .figures import as_typed, typed_table
 from .llm import LLM
 from .baselines import PEERS, TEMPLATES, ask, from_templates, peer_texts, waffle
 from .plan import language_model, load_images
-from .selection import FORMS, form_named, precision_at
-from .store import Store, read_table, write_json, write_table
-from .study import ChoiceOptions, Study
+from .selection import FORMS, ChoiceOptions, precision_at
+from .store import Store, read_file, write_file
+from .study import Study
 from .zeroshot import AGGREGATIONS
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #f5b02a91
@@ -54,7 +54,7 @@ def study_of_run(
     cache = Store(store)
     image_set, synthetic = load_images(params)
     options = ChoiceOptions(params["form"], params["top_k"], params["diversity"], params["near_duplicate"])
-    encoder, pool = load_encoder(params["model"], params["checkpoint"], params["device"]), read_table(Path(run, "tables", "descriptions.parquet"))
+    encoder, pool = load_encoder(params["model"], params["checkpoint"], params["device"]), read_file(Path(run, "tables", "descriptions.parquet"))
     study = with_influence_of(Study.of(image_set, encoder, pool, options, cache), params, cache)
     return study, params, language_model(params, synthetic)
 
@@ -69,7 +69,7 @@ def methods_of(
 ) -> tuple[dict, dict[str, pd.DataFrame]]:
     "(method by name, the class names of a user's file that had to be matched, by method); `ValueError` for a name that is taken."
     pool, classes = study.pool, study.classes
-    methods = {form: chosen_by(form) for form in FORMS if form != "random"} | controls(study, form_named(study.options.form))
+    methods = {form: chosen_by(form) for form in FORMS if form != "random"} | controls(study, study.options.form)
     if "truth" in pool: methods["true sentences"] = pool[pool.truth == "visible"]
     for peer in peers: methods[peer] = peer_texts(PEERS[peer], ask(PEERS[peer], classes, llm, kind), classes, kind)
     methods["clip_templates"] = peer_texts(PEERS["clip_templates"], from_templates(classes, TEMPLATES), classes).drop(columns="text")
@@ -151,7 +151,7 @@ def methods_table(
     left_out: str = "",  # a sentence on episodes that cannot be drawn
 ) -> None:
     "Shows how many texts each method has, and two of them about the first class."
-    shown = texts_of({name: m for name, m in methods.items() if name not in FORMS or name == form_named(study.options.form)}, study.few_shot("all"), texts_each)
+    shown = texts_of({name: m for name, m in methods.items() if name not in FORMS or name == study.options.form}, study.few_shot("all"), texts_each)
     def two(texts): return " · ".join((texts.text if "text" in texts else texts.prompt)[texts.class_id == 0].drop_duplicates().head(2))
     rows = [{"method": name, "texts per class": f"{len(texts) / study.n_classes:.0f}", f"texts of {study.classes[0]}": two(texts)} for name, texts in shown.items()]
     display(typed_table(pd.DataFrame(rows)).hide().set_properties(**{"text-align": "left"}))
@@ -194,7 +194,7 @@ def few_shot(
     "Shows what texts add to labelled images: the differences as a figure, all rows as a table."
     trained = lines[lines.protocol.isin(["transfer", "adapter"])]
     if trained.empty: return display(Markdown("No number of labelled images was asked for, or none that every class has, so nothing was trained."))
-    gains, form = gain(accuracies[accuracies.protocol.isin(["transfer", "adapter"])], over="images only", within=["shots"]), form_named(study.options.form)
+    gains, form = gain(accuracies[accuracies.protocol.isin(["transfer", "adapter"])], over="images only", within=["shots"]), study.options.form
     rows = ["class names", "random words", "whole pool", f"{form}, shuffled", form, f"zero-shot start: {form}", "true sentences"]
     shown = gains[gains.method.isin(rows)].rename(columns={"shots": "images per class"})
     order = {str(n): at for at, n in enumerate(dict.fromkeys(trained.shots))}
@@ -280,9 +280,9 @@ def write(
     compared = [row | dict(sentence=_comparison_sentence(row)) for row in comparisons.to_dict("records")]
     asked = llm.costs.table()
     Path(out, "tables").mkdir(exist_ok=True)
-    write_table(Path(out, "tables", "accuracies.parquet"), accuracies)
+    write_file(Path(out, "tables", "accuracies.parquet"), accuracies)
     questions = pd.DataFrame([dict(key=key, about=str(question)) for key, question in llm.asked.items()], columns=["key", "about"])
-    write_table(Path(out, "tables", "benchmark_questions.parquet"), questions)
-    write_json(Path(out, "benchmark.json"), dict(
+    write_file(Path(out, "tables", "benchmark_questions.parquet"), questions)
+    write_file(Path(out, "benchmark.json"), dict(
         schema_version="2", dataset=facts["dataset"], parameters=dict(params), warning=facts.get("warning"), conditions=rests, comparisons=compared,
         accuracy=_accuracy_lines(accuracies, lines), selection=list(selection), asked=asked.astype(object).where(asked.notna(), None).to_dict("records")))

@@ -16,7 +16,8 @@ from datadesc.benchmark import _as_texts, benchmark, _collect_texts, controls, m
 from datadesc.stats import _correct_matrix, summary
 from datadesc.describe import flagged
 from datadesc.llm import LLM
-from datadesc.study import ChoiceOptions, Study
+from datadesc.selection import ChoiceOptions
+from datadesc.study import Study
 from datadesc.zeroshot import names_only
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import datadesc
 from datadesc.conditions import _described, _one_label, _whole_texts, _BUTTERFLIES_ONLY, _DEPENDS, check_conditions, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
-from datadesc.study import ChoiceOptions, Study
+from datadesc.selection import ChoiceOptions
+from datadesc.study import Study
 
 C, D, TEXTS = 5, 32, 8
 G = torch.Generator().manual_seed(0)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from datadesc import study as module
-from datadesc.selection import FORMS
-from datadesc.study import ChoiceOptions, Study, flag_too_long
+from datadesc.selection import FORMS, ChoiceOptions
+from datadesc.study import Study, flag_too_long
 
 torch.set_num_threads(1)
 C, D, SIZES = 3, 8, dict(train=12, val=5, test=7)
@@ -129,7 +129,7 @@ def test_an_influence_from_elsewhere_stays_under_other_options():
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(form="cosine"), "form='cosine': expected one of printed"), (dict(top_k=0), "top_k=0: expected at least one text per class"),
+    (dict(form="cosine"), "form='cosine': expected one of eq2"), (dict(top_k=0), "top_k=0: expected at least one text per class"),
     (dict(top_m=0), "top_m=0: expected at least one"), (dict(diversity=1.1), "diversity=1.1: expected 0"), (dict(diversity=-.1), "diversity=-0.1: expected 0"),
     (dict(diversity=float("nan")), "diversity=nan: expected 0"), (dict(near_duplicate=0), "near_duplicate=0: expected a cosine"),
     (dict(near_duplicate=1.1), "near_duplicate=1.1: expected a cosine")])
@@ -142,6 +142,8 @@ def test_no_texts_are_no_rows(made):
     assert new(made).embed([]).shape == (0, D) and not made
 
 
-def test_influence_is_a_name_of_direct():
-    study = new(options=ChoiceOptions(form="influence", top_k=2))
-    assert study.scores() is study.scores("direct") and study.chosen("influence") is study.chosen() and set(study.scores().form) == {"direct"}
+@pytest.mark.parametrize("old, new_name", [("influence", "direct"), ("printed", "eq2")])
+def test_former_names_of_forms_are_accepted_with_a_note(old, new_name):
+    with pytest.warns(UserWarning, match=f"form='{old}' is now form='{new_name}'"): study = new(options=ChoiceOptions(form=old, top_k=2))
+    assert study.options.form == new_name and study.scores() is study.scores(new_name) and set(study.scores().form) == {new_name}
+    with pytest.warns(UserWarning, match=f"is now form='{new_name}'"): assert study.chosen(old) is study.chosen()
