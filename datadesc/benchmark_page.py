@@ -21,7 +21,7 @@ from .stats import gain
 from .embed import load_encoder
 from .figures import as_typed, typed_table
 from .llm import LLM
-from .baselines import PEERS, TEMPLATES, ask, from_templates, peer_texts, waffle
+from .baselines import BASELINES, from_templates, waffle
 from .plan import language_model, load_images
 from .selection import FORMS, ChoiceOptions, precision_at
 from .store import Store, read_file, write_file
@@ -63,7 +63,7 @@ def methods_of(
     study: Study,
     kind: str | list | None,  # what the classes are kinds of, as `describe` takes it
     llm: LLM | None,  # who is asked for the published ways
-    peers: Sequence[str] = (),  # published ways to describe, of `baselines.PEERS`
+    baselines: Sequence[str] = (),  # published ways to describe, keys of `baselines.BASELINES`
     specs: Sequence[str] = (),  # the user's: NAME=FILE, or NAME=FILE.py:FUNCTION
     aliases: Sequence[str] = (),  # what the classes are called on disk
 ) -> tuple[dict, dict[str, pd.DataFrame]]:
@@ -71,14 +71,14 @@ def methods_of(
     pool, classes = study.pool, study.classes
     methods = {form: chosen_by(form) for form in FORMS if form != "random"} | controls(study, study.options.form)
     if "truth" in pool: methods["true sentences"] = pool[pool.truth == "visible"]
-    for peer in peers: methods[peer] = peer_texts(PEERS[peer], ask(PEERS[peer], classes, llm, kind), classes, kind)
-    methods["clip_templates"] = peer_texts(PEERS["clip_templates"], from_templates(classes, TEMPLATES), classes).drop(columns="text")
+    for name in baselines: methods[name] = BASELINES[name].table(BASELINES[name].ask(classes, llm, kind), classes, kind)
+    methods["clip_templates"] = BASELINES["clip_templates"].table(from_templates(classes), classes).drop(columns="text")
     vocabulary = {word for text in pool.scored_text[pool.flag == ""] for word in text.lower().split()}
-    methods["waffle"] = lambda seen: peer_texts(PEERS["waffle"], waffle(classes, words=vocabulary, seed=seen.split.seed), classes, kind)
+    methods["waffle"] = lambda seen: BASELINES["waffle"].table(waffle(classes, words=vocabulary, seed=seen.split.seed), classes, kind)
     matched = {}
     for spec in specs:
         name, texts, report = method_from(spec, classes, kind, aliases)
-        if name in methods and name not in peers: raise ValueError(f"methods: {spec!r} takes the name of a row that the table has already; call it otherwise")
+        if name in methods and name not in baselines: raise ValueError(f"methods: {spec!r} takes the name of a row that the table has already; call it otherwise")
         methods[name] = texts
         if report is not None and len(odd := report[~report.how.isin(["exact", "spelling"]) | (report.texts == 0)]): matched[name] = odd
     return methods, matched

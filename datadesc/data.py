@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .folders import check_classes, counted, first_few, image_formats, read_folder, read_list, reason
 from .names import class_names, composed, printable
-from .store import Store, digest, key_of, stand_in
+from .store import Store, digest, key_of
 
 # %% ../nbs/5_sources/25_data.ipynb #39aa59f7
 SPLITS = "train", "val", "test"
@@ -75,7 +75,7 @@ def _content_digest(
     "32 hexadecimal digits for what the image holds: the bytes of a file, or the numbers of an array."
     content = image.read() if isinstance(image, PackedImage) else image
     if isinstance(content, bytes): return digest(content)
-    if isinstance(content, (str, Path)): return stand_in(Path(content))["file"]
+    if isinstance(content, (str, Path)): return digest(Path(content))
     return key_of(pixels=content if isinstance(content, np.ndarray) else np.asarray(open_image(content)))
 
 # %% ../nbs/5_sources/25_data.ipynb #6fb594f9

@@ -26,7 +26,7 @@ from .hub import encode_in_memory, hub_or_cache, import_timm, pick_device, quiet
 from .head import Checkpoint, HeadOptions, checkpoint_epochs, errors, learning_rate
 from .influence import Influence, block_rows, collect, self_influence
 from .files import writable_folder
-from .store import key_of, read_tensors, write_json, write_tensors
+from .store import key_of, read_file, write_file
 
 import_timm()
 import timm, torchvision
@@ -209,7 +209,7 @@ def _claim(folder, network, image_set, options):
     train = replace(image_set, samples={"train": image_set.samples["train"]})
     own = dict(network=[network.name, network.fingerprint], images=[image_set.name, train.fingerprint], options=asdict(options))
     path = writable_folder(folder) / "training.json"
-    if not path.exists(): write_json(path, own)
+    if not path.exists(): write_file(path, own)
     there = json.loads(path.read_text(encoding="utf-8"))
     differs = [part for part in own if there.get(part) != own[part]]
     if differs: raise ValueError(f"'{folder}' holds another training: its {' and '.join(differs)} differ from what is asked for now. Choose another folder, or delete that one.")
@@ -219,7 +219,7 @@ def _read_state(folder, model, sgd, moments):
     "Measurements (E, 3) of the E epochs done: lr, loss, accuracy. Model and optimiser are set to where the last one ended; ValueError if a checkpoint is gone."
     path = Path(folder, "state.safetensors")
     if not path.exists(): return torch.zeros(0, 3, dtype=torch.float64)
-    state = read_tensors(path)
+    state = read_file(path)
     lost = [c.path.name for c in moments if c.epoch <= len(state["history"]) and not c.path.exists()]
     if lost: raise ValueError(f"'{folder}' lacks {lost[0]}, which its training had written. Delete the folder to train again.")
     weights = {k.removeprefix("weights."): t for k, t in state.items() if k.startswith("weights.")}
@@ -234,7 +234,7 @@ def _write_state(folder, model, sgd, history, finished):
     if not finished:
         state |= {f"weights.{k}": t for k, t in model.state_dict().items()}
         state |= {f"momentum.{k}": sgd.state[p]["momentum_buffer"] for k, p in model.named_parameters() if sgd.state[p].get("momentum_buffer") is not None}
-    write_tensors(Path(folder, "state.safetensors"), state)
+    write_file(Path(folder, "state.safetensors"), state)
 
 # %% ../nbs/1_method/35_network.ipynb #289fed18
 def _moments(folder, options):
@@ -268,7 +268,7 @@ def train_network(
             if not math.isfinite(loss) or not all(w.isfinite().all() for w in model.state_dict().values()):
                 raise ValueError(f"{network.name} diverged: in epoch {epoch + 1}, at learning rate {rate:g}, its loss or its weights ceased to be numbers. Start with a smaller lr, in another folder.")
             history = torch.cat([history, torch.tensor([[rate, loss, accuracy]], dtype=torch.float64)])
-            if epoch + 1 in moments: write_tensors(moments[epoch + 1].path, model.state_dict())
+            if epoch + 1 in moments: write_file(moments[epoch + 1].path, model.state_dict())
             _write_state(folder, model, sgd, history, epoch + 1 == options.epochs)
     table = pd.DataFrame(history.numpy(), columns=["lr", "loss", "accuracy"])
     table.insert(0, "epoch", range(1, len(table) + 1))
@@ -278,7 +278,7 @@ def train_network(
 def _weights(network, checkpoint):
     "{name: tensor}: the checkpoint's weights as `network` needs them; ValueError if they are of another."
     here = next(network.model.parameters())
-    weights = _fitting(network.model, read_tensors(checkpoint.path), f"in '{checkpoint.path}'")
+    weights = _fitting(network.model, read_file(checkpoint.path), f"in '{checkpoint.path}'")
     return {k: w.to(here.device, here.dtype if w.is_floating_point() else None) for k, w in weights.items()}
 
 def _beheaded(network):

@@ -91,8 +91,8 @@ def with_influence_of(
     network = load_network(name, study.n_classes, side=pixels if pixels < 224 else None, device=params["device"])
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
     training = train_network(network, image_set, folder, options)
-    found = network_influence(network, training.checkpoints, image_set, study.features["train"])
-    other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, found)
+    influence = network_influence(network, training.checkpoints, image_set, study.features["train"])
+    other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, influence)
     other.image_set, other.encoder = image_set, study.encoder
     return other
 
@@ -137,7 +137,7 @@ class Findings:
     def withheld(self) -> dict: return _withheld(self.conditions)
 
     @cached_property
-    def silent(self) -> list[bool]: return conditions.undescribed(self.study.pool, self.study.n_classes).tolist()
+    def undescribed(self) -> list[bool]: return conditions.undescribed(self.study.pool, self.study.n_classes).tolist()
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
@@ -170,18 +170,18 @@ class Findings:
         return frozenset(self._likely_wrong.image.tolist())
 
     @cached_property
-    def speaking(self) -> torch.Tensor:
+    def proponents(self) -> torch.Tensor:
         "For each sentence of the pool (T, k) the training images that add most to its score, best first; -1 where none does."
-        return _speaking(self.study)
+        return _proponents(self.study)
 
     @cached_property
-    def recognised(self) -> list[float]:
-        "Fraction of the test images of each class that the classifier recognises; NaN for a class without any."
+    def class_accuracy(self) -> list[float]:
+        "Accuracy of the classifier on the test images of each class (fractions); NaN for a class without any."
         right = torch.as_tensor(self.measures.right("classifier"))
         return per_class_accuracy(right, self.measures.labels.cpu(), self.study.n_classes).tolist()
 
     @cached_property
-    def looks(self) -> "Pictures": return _Pictures(self.study.image_set, 144 if self.study.n_classes <= 60 else 112)
+    def thumbnail(self) -> "_Pictures": return _Pictures(self.study.image_set, 144 if self.study.n_classes <= 60 else 112)
 
     def separating(self, a: int, b: int) -> tuple[str, float] | None:
         "The sentence about class `a` that separates it best from `b`, and its AUC on validation images; None if no sentence does."
@@ -203,7 +203,7 @@ def _suspects(study, pairs):
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
     return table.assign(between=np.array([frozenset((s.given, s.suggested)) in mixed for s in table.itertuples()], dtype=bool))
 
-def _speaking(study, top_k=3):
+def _proponents(study, top_k=3):
     "Training images (T, k) for each sentence; -1 where none adds to its score."
     index, added = proponent_images(study, top_k)
     return torch.where(added > 0, index, -1).cpu()
@@ -306,10 +306,9 @@ def _comparison_words(c):
     "The comparison in a sentence."
     p = "p < .001" if c.p < .001 else f"p = {c.p:.3f}"
     verdict = "significant" if c.p < .05 else "not significant"
-    how = {"class names": "Without training, the chosen sentences recognise {} of the test images, class names alone {}",
-           "images only": "Trained on one image per class and the chosen sentences, a linear classifier recognises {} of the test images, "
-                          "trained on the images only {}"}[c.over].format(_percent(c.mean), _percent(c.mean_over))
-    return f"{how}: {100 * (c.mean - c.mean_over):+.1f} points ({_points(*c.interval)}; {p}), {verdict}."
+    over = {"class names": "class names", "images only": "the images only"}[c.over]
+    return (f"Test accuracy {_percent(c.mean)}, against {_percent(c.mean_over)} with {over}: "
+            f"{100 * (c.mean - c.mean_over):+.1f} points ({_points(*c.interval)}; {p}), {verdict}.")
 
 # %% ../nbs/4_pages/25_report.ipynb #0ffcd6e1
 def _counts(findings):
@@ -323,12 +322,12 @@ def _counts(findings):
 def _tile(head, figure, words): return f'<div class="tile"><h4>{head}</h4><p class="figure">{figure}</p><p>{words}</p></div>'
 
 def _accuracy_tiles(findings):
-    "What the encoder can see here, and the two comparisons."
+    "The accuracy of a linear classifier, and the two planned comparisons."
     m, withheld = findings.measures, findings.withheld
-    seen = (f"of the test images are recognised by a linear classifier on {_shown(findings.study.encoder.name)}; "
-            f"the most frequent class would be right on {_percent(m.majority)}")
-    tiles = [_tile("What the encoder sees here", _percent(m.accuracy("classifier")), seen)] if "accuracy" not in withheld else []
-    heads = {"class names": "Sentences against names", "images only": "Sentences and one image per class"}
+    words = (f"test accuracy of a linear classifier on embeddings of {_shown(findings.study.encoder.name)}; "
+             f"always predicting the most frequent class: {_percent(m.majority)}")
+    tiles = [_tile("Linear classifier", _percent(m.accuracy("classifier")), words)] if "accuracy" not in withheld else []
+    heads = {"class names": "Chosen sentences, zero-shot", "images only": "Chosen sentences and one image per class"}
     tiles += [_tile(heads[c.over], f"{100 * (c.mean - c.mean_over):+.1f} points", _comparison_words(c)) for c in findings.comparisons]
     return tiles
 
@@ -337,7 +336,7 @@ def _benchmark_line(findings):
     if "comparison" in findings.withheld: return ""
     out = Path(findings.out).resolve()
     page = ': <a href="benchmark.html">benchmark.html</a>' if (out/"benchmark.html").is_file() else ""
-    words = "More images, other methods and controls are compared by"
+    words = "More shots, other methods and controls:"
     return f'<p class="counts">{words} <code>datadesc benchmark {html.escape(shlex.quote(out.name))}</code>{page}.</p>'
 
 def _audit_tiles(findings):
@@ -345,12 +344,12 @@ def _audit_tiles(findings):
     study, tiles = findings.study, []
     if "pairs" not in findings.withheld and len(findings.pairs):
         pairs = "".join(f"<li>{_link(study, p.a)} and {_link(study, p.b)}</li>" for p in findings.pairs.head(3).itertuples())
-        tiles.append(f'<div class="tile"><h4>Most easily confused</h4><ul>{pairs}</ul></div>')
+        tiles.append(f'<div class="tile"><h4>Most confused classes</h4><ul>{pairs}</ul></div>')
     if findings.suspects is not None:
         n, of = len(findings.suspects), len(study.labels["train"])
-        unjudged = f", and {len(findings.unjudged):,} between classes that are not separated" if len(findings.unjudged) else ""
+        unjudged = f", and {len(findings.unjudged):,} between classes that the classifier does not separate" if len(findings.unjudged) else ""
         link = '. <a href="#labels">The list</a>' * (n > 0)
-        tiles.append(_tile("Labels to look at", f"{n:,}", f"of {of:,} training images{unjudged}{link}"))
+        tiles.append(_tile("Likely label issues", f"{n:,}", f"of {of:,} training images{unjudged}{link}"))
     return tiles
 
 def _failed_box(findings):
@@ -379,8 +378,8 @@ def _number(condition, value):
 def _conditions_table(findings):
     "Every condition with its figure and its limit, folded."
     verdicts = Counter(c.verdict for c in findings.conditions)
-    words = ", ".join(f"{verdicts[v]} {word}" for v, word in (("pass", "hold"), ("warn", "warn"), ("fail", "fail")) if verdicts[v])
-    heads = "".join(f"<th>{head}</th>" for head in ("condition", "verdict", "figure", "limit", "what that means"))
+    words = ", ".join(f"{verdicts[v]} {word}" for v, word in (("pass", "pass"), ("warn", "warn"), ("fail", "fail")) if verdicts[v])
+    heads = "".join(f"<th>{head}</th>" for head in ("condition", "verdict", "measured", "limit", "meaning"))
     rows = "".join(f'<tr><td>{c.name}</td><td class="{c.verdict}">{c.verdict}</td><td>{_number(c, c.figure)}</td>'
                    f"<td>{_number(c, c.limit)}</td><td>{html.escape(c.sentence)}</td></tr>" for c in findings.conditions)
     table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -391,8 +390,8 @@ def _contents(
 ) -> str:
     "The table of contents: sections, and every class."
     study = findings.study
-    parts = [("classes", "Classes", True), ("labels", "Labels to look at", _has_labels(findings)),
-             ("pairs", "Pairs", _has_pairs(findings)), ("provenance", "How this was made", True)]
+    parts = [("classes", "Classes", True), ("labels", "Likely label issues", _has_labels(findings)),
+             ("pairs", "Confused pairs", _has_pairs(findings)), ("provenance", "How this was made", True)]
     links = " ".join(f'<a href="#{key}">{words}</a>' for key, words, there in parts if there)
     names = f'<div class="names">{" ".join(_link(study, c) for c in range(study.n_classes))}</div>'
     if study.n_classes > 40: names = _fold(f"All {study.n_classes:,} classes by name", names)
@@ -405,90 +404,90 @@ def _has_labels(findings):
 def _has_pairs(findings): return "pairs" not in findings.withheld and len(findings.pairs) > 0
 
 # %% ../nbs/4_pages/25_report.ipynb #9fc58f86
-def _own_images(findings, c):
-    "(typical, atypical) training images of a class, no image in both; one whose label is in doubt is never typical."
+def _images_of_class(findings, c):
+    "(typical, atypical) training images of a class: highest influence on its validation images, highest self-influence; no likely label issue is typical."
     study = findings.study
-    own = (study.labels["train"] == c).nonzero().flatten().cpu()
-    if not len(own): return [], []
-    found = study.influence
-    helps = (found.positive_by_class[c] if found.class_counts[c] else -found.self_influence).cpu()[own]
-    typical = [i for i in own[helps.argsort(descending=True, stable=True)].tolist() if i not in findings.doubtful][:4]
-    odd = [i for i in own[found.self_influence.cpu()[own].argsort(descending=True, stable=True)].tolist() if i not in typical]
-    return typical, odd[:2] if len(own) >= 8 else []
+    rows = (study.labels["train"] == c).nonzero().flatten().cpu()
+    if not len(rows): return [], []
+    influence, in_order = study.influence, lambda score: rows[score.cpu()[rows].argsort(descending=True, stable=True)].tolist()
+    on_class = influence.positive_by_class[c] if influence.class_counts[c] else -influence.self_influence
+    typical = [i for i in in_order(on_class) if i not in findings.doubtful][:4]
+    atypical = [i for i in in_order(influence.self_influence) if i not in typical]
+    return typical, atypical[:2] if len(rows) >= 8 else []
 
 def _image_strip(findings, c):
     "The typical and atypical images of a class with their captions; the first has the class's name."
-    typical, odd = _own_images(findings, c)
-    words = ["typical"] * len(typical) + ["atypical"] * len(odd)
+    typical, atypical = _images_of_class(findings, c)
+    words = ["typical"] * len(typical) + ["atypical"] * len(atypical)
     captions = [f"{_shown(findings.study.classes[c])}, {word}" if n == 0 else word for n, word in enumerate(words)]
-    figures = [_figure(findings.looks("train", i), caption) for i, caption in zip(typical + odd, captions)]
-    return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>No training image whose label is beyond doubt.</p>"
+    figures = [_figure(findings.thumbnail("train", i), caption) for i, caption in zip(typical + atypical, captions)]
+    return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>No training image without a likely label issue.</p>"
 
 # %% ../nbs/4_pages/25_report.ipynb #8f4db369
-def _speaks_for(findings, row):
+def _proponent_strip(findings, row):
     "The training images behind a sentence, with the names of their classes."
-    study, images = findings.study, [i for i in findings.speaking[row].tolist() if i >= 0]
+    study, images = findings.study, [i for i in findings.proponents[row].tolist() if i >= 0]
     if not images: return ""
     names = Counter(study.classes[int(study.labels["train"][i])] for i in images)
     words = ", ".join(_shown(name) + (f" ({n})" if len(names) > 1 else "") for name, n in names.items())
-    pictures = "".join(findings.looks("train", i, 40) for i in images)
-    return f'<span class="speaks">{pictures}<span class="of">closest images of {words}</span></span>'
+    pictures = "".join(findings.thumbnail("train", i, 40) for i in images)
+    return f'<span class="proponents">{pictures}<span class="of">most influential images: {words}</span></span>'
 
 def _score(value):
     "The score of a sentence, or what it says that there is none."
     if np.isnan(value): return '<span class="score">not scored</span>'
-    return f'<span class="score">{value:+.3g}</span>' + (" <em>does not fit</em>" if value < 0 else "")
+    return f'<span class="score">{value:+.3g}</span>' + (" <em>negative: does not fit the class</em>" if value < 0 else "")
 
 def _flagged_list(rows, at_most=20):
     "The sentences of a class that cannot be chosen, each with the reason, folded."
     items = "".join(f"<li>{_shown(r.text)} <em>{html.escape(r.flag)}</em></li>" for r in rows.head(at_most).itertuples())
     more = f"<li>and {len(rows) - at_most:,} more</li>" if len(rows) > at_most else ""
-    return _fold(f"{len(rows):,} that cannot be chosen", f"<ul>{items}{more}</ul>") if len(rows) else ""
+    return _fold(f"{len(rows):,} excluded", f"<ul>{items}{more}</ul>") if len(rows) else ""
 
 def _sentence_list(findings, c, with_images=5):
     "The chosen sentences of a class: the first with the images that speak for each, the others folded, and those that cannot be chosen."
     pool, rows = findings.study.pool, findings.chosen[findings.chosen.class_id == c]
     flagged = pool[(pool.class_id == c) & (pool.flag != "")]
-    if findings.silent[c] or not len(rows):
+    if findings.undescribed[c] or not len(rows):
         words = f"No sentence about this class can be chosen: {html.escape(flag_counts(flagged))}."
-        return f"<p>{words} Another language model, or another encyclopaedia, may know more.</p>{_flagged_list(flagged)}"
-    first = "".join(f'<li><p class="said">{_shown(r.text)}</p><p>{_score(r.ift)}{_speaks_for(findings, r.row)}</p></li>'
+        return f"<p>{words} Try another language model or encyclopaedia.</p>{_flagged_list(flagged)}"
+    first = "".join(f'<li><p class="sentence">{_shown(r.text)}</p><p>{_score(r.ift)}{_proponent_strip(findings, r.row)}</p></li>'
                     for r in rows.head(with_images).itertuples())
-    more = "".join(f'<li><p class="said">{_shown(r.text)} {_score(r.ift)}</p></li>' for r in rows.iloc[with_images:].itertuples())
-    more = f'<details><summary>{len(rows) - with_images} more</summary><ol start="{with_images + 1}">{more}</ol></details>' if more else ""
+    more = "".join(f'<li><p class="sentence">{_shown(r.text)} {_score(r.ift)}</p></li>' for r in rows.iloc[with_images:].itertuples())
+    more = f'<details><summary>{len(rows) - with_images} more sentences</summary><ol start="{with_images + 1}">{more}</ol></details>' if more else ""
     return f"<ol>{first}</ol>{more}{_flagged_list(flagged)}"
 
 # %% ../nbs/4_pages/25_report.ipynb #0b304714
 def _separating_words(findings, a, b):
-    "The sentence about `a` that separates it from `b`, for a page."
-    found, names = findings.separating(a, b), findings.study.classes
-    if found is None: return f"no sentence about {_shown(names[a])} is shown to separate it."
-    text, auc = found
-    return f'“{_shown(text)}” <span class="score">fits {_shown(names[a])} better in {_percent(auc)} of pairs of unseen images</span>'
+    "The sentence about `a` that best separates it from `b`, with its pairwise AUC, as HTML."
+    best, names = findings.separating(a, b), findings.study.classes
+    if best is None: return f"no sentence about {_shown(names[a])} separates it on the validation images."
+    text, auc = best
+    return f'“{_shown(text)}” <span class="score">pairwise AUC {auc:.2f} on validation images</span>'
 
 def _look_alikes(findings, c, at_most=2):
-    "The classes that this one is taken for most, and the sentence that separates it from each."
+    "The classes that this one is most often confused with, and the sentence that best separates it from each."
     if "pairs" in findings.withheld: return ""
     study, pairs = findings.study, findings.pairs
-    items, own = [], pairs[(pairs.a == c) | (pairs.b == c)].head(at_most)
-    for pair in own.itertuples():
+    items, with_class = [], pairs[(pairs.a == c) | (pairs.b == c)].head(at_most)
+    for pair in with_class.itertuples():
         other = pair.b if pair.a == c else pair.a
-        typical, _ = _own_images(findings, other)
-        picture = findings.looks("train", typical[0], 40) if typical else ""
-        words = "" if "sentences" in findings.withheld else f"; what separates it: {_separating_words(findings, c, other)}"
+        typical, _ = _images_of_class(findings, other)
+        picture = findings.thumbnail("train", typical[0], 40) if typical else ""
+        words = "" if "sentences" in findings.withheld else f"; best separated by {_separating_words(findings, c, other)}"
         page = "" if study.n_classes <= _ON_THIS_PAGE else f"{other // _PER_PAGE + 1}.html"
-        items.append(f'<li>{picture}<span>Taken for <a href="{page}#class-{other}">{_shown(study.classes[other])}</a>{words}</span></li>')
+        items.append(f'<li>{picture}<span>Confused with <a href="{page}#class-{other}">{_shown(study.classes[other])}</a>{words}</span></li>')
     return f'<ul class="alike">{"".join(items)}</ul>' if items else ""
 
 def _card(findings, c):
     "The card of a class."
-    study, right = findings.study, findings.recognised
+    study, accuracy = findings.study, findings.class_accuracy
     counts = _counted(int((study.labels["train"] == c).sum()), "training image")
-    if not np.isnan(right[c]) and "accuracy" not in findings.withheld: counts += f"; {_percent(right[c])} of its test images recognised"
+    if not np.isnan(accuracy[c]) and "accuracy" not in findings.withheld: counts += f"; test accuracy {_percent(accuracy[c])}"
     sentences = _sentence_list(findings, c)
-    if "sentences" in findings.withheld: sentences = f"<details><summary>Its sentences, folded away</summary>{sentences}</details>"
-    open_, typical = " open" if study.n_classes <= _OPEN_CARDS else "", _own_images(findings, c)[0]
-    picture = findings.looks("train", typical[0], 40) if typical and not open_ else ""
+    if "sentences" in findings.withheld: sentences = f"<details><summary>Sentences (a condition failed)</summary>{sentences}</details>"
+    open_, typical = " open" if study.n_classes <= _OPEN_CARDS else "", _images_of_class(findings, c)[0]
+    picture = findings.thumbnail("train", typical[0], 40) if typical and not open_ else ""
     heading = f'{picture}<h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span>'
     return (f'<details class="card" id="class-{c}"{open_}><summary>{heading}</summary>'
             f"{_image_strip(findings, c)}{sentences}{_look_alikes(findings, c)}</details>")
@@ -502,6 +501,13 @@ def _page(heading, body):
             f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{heading}</title><style>{style}</style>')
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 
+def _legend(findings):
+    "What the images and figures of a card are."
+    if "sentences" in findings.withheld: return ""
+    return ("<p class=\"counts\">Typical: training images with the highest influence on the validation loss of the class. Atypical: highest "
+            f"self-influence. Beside a sentence: its score (form <code>{html.escape(findings.study.options.form)}</code>, positive if it fits the "
+            "class) and the training images that add most to it.</p>")
+
 @patch
 def class_section(
     self: Findings,
@@ -509,8 +515,9 @@ def class_section(
     "A card for every class; beyond 200 classes they are written to pages beside the report, and links to these come back."
     n, name = self.study.n_classes, self.study.image_set.name
     reason = self.withheld.get("sentences")
-    head = '<h2 id="classes">Classes</h2>' + (_withheld_box("The sentences are folded away.", reason) if reason else _caution(self))
+    head = '<h2 id="classes">Classes</h2>' + (_withheld_box("The sentences are folded.", reason) if reason else _caution(self))
     cards = [_card(self, c) for c in tqdm(range(n), "cards", delay=2, leave=False)]
+    head += _legend(self)
     if n <= _ON_THIS_PAGE: return HTML(head + "".join(cards))
     starts = range(0, n, _PER_PAGE)
     for number, start in enumerate(starts, 1):
@@ -527,25 +534,25 @@ def _path(findings, split, i):
     "The path of an image below the dataset's folder, or what it is called."
     image = findings.study.image_set.samples[split][i][0]
     if not isinstance(image, (str, Path)): return str(image) if hasattr(image, "read") else f"{split} image {i}"
-    path, root = (Path(os.path.abspath(place)) for place in (image, findings.params.get("dataset") or "."))  # links stay as they are
+    path, root = (Path(os.path.abspath(path)) for path in (image, findings.params.get("dataset") or "."))  # links stay as they are
     if root.is_file(): root = root.parent  # of a list, the folder that it lies in
     return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
 
 def _label_row(findings, row):
     "A suspect with its picture, its path, the given and the suggested label."
     names = findings.study.classes
-    examples, _ = _own_images(findings, row.suggested)
-    example = _figure(findings.looks("train", examples[0]), f"{_shown(names[row.suggested])}, typical") if examples else ""
-    return (f'<div class="suspect">{_figure(findings.looks("train", row.image), f"labelled {_shown(names[row.given])}")}{example}'
-            f'<p>labelled {_link(findings.study, row.given)}<br>more like {_link(findings.study, row.suggested)}'
+    examples, _ = _images_of_class(findings, row.suggested)
+    example = _figure(findings.thumbnail("train", examples[0]), f"{_shown(names[row.suggested])}, typical") if examples else ""
+    return (f'<div class="suspect">{_figure(findings.thumbnail("train", row.image), f"labelled {_shown(names[row.given])}")}{example}'
+            f'<p>labelled {_link(findings.study, row.given)}<br>suggested {_link(findings.study, row.suggested)}'
             f'<br><code>{html.escape(_path(findings, "train", row.image))}</code>'
-            f'<br><span class="score">score {row.score:.3g}</span></p></div>')
+            f'<br><span class="score">label-issue score {row.score:.3g}</span></p></div>')
 
 def _clash_row(findings, clash):
     "Two images that show the same picture under two labels."
     names, samples = findings.study.classes, findings.study.image_set.samples
     ends = [(split, i, names[samples[split][i][1]]) for split, i in (clash[:2], clash[2:])]
-    figures = "".join(_figure(findings.looks(split, i), f"labelled {_shown(name)}") for split, i, name in ends)
+    figures = "".join(_figure(findings.thumbnail(split, i), f"labelled {_shown(name)}") for split, i, name in ends)
     paths = "<br>".join(f"<code>{html.escape(_path(findings, split, i))}</code>, labelled {_shown(name)}" for split, i, name in ends)
     return f'<div class="suspect">{figures}<p>{paths}</p></div>'
 
@@ -564,12 +571,12 @@ def label_section(
     "The suspect labels and the pictures with two labels, or the reason why labels are not judged; empty where there is nothing to say."
     reason, suspects = self.withheld.get("labels"), self.suspects
     if not reason and not _has_labels(self): return HTML("")
-    body = '<h2 id="labels">Labels to look at</h2>'
-    if reason: body += _withheld_box("Labels are not judged here.", reason)
+    body = '<h2 id="labels">Likely label issues</h2>'
+    if reason: body += _withheld_box("Labels are not judged.", reason)
     elif len(suspects):
         listed = "All are below and in" if len(suspects) <= _SHOWN_LABELS else f"The first {_SHOWN_LABELS} are below, all in"
-        body += (f"<p>For {_counted(len(suspects), 'training image')} another class was likelier than the label while the head learned. "
-                 "Some labels are wrong, some images only unusual: look before you change one. "
+        body += (f"<p>During training the classifier gave {_counted(len(suspects), 'training image')} a higher mean probability for another "
+                 "class than for the label. Some labels are wrong, some images only unusual: look at each before changing it. "
                  f'{listed} <a href="suspects.csv">suspects.csv</a>.</p>')
         body += "".join(_label_row(self, row) for row in suspects.head(_SHOWN_LABELS).itertuples())
     if not reason: body += _unjudged_words(self)
@@ -583,8 +590,8 @@ def _pair_block(findings, pair):
     "A pair: a typical image of each class, and the sentence that separates each from the other."
     names, blocks = findings.study.classes, []
     for a, b in ((pair.a, pair.b), (pair.b, pair.a)):
-        typical, _ = _own_images(findings, a)
-        picture = _figure(findings.looks("train", typical[0]), f"{_shown(names[a])}, typical") if typical else ""
+        typical, _ = _images_of_class(findings, a)
+        picture = _figure(findings.thumbnail("train", typical[0]), f"{_shown(names[a])}, typical") if typical else ""
         words = "" if "sentences" in findings.withheld else f"<p>{_link(findings.study, a)}: {_separating_words(findings, a, b)}</p>"
         blocks.append(f'<div class="half">{picture}{words}</div>')
     heading = f'{_shown(names[pair.a])} and {_shown(names[pair.b])} <span class="counts">confusion {_percent(pair.confusion)}</span>'
@@ -597,9 +604,9 @@ def pair_section(
     "The most confusable pairs; the reason where they are withheld; nothing where no classes are confused."
     reason = self.withheld.get("pairs")
     if not reason and not _has_pairs(self): return HTML("")
-    head = '<h2 id="pairs">Pairs that are easily confused</h2>'
-    if reason: return HTML(head + _withheld_box("Pairs are not named here.", reason))
-    head += "<p>Confusion is the mean probability that the classifier gives one class on validation images of the other.</p>"
+    head = '<h2 id="pairs">Confused pairs of classes</h2>'
+    if reason: return HTML(head + _withheld_box("Confused pairs are not shown.", reason))
+    head += "<p>Confusion: mean probability of one class on validation images of the other. Pairwise AUC of a sentence: how often it fits an image of its class better than an image of the other.</p>"
     return HTML(head + "".join(_pair_block(self, pair) for pair in self.pairs.head(_SHOWN_PAIRS).itertuples()))
 
 # %% ../nbs/4_pages/25_report.ipynb #1fa89689
@@ -639,16 +646,16 @@ def _image_notes(findings):
 def _pool_words(findings):
     "The pool, its flags and the choice, a sentence each."
     pool, chosen, usable = findings.study.pool, findings.study.chosen(), findings.study.pool.flag == ""
-    why = chosen.why_not[~chosen.proponent & usable].str.replace(r" \d+$", " another", regex=True).value_counts()
-    left = "; left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in why.items()) if len(why) else ""
+    reasons = chosen.why_not[~chosen.proponent & usable].str.replace(r" \d+$", " another", regex=True).value_counts()
+    left = "; left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in reasons.items()) if len(reasons) else ""
     options, truth = findings.study.options, _precision_of_form(findings)
     flagged = f" {len(pool) - usable.sum():,} of {len(pool):,} sentences cannot be chosen: {html.escape(flag_counts(pool))}."
     words = (f"{len(pool):,} candidate sentences from {_shown(', '.join(pool.source.unique()))}.{flagged * (not usable.all())} "
-             f"{int(chosen.proponent.sum()):,} are chosen by the form <code>{html.escape(options.form)}</code>{left}.")
-    if pool.groupby("class_id").size().max() <= options.top_k: words += " No class has more than are kept: nothing to choose."
+             f"{int(chosen.proponent.sum()):,} are chosen by their score, form <code>{html.escape(options.form)}</code>{left}.")
+    if pool.groupby("class_id").size().max() <= options.top_k: words += " No class has more than `top_k` sentences, so all are chosen."
     if not truth: return words
-    return words + (f" The truth of every sentence is known here: {_percent(truth['precision_at_5'])} of the best five "
-                    f"are true and visible (chance {_percent(truth['chance'])}).")
+    return words + (f" Ground truth is known for this synthetic dataset: {_percent(truth['precision_at_5'])} of the best five "
+                    f"sentences per class are true and visible (chance {_percent(truth['chance'])}).")
 
 # %% ../nbs/4_pages/25_report.ipynb #401198bb
 def _precision_of_form(
@@ -672,18 +679,18 @@ def _asked(findings):
             for r in asked_of.itertuples() if r.calls or r.cached]
     if not rows: return "<p>No language model was asked.</p>"
     words = html.escape(price_basis(llm)) if asked.calls.sum() else "All answers came from the cache."
-    if worth: words += f" All answers used here, also those of earlier runs, come to ${worth:.4f}."
-    gone = f"<p>{_counted(len(lost), 'question')} got no answer; <code>datadesc run --force</code> asks again.</p>"
+    if worth: words += f" All answers used, those of earlier runs included, cost ${worth:.4f}."
+    gone = f"<p>{_counted(len(lost), 'question')} without an answer; <code>datadesc run --force</code> asks again.</p>"
     gone = gone + _table(lost.head(10).itertuples(index=False), lost.columns) if len(lost) else ""
-    heads = ("for", "asked now", "cached", "tokens sent", "tokens received", "cost")
-    return f"<p>{words}</p>{gone}" + _fold("Questions by purpose", _table(rows, heads))
+    heads = ("stage", "calls", "cached", "prompt tokens", "completion tokens", "cost")
+    return f"<p>{words}</p>{gone}" + _fold("Questions by stage", _table(rows, heads))
 
 def _article_rows(findings):
     "The articles that were quoted, folded."
     articles = findings.sentences.articles
     if articles is None: return ""
     has = articles.passages.map(len) > 0
-    rows = [(r["class"], r["page"], r["revision"]) if ok else (r["class"], f"none: asked from memory. {r.get('note') or ''}", "")
+    rows = [(r["class"], r["page"], r["revision"]) if ok else (r["class"], f"none: described from the model's memory. {r.get('note') or ''}", "")
             for r, ok in zip(articles.to_dict("records"), has)]
     sources = _shown(", ".join(map(str, articles.source.unique())))
     heading = f"{int(has.sum()):,} of {len(articles):,} classes have an article in {sources}"
@@ -733,8 +740,8 @@ def _pair_lines(findings, at_most=10):
     "The most confusable pairs as lines of the result."
     if "pairs" in findings.withheld: return []
     def text(a, b):
-        found = None if "sentences" in findings.withheld else findings.separating(a, b)
-        return found[0] if found else None
+        best = None if "sentences" in findings.withheld else findings.separating(a, b)
+        return best[0] if best else None
     names, rows = findings.study.classes, findings.pairs.head(at_most).itertuples()
     return [results.PairLine(a=names[p.a], b=names[p.b], confusion=float(p.confusion), a_text=text(p.a, p.b), b_text=text(p.b, p.a))
             for p in rows]
@@ -765,7 +772,7 @@ def result(
         parameters=params | dict(superclass=image_set.superclass, device=str(study.encoder.device)), hashes=_hashes(study),
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in self.conditions], warning=self.warning,
         comparisons=self.comparisons, accuracy=_accuracy_lines(self),
-        chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not self.silent[c]},
+        chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not self.undescribed[c]},
         pairs=_pair_lines(self), suspects=None if self.suspects is None else len(self.suspects),
         unjudged=len(self.unjudged), withheld=withheld,
         repeated_across_splits=len(self.twins),
@@ -792,7 +799,7 @@ def write_files(
     root = dataset.parent if dataset.exists() else self.params["data_root"]
     if not self.drawn: write_file(tables/"splits.parquet", split_lists(study.image_set, root))
     usable = study.pool[study.pool.flag == ""].groupby("class_id")
-    results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable if not self.silent[c]}, study.image_set.skipped)
+    results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable if not self.undescribed[c]}, study.image_set.skipped)
     results.write_classes(out, result)
     if self.suspects is None: return
     write_file(tables/"suspects.parquet", self.suspects)

@@ -410,8 +410,8 @@ def dry_run(
     looked = [*look(own, params.get("class_level", "auto")), ""] if own else []
     from datadesc import llm, plan  # heavy: only once everything cheap is right
     values = {name: parameter.default for name, parameter in known.items()} | params
-    if not values.get("benchmark"): values["peers"] = []  # they are asked for the benchmark
-    if values.get("descriptions") and not values["peers"]:
+    if not values.get("benchmark"): values["baselines"] = []  # they are asked for the benchmark
+    if values.get("descriptions") and not values["baselines"]:
         return "\n".join([*looked, f"Nothing will be asked: the sentences come from {values['descriptions']}."])
     asked = plan.dry_run(values)
     return "\n".join([*looked, llm.cost_estimate(asked), *[_ASSUMED.format(**values)] * bool(asked.costs.total("calls"))])
@@ -525,16 +525,16 @@ def publish(
 ) -> tuple[int, Path | None, int]:  # (number of answers, the file of articles or None, their number)
     "Writes cached answers for others; the articles that a run quoted go into `<file>.articles.jsonl.gz`."
     from datadesc.cache import Cache
-    from datadesc.store import read_table
+    from datadesc.store import read_file
     from datadesc.wiki import write_snapshot
     cached = Cache(default_root()/"answers.sqlite")
     if name is None: return cached.write_export(file), None, 0
     result(root, name)
     tables, beside = Path(root)/name/"tables", file.with_name(file.name.split(".")[0] + ".articles.jsonl.gz")
-    asked = [key for of in ("questions", "benchmark_questions") if (table := tables/f"{of}.parquet").exists() for key in read_table(table).key]
+    asked = [key for of in ("questions", "benchmark_questions") if (table := tables/f"{of}.parquet").exists() for key in read_file(table).key]
     answers = cached.write_export(file, list(dict.fromkeys(asked)))
     if not (tables/"articles.parquet").exists(): return answers, None, 0
-    articles = read_table(tables/"articles.parquet")
+    articles = read_file(tables/"articles.parquet")
     return answers, write_snapshot(articles, beside), len(articles)
 
 # %% ../nbs/4_pages/55_runs.ipynb #7f5330c1

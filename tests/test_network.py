@@ -19,7 +19,7 @@ import datadesc.network
 from datadesc.data import ImageSet, open_image
 from datadesc.network import (NetworkOptions, _augmented, _check_name, _gradient_blocks, last_layer, _last_layer_blocks, _layer_parameters,
                               load_network, network_influence, _sample_gradients, train_network)
-from datadesc.store import read_tensors, write_tensors
+from datadesc.store import read_file, write_file
 
 torch.set_num_threads(1)
 SHORT = NetworkOptions(lr=.05, epochs=4, batch_size=8, n_checkpoints=2)
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
 
 
 def weights(training):
-    return [read_tensors(c.path) for c in training.checkpoints]
+    return [read_file(c.path) for c in training.checkpoints]
 
 
 def same_weights(a, b):
@@ -79,7 +79,7 @@ def test_squeezenet_has_no_linear_end():
 @pytest.mark.parametrize("n_classes", [3, 7])
 def test_weights_from_a_file_fit_but_for_the_head(suffix, n_classes, tmp_path):
     file, state = tmp_path / f"saved.{suffix}", {k: w + 1 if w.is_floating_point() else w for k, w in network().model.state_dict().items()}
-    write_tensors(file, state) if suffix == "safetensors" else torch.save({"state_dict": {f"module.{k}": w for k, w in state.items()}}, file)
+    write_file(file, state) if suffix == "safetensors" else torch.save({"state_dict": {f"module.{k}": w for k, w in state.items()}}, file)
     loaded = load_network("test_resnet", n_classes, file, side=32, device="cpu").model.state_dict()
     assert torch.equal(loaded["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
     assert torch.equal(loaded["fc.weight"], state["fc.weight"]) if n_classes == 3 else len(loaded["fc.weight"]) == 7
@@ -98,9 +98,9 @@ def test_a_pickle_that_runs_programs_is_refused(tmp_path, monkeypatch):
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     state = network().model.state_dict()
-    write_tensors(tmp_path / "a.safetensors", {k: w for k, w in state.items() if k != "layer1.0.conv1.weight"})
-    write_tensors(tmp_path / "b.safetensors", state | {"layer1.0.conv1.weight": torch.zeros(2)})
-    write_tensors(tmp_path / "c.safetensors", state | {"extra": torch.zeros(2)})
+    write_file(tmp_path / "a.safetensors", {k: w for k, w in state.items() if k != "layer1.0.conv1.weight"})
+    write_file(tmp_path / "b.safetensors", state | {"layer1.0.conv1.weight": torch.zeros(2)})
+    write_file(tmp_path / "c.safetensors", state | {"extra": torch.zeros(2)})
     for name, message in (("a", "conv1.weight is missing"), ("b", r"conv1.weight is \(2,\), expected \(32, 32, 3, 3\)"), ("c", "extra is not part of it")):
         with pytest.raises(ValueError, match=f"belong to another network: .*{message} .1 tensors differ"): load_network("test_resnet", 3, tmp_path / f"{name}.safetensors", side=32)
 
@@ -112,7 +112,7 @@ def test_published_weights_come_from_the_cache_or_an_error_says_what_to_do(tmp_p
 from pathlib import Path
 from datadesc.network import load_network
 import timm, torch, torchvision
-from datadesc.store import write_tensors
+from datadesc.store import write_file
 for name in ("test_resnet", "torchvision/shufflenet_v2_x0_5"):
     try: load_network(name, 3, True, side=32)
     except ConnectionError as error: assert "are not on this machine and cannot be downloaded" in str(error) and "weights=None" in str(error), error
@@ -122,7 +122,7 @@ for folder in (snapshot, hub): folder.mkdir(parents=True, exist_ok=True)
 (snapshot.parents[1] / "refs").mkdir(exist_ok=True)
 (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
 published = timm.create_model("test_resnet")
-write_tensors(snapshot / "model.safetensors", published.state_dict())
+write_file(snapshot / "model.safetensors", published.state_dict())
 torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), hub / torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.url.rsplit("/")[-1])
 network = load_network("test_resnet", 3, True, side=32)
 assert torch.equal(network.model.state_dict()["layer4.0.conv1.weight"], published.state_dict()["layer4.0.conv1.weight"])
@@ -169,14 +169,14 @@ import numpy as np
 from datadesc.data import ImageSet
 from datadesc import network
 {inspect.getsource(pictures)}""" + """
-write = network.write_tensors
+write = network.write_file
 def deadly(path, value):
     "Writes; but when the state of the third epoch is due, dies with half of it on the disk."
     if path.name == "state.safetensors" and len(value["history"]) == 3:
         (path.parent / f".{path.name}.part").write_bytes(b"half a fi")
         os.kill(os.getpid(), signal.SIGKILL)
     return write(path, value)
-network.write_tensors = deadly
+network.write_file = deadly
 torch.set_num_threads(1)
 start = network.load_network("test_resnet", 3, side=32, device="cpu")
 network.train_network(start, pictures(), sys.argv[1], network.NetworkOptions(lr=.05, epochs=4, batch_size=8, n_checkpoints=2), progress=False)
@@ -190,13 +190,13 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(trained, tmp_path):
     assert same_weights(resumed, trained[2]) and resumed.history.equals(trained[2].history)
 
 
-@pytest.mark.parametrize("write", range(1, 7))  # four states and two checkpoints
+@pytest.mark.parametrize("write", range(1, 8))  # the settings, four states and two checkpoints
 def test_whichever_file_is_not_written_the_end_is_the_same(write, trained, tmp_path, monkeypatch):
-    written, write_tensors = itertools.count(1), datadesc.network.write_tensors
+    written, write_file = itertools.count(1), datadesc.network.write_file
     def full_disk(*arguments):
         if next(written) == write: raise OSError("No space left on device")
-        return write_tensors(*arguments)
-    monkeypatch.setattr(datadesc.network, "write_tensors", full_disk)
+        return write_file(*arguments)
+    monkeypatch.setattr(datadesc.network, "write_file", full_disk)
     with pytest.raises(OSError, match="No space left"): train_network(network(), pictures(), tmp_path, SHORT, progress=False)
     monkeypatch.undo()
     assert same_weights(train_network(network(), pictures(), tmp_path, SHORT, progress=False), trained[2])
@@ -281,7 +281,7 @@ def by_autograd(start, training, samples, names):
     "Influence (M, N) by the definition, one image after the other."
     def rows(c, split):
         model = copy.deepcopy(start.model).double().eval()
-        model.load_state_dict(read_tensors(c.path))
+        model.load_state_dict(read_file(c.path))
         chosen = [model.get_parameter(name) for name in names]
         x, y = pixels(start, samples[split])
         return torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(model(a[None]), b[None]), chosen)]) for a, b in zip(x, y)])
@@ -356,6 +356,6 @@ def test_bad_input_is_named(trained, tmp_path):
     with pytest.raises(ValueError, match="belong to another network"): network_influence(network("test_convnext"), checkpoints, few, cloud)
     with pytest.raises(ValueError, match="no layer 'layr4' with weights: did you mean layer4"): network_influence(start, checkpoints, few, cloud, layers=["fc", "layr4"])
     with pytest.raises(ValueError, match="Expected last, all, or names"): _layer_parameters(start, "zzzzz")
-    write_tensors(tmp_path / "nan.safetensors", {k: w * torch.nan if k == "layer4.0.conv1.weight" else w for k, w in read_tensors(checkpoints[0].path).items()})
+    write_file(tmp_path / "nan.safetensors", {k: w * torch.nan if k == "layer4.0.conv1.weight" else w for k, w in read_file(checkpoints[0].path).items()})
     with pytest.raises(ValueError, match="test_resnet after epoch 2: its features hold NaN"): network_influence(start, [replace(checkpoints[0], path=tmp_path / "nan.safetensors")], few, cloud)
     with pytest.raises(ValueError, match="no images"): network_influence(start, checkpoints, replace(few, samples=few.samples | {"val": []}), cloud)
