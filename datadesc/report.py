@@ -67,7 +67,7 @@ def candidate_sentences(
     classes, kind, llm = image_set.classes, kinds(params, image_set.superclass), language_model(params, synthetic)
     articles = find_articles(params, classes, image_set.superclass, synthetic)
     if params["descriptions"]: pool = from_file(params["descriptions"], classes, kind, image_set.raw_names)
-    else: pool = describe(classes, llm, kind, articles, **{name: params[name] for name in ("knowledge", "samples", "article_tokens", "parts")})
+    else: pool = describe(classes, llm, kind, articles, **{key: params[key] for key in ("knowledge", "samples", "article_tokens", "parts")})
     if synthetic and set(pool.source) == {f"{synthetic.name}-author"}: pool["truth"] = synthetic.truth_of(pool)
     pool = flag_too_long(pool, encoder.tokenizer)
     silent = conditions.undescribed(pool, len(classes)).numpy()
@@ -347,7 +347,7 @@ def _audit_tiles(findings):
         tiles.append(f'<div class="tile"><h4>Most confused classes</h4><ul>{pairs}</ul></div>')
     if findings.suspects is not None:
         n, of = len(findings.suspects), len(study.labels["train"])
-        unjudged = f", and {len(findings.unjudged):,} between classes that the classifier does not separate" if len(findings.unjudged) else ""
+        unjudged = f", and {len(findings.unjudged):,} between classes that the classifier does not separate" * bool(len(findings.unjudged))
         link = '. <a href="#labels">The list</a>' * (n > 0)
         tiles.append(_tile("Likely label issues", f"{n:,}", f"of {of:,} training images{unjudged}{link}"))
     return tiles
@@ -405,7 +405,7 @@ def _has_pairs(findings): return "pairs" not in findings.withheld and len(findin
 
 # %% ../nbs/4_pages/25_report.ipynb #9fc58f86
 def _images_of_class(findings, c):
-    "(typical, atypical) training images of a class: highest influence on its validation images, highest self-influence; no likely label issue is typical."
+    "(typical, atypical) training images of a class, by influence on its validation images and by self-influence; no label issue is typical."
     study = findings.study
     rows = (study.labels["train"] == c).nonzero().flatten().cpu()
     if not len(rows): return [], []
@@ -454,7 +454,7 @@ def _sentence_list(findings, c, with_images=5):
     first = "".join(f'<li><p class="sentence">{_shown(r.text)}</p><p>{_score(r.ift)}{_proponent_strip(findings, r.row)}</p></li>'
                     for r in rows.head(with_images).itertuples())
     more = "".join(f'<li><p class="sentence">{_shown(r.text)} {_score(r.ift)}</p></li>' for r in rows.iloc[with_images:].itertuples())
-    more = f'<details><summary>{len(rows) - with_images} more sentences</summary><ol start="{with_images + 1}">{more}</ol></details>' if more else ""
+    if more: more = f'<details><summary>{len(rows) - with_images} more sentences</summary><ol start="{with_images + 1}">{more}</ol></details>'
     return f"<ol>{first}</ol>{more}{_flagged_list(flagged)}"
 
 # %% ../nbs/4_pages/25_report.ipynb #0b304714
@@ -476,7 +476,8 @@ def _look_alikes(findings, c, at_most=2):
         picture = findings.thumbnail("train", typical[0], 40) if typical else ""
         words = "" if "sentences" in findings.withheld else f"; best separated by {_separating_words(findings, c, other)}"
         page = "" if study.n_classes <= _ON_THIS_PAGE else f"{other // _PER_PAGE + 1}.html"
-        items.append(f'<li>{picture}<span>Confused with <a href="{page}#class-{other}">{_shown(study.classes[other])}</a>{words}</span></li>')
+        link = f'<a href="{page}#class-{other}">{_shown(study.classes[other])}</a>'
+        items.append(f"<li>{picture}<span>Confused with {link}{words}</span></li>")
     return f'<ul class="alike">{"".join(items)}</ul>' if items else ""
 
 def _card(findings, c):
@@ -504,9 +505,10 @@ def _page(heading, body):
 def _legend(findings):
     "What the images and figures of a card are."
     if "sentences" in findings.withheld: return ""
-    return ("<p class=\"counts\">Typical: training images with the highest influence on the validation loss of the class. Atypical: highest "
-            f"self-influence. Beside a sentence: its score (form <code>{html.escape(findings.study.options.form)}</code>, positive if it fits the "
-            "class) and the training images that add most to it.</p>")
+    form = html.escape(findings.study.options.form)
+    return ('<p class="counts">Typical: training images with the highest influence on the validation loss of the class. '
+            f"Atypical: highest self-influence. Beside a sentence: its score (form <code>{form}</code>; positive if it fits the class) "
+            "and the training images that add most to it.</p>")
 
 @patch
 def class_section(
@@ -522,7 +524,8 @@ def class_section(
     starts = range(0, n, _PER_PAGE)
     for number, start in enumerate(starts, 1):
         back = f'<p><a href="../report.html">{_shown(name)}</a></p>'
-        write_text(Path(self.out)/"classes"/f"{number}.html", _page(_attribute(name), back + head + "".join(cards[start:start + _PER_PAGE])))
+        body = back + head + "".join(cards[start:start + _PER_PAGE])
+        write_text(Path(self.out)/"classes"/f"{number}.html", _page(_attribute(name), body))
     ends = [(s, min(n, s + _PER_PAGE) - 1) for s in starts]
     links = "".join(f"<li>{_link(self.study, first)} to {_link(self.study, last)}</li>" for first, last in ends)
     return HTML(head + f"<p>The cards of {n:,} classes are on pages beside this one.</p><ul>{links}</ul>")
@@ -575,8 +578,8 @@ def label_section(
     if reason: body += _withheld_box("Labels are not judged.", reason)
     elif len(suspects):
         listed = "All are below and in" if len(suspects) <= _SHOWN_LABELS else f"The first {_SHOWN_LABELS} are below, all in"
-        body += (f"<p>During training the classifier gave {_counted(len(suspects), 'training image')} a higher mean probability for another "
-                 "class than for the label. Some labels are wrong, some images only unusual: look at each before changing it. "
+        body += (f"<p>During training the classifier gave {_counted(len(suspects), 'training image')} a higher mean probability "
+                 "for another class than for the label. Some labels are wrong, some images only unusual: look at each before changing it. "
                  f'{listed} <a href="suspects.csv">suspects.csv</a>.</p>')
         body += "".join(_label_row(self, row) for row in suspects.head(_SHOWN_LABELS).itertuples())
     if not reason: body += _unjudged_words(self)
@@ -606,7 +609,8 @@ def pair_section(
     if not reason and not _has_pairs(self): return HTML("")
     head = '<h2 id="pairs">Confused pairs of classes</h2>'
     if reason: return HTML(head + _withheld_box("Confused pairs are not shown.", reason))
-    head += "<p>Confusion: mean probability of one class on validation images of the other. Pairwise AUC of a sentence: how often it fits an image of its class better than an image of the other.</p>"
+    head += ("<p>Confusion: mean probability of one class on validation images of the other. "
+             "Pairwise AUC of a sentence: how often it fits an image of its class better than an image of the other.</p>")
     return HTML(head + "".join(_pair_block(self, pair) for pair in self.pairs.head(_SHOWN_PAIRS).itertuples()))
 
 # %% ../nbs/4_pages/25_report.ipynb #1fa89689
@@ -690,8 +694,9 @@ def _article_rows(findings):
     articles = findings.sentences.articles
     if articles is None: return ""
     has = articles.passages.map(len) > 0
-    rows = [(r["class"], r["page"], r["revision"]) if ok else (r["class"], f"none: described from the model's memory. {r.get('note') or ''}", "")
-            for r, ok in zip(articles.to_dict("records"), has)]
+    none = "none: described from the model's memory."
+    rows = [(r["class"], r["page"], r["revision"]) if quoted else (r["class"], f"{none} {r.get('note') or ''}", "")
+            for r, quoted in zip(articles.to_dict("records"), has)]
     sources = _shown(", ".join(map(str, articles.source.unique())))
     heading = f"{int(has.sum()):,} of {len(articles):,} classes have an article in {sources}"
     return _fold(heading, _table(rows, ("class", "article", "revision")))

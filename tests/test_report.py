@@ -70,7 +70,7 @@ def test_every_class_has_a_card_and_every_image_its_class(tmp_path):
         card = page.select_one(f"#class-{c}")
         captions = [figure.figcaption.text for figure in card.select(".strip figure")]
         assert len(captions) == 6 and captions[0] == f"{name}, typical" and set(captions[1:]) == {"typical", "atypical"}
-        assert [li.select_one(".said").text for li in card.select("ol li")][0] == findings.chosen[findings.chosen.class_id == c].text.iloc[0]
+        assert [li.select_one(".sentence").text for li in card.select("ol li")][0] == findings.chosen[findings.chosen.class_id == c].text.iloc[0]
     assert all(any(name in image["alt"] for name in NAMES) for image in page.select("img"))
     assert {link["href"] for link in page.select("nav a")} >= {"#classes", "#provenance", *(f"#class-{c}" for c in range(5))}
 
@@ -79,7 +79,7 @@ def test_images_and_sentences_come_from_one_head(tmp_path):
     findings = findings_of(NAMES, tmp_path)
     sections(findings)
     assert "scorer" in vars(findings.study._heads)
-    typical, odd = report._own_images(findings, 1)
+    typical, odd = report._images_of_class(findings, 1)
     own = findings.study.influence.positive_by_class[1][findings.study.labels["train"] == 1]
     assert typical[0] == 10 + int(own.argmax()) and not set(typical) & set(odd)
 
@@ -96,7 +96,7 @@ def test_a_doubtful_label_is_never_typical(tmp_path):
     assert 0 in findings.suspects.image.tolist()
     for spread in (.6, 1.5, 60.):
         findings = mislabelled(tmp_path, spread=spread)
-        assert findings.doubtful and not any(findings.doubtful & set(report._own_images(findings, c)[0]) for c in range(5))
+        assert findings.doubtful and not any(findings.doubtful & set(report._images_of_class(findings, c)[0]) for c in range(5))
         sections(findings)
 
 
@@ -108,7 +108,7 @@ def test_doubtful_labels_between_classes_that_are_not_separated_are_counted(tmp_
     vars(findings)["suspects"] = rest
     page = sections(findings)
     assert n and "Not listed: " in page.select_one("#labels").find_next("p").text
-    assert f"and {n} between classes that are not separated" in page.select_one(".tiles").text and page.select_one('nav a[href="#labels"]')
+    assert f"and {n} between classes that the classifier does not separate" in page.select_one(".tiles").text and page.select_one('nav a[href="#labels"]')
     results.write(tmp_path, findings.result({}))
     assert f"Labels to look at: 0, and {n} between classes that are not separated" in results.closing_lines(tmp_path)
 
@@ -146,7 +146,7 @@ def test_near_chance_nothing_is_accused(tmp_path):
     findings = findings_of(NAMES, tmp_path, spread=60.)
     page = sections(findings)
     assert {"labels", "pairs", "sentences"} <= set(findings.withheld) and findings.suspects is None
-    assert not page.select(".suspect, .pair, ul.alike") and "Labels are not judged here" in page.text
+    assert not page.select(".suspect, .pair, ul.alike") and "Labels are not judged" in page.text
     assert "classifier" in page.select_one(".failed").text
     result = findings.result({})
     findings.write_files(result)
@@ -168,7 +168,7 @@ def test_other_peoples_text_is_text(tmp_path):
     findings = findings_of(names, tmp_path, texts=texts)
     page = sections(findings)
     assert not page.select("script") and not [image for image in page.select("img") if not image["src"].startswith("data:image/jpeg;base64,")]
-    assert names[1] in page.select_one("#class-1 h3").text and "<img src=x" in page.select_one("#class-0 .said").text
+    assert names[1] in page.select_one("#class-1 h3").text and "<img src=x" in page.select_one("#class-0 .sentence").text
     assert "<" not in report.title(findings.study.image_set).data
 
 
@@ -187,8 +187,8 @@ def test_what_cannot_be_chosen_is_shown_with_its_reason(tmp_path):
     findings = findings_of(NAMES, tmp_path, flags={0: "too long (95 tokens of 77)", 1: "duplicate", 7: "too <short>"})
     page = sections(findings)
     card = page.select_one("#class-0")
-    assert "2 that cannot be chosen" in card.text and [item.em.text for item in card.select("details > ul > li")] == ["too long (95 tokens of 77)", "duplicate"]
-    assert not {"sentence 0 of class 0", "sentence 1 of class 0"} & {said.text.split(" +")[0] for said in card.select(".said")}
+    assert "2 excluded" in card.text and [item.em.text for item in card.select("details > ul > li")] == ["too long (95 tokens of 77)", "duplicate"]
+    assert not {"sentence 0 of class 0", "sentence 1 of class 0"} & {said.text.split(" +")[0] for said in card.select(".sentence")}
     assert "3 of 30 sentences cannot be chosen: too long (1), repeats another (1), too <short> (1)." in page.text
     findings.write_files(findings.result({}))
     assert len(json.loads((tmp_path/"descriptions.json").read_text())[NAMES[0]]) == TEXTS - 2
