@@ -12,7 +12,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
-from datetime import date
 from importlib.resources import files
 from inspect import isawaitable
 from pathlib import Path
@@ -356,7 +355,7 @@ _MANY = 20  # open questions that are worth a progress bar
 
 def _stage(request):
     "The stage under which a question is booked; a baseline's questions under its name."
-    return request.about.get("peer") or request.about.get("stage", "questions")
+    return request.about.get("baseline") or request.about.get("stage", "questions")
 
 def _cached(llm, requests):
     "Key -> answer for those questions (by key) that the cache or an export answers, booked as such."
@@ -478,11 +477,6 @@ def _answered(llm, requests, progress):
     came, failed = _ask_new(llm, new, progress)
     return answers | came, failed
 
-def _unusable(request, answer, check):
-    "Why the answer is none; None if it can be used."
-    try: check and answer is not _STAND_IN and check(request, answer)
-    except ValueError as error: return error
-
 @patch
 def ask(self: LLM,
     requests,  # questions; equal ones are asked once
@@ -500,8 +494,11 @@ def ask(self: LLM,
         came, lost = _answered(self, tries.values(), progress)
         failed |= {key: lost[request.key] for key, request in tries.items() if request.key in lost}
         came = {key: came[request.key] for key, request in tries.items() if request.key in came}
-        wrong = {key: why for key, answer in came.items() if (why := _unusable(tries[key], answer, check))}
-        answers |= {key: answer for key, answer in came.items() if key not in wrong}
+        wrong = {}
+        for key, answer in came.items():
+            try: check and answer is not _STAND_IN and check(tries[key], answer)
+            except ValueError as why: wrong[key] = why
+            else: answers[key] = answer
         tries = {key: replace(tries[key], attempt=attempt) for key in wrong}
         if not tries: break
     failed |= {key: LLMError(f"No usable answer in {attempts} attempts, at last: {wrong[key]}") for key in tries}
@@ -522,8 +519,7 @@ def price_basis(
     origin = ", ".join(filter(None, (price.get("source"), price.get("as_of")))) or "your own price table"
     dollars = f"${price['input']:g} a million sent, ${price['output']:g} a million received ({origin})" if llm.costs.price else \
         "their price is unknown, and a file prices.csv in the store can name it (model,input,output)"
-    gone = "shut it down" if price["shut_down"] <= str(date.today()) else "will shut it down"
-    shut = f" Its provider {gone} on {price['shut_down']}." * bool(price["shut_down"])
+    shut = f" Its provider shuts it down on {price['shut_down']}." * bool(price["shut_down"])
     left_out = f" The server does not take {', '.join(sorted(llm.refused))}: left out." * bool(llm.refused)
     return f"Tokens of {llm.model} as its server counts them, else estimated at 4 bytes each; {dollars}.{shut}{left_out}"
 
