@@ -110,7 +110,7 @@ def test_doubtful_labels_between_classes_that_are_not_separated_are_counted(tmp_
     assert n and "Not listed: " in page.select_one("#labels").find_next("p").text
     assert f"and {n} between classes that the classifier does not separate" in page.select_one(".tiles").text and page.select_one('nav a[href="#labels"]')
     results.write(tmp_path, findings.result({}))
-    assert f"Labels to look at: 0, and {n} between classes that are not separated" in results.closing_lines(tmp_path)
+    assert f"Likely label issues: 0, and {n} between classes that the classifier does not separate" in results.closing_lines(tmp_path)
 
 
 def test_paths_are_those_of_the_dataset(tmp_path):

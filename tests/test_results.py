@@ -59,7 +59,7 @@ def test_three_sentences_of_the_first_classes(tmp_path, result):
     results.write(tmp_path, result)
     lines = results.closing_lines(tmp_path)
     assert sum(line.startswith("  - ") for line in lines) == 18 and "... and 18 more" in lines
-    assert any("class 0 and class 1 (30%)" in line for line in lines) and any("Labels to look at: 3" in line for line in lines)
+    assert any("class 0 and class 1 (30%)" in line for line in lines) and any("Likely label issues: 3" in line for line in lines)
     assert lines[-1].endswith("report.html")
 
 
@@ -70,7 +70,7 @@ def test_warnings_failures_and_reasons_are_said(tmp_path, result):
     results.write(tmp_path, changed)
     text = "\n".join(results.closing_lines(tmp_path))
     assert text.startswith("Warning: The encoder knows butterflies only.") and "Failed: classifier. It guesses." in text
-    assert "not said. The classifier guesses." in text and "has mark" not in text
+    assert "not judged. The classifier guesses." in text and "has mark" not in text
 
 
 def test_formulas_and_markup_stay_text(tmp_path, result):
