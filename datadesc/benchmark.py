@@ -15,7 +15,7 @@ import torch
 
 from .adapters import Adapter, adapted
 from .describe import flagged
-from .baselines import PEERS, match_classes, peer_texts
+from .baselines import BASELINES, match_classes
 from .selection import scored_text
 from .sentences import for_classes, read_sentences
 from .transfer import shuffled_rows, transfer
@@ -137,7 +137,8 @@ def method_from(
     theirs = read_sentences(path)
     described, report = match_classes(theirs, classes, empty="name", aliases=aliases)
     if (report.how == "missing").any(): match_classes(theirs, classes, aliases=aliases)  # says which
-    return name, peer_texts(PEERS[name], described, classes, superclass) if name in PEERS else _as_texts(described, classes, name, superclass), report
+    table = BASELINES[name].table(described, classes, superclass) if name in BASELINES else _as_texts(described, classes, name, superclass)
+    return name, table, report
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #615e095c
 def _call(name, method, study):

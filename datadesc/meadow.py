@@ -237,20 +237,20 @@ _CUPL = ("The {name} has {a} and {b}.", "A {name} can be told by {a}, along with
         "In this photo the {name} shows {a}, and also {b}.", "{name} with {a} and {b}.")
 _TOPICS = (None, None, ("wing colour", "wing margin", "body"), ("wing markings", "wing margin"), ("wing shape", "antennae", "body"))  # of LaBo's questions
 
-def _spoken(peer:str, # "menon", "cupl", "labo" or "vdt"
+def _spoken(baseline:str, # "menon", "cupl", "labo" or "vdt"
            name:str, # the species' name
            known, # (component, sample, phrase) of all that the model can say of it
-           question:int, # which of the peer's questions
+           question:int, # which of the baseline's questions
            sample:int # which answer to it
           )->str:
     "The language model's answer to a question of another method."
-    if peer == "cupl":
+    if baseline == "cupl":
         one = [phrase for component, _, phrase in known if component != "overall look"]
         a, b = (one[(7*question + sample + step) % len(one)] for step in (0, 11))
         return _CUPL[question % len(_CUPL)].format(name=name, a=a, b=b)
-    topic = _TOPICS[question % len(_TOPICS)] if peer == "labo" else None
+    topic = _TOPICS[question % len(_TOPICS)] if baseline == "labo" else None
     said = [p for c, s, p in known if c in topic] if topic else [p for _, s, p in known if s == (question + sample) % SAMPLES]
-    start = f"{name} is a butterfly with " if peer == "vdt" else ""
+    start = f"{name} is a butterfly with " if baseline == "vdt" else ""
     return "\n".join(f"- {start}{phrase}" for phrase in dict.fromkeys(said))
 
 # %% ../nbs/5_sources/35_meadow.ipynb #3b6dad2f
@@ -280,11 +280,11 @@ class SyntheticDataset:
         return {name: [(row.component, row.sample, _bare_phrase(row.text, name)) for row in said[said.class_id == i].itertuples()] for i, name in enumerate(self.classes)}
 
     def simulated_llm(self,
-               request # what was asked; its `about` names stage, class and sample, and component and knowledge or peer and question
+               request # what was asked; its `about` names stage, class and sample, and component and knowledge or baseline and question
               )->str:
         "The answer that the world's language model gives."
         about = request.about
-        if about["stage"] == "peer": return _spoken(about["peer"], about["class"], self.memory[about["class"]], about["question"], about["sample"])
+        if about["stage"] == "baseline": return _spoken(about["baseline"], about["class"], self.memory[about["class"]], about["question"], about["sample"])
         if about["stage"] == "components": return "\n".join(f"{i}. {c}" for i, c in enumerate(_COMPONENTS, 1))
         return self.said[about["class"], about["component"], about["sample"], about["knowledge"]]
 

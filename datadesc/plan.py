@@ -110,12 +110,12 @@ def dry_run(
 ) -> LLM:
     "A language model that was asked all that the run would ask and answered nothing; `cost_estimate` says what the run takes."
     from datadesc.describe import describe
-    from datadesc.baselines import PEERS, ask
+    from datadesc.baselines import BASELINES
     classes, superclass, synthetic = _subject(params)
     llm, kind = language_model(params, synthetic, dry_run=True), kinds(params, superclass)
     articles = find_articles(params, classes, superclass, synthetic, fetch=False)
     if articles is None: articles = _long_articles(classes, params["article_tokens"])
     if not params["descriptions"]:
         describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], parts=params["parts"], progress=False)
-    for peer in params["peers"]: ask(PEERS[peer], classes, llm, kind)
+    for name in params["baselines"]: BASELINES[name].ask(classes, llm, kind)
     return llm

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from .baselines import PEERS
+from .baselines import BASELINES
 from .runs import accuracies, result
 
 # %% ../nbs/4_pages/60_summary.ipynb #dbeebb56
@@ -54,7 +54,7 @@ def _ends(line):
 # %% ../nbs/4_pages/60_summary.ipynb #ae63d5d1
 _CHOSEN = "chosen"  # stands for the form of the run
 
-def _zero_shot(method): return dict(protocol="zero_shot", method=method, aggregation=PEERS[method].aggregation if method in PEERS else "mean", names="with")
+def _zero_shot(method): return dict(protocol="zero_shot", method=method, aggregation=BASELINES[method].aggregation if method in BASELINES else "mean", names="with")
 
 def _transfer(method): return dict(protocol="paper", method=method, shots="all")
 

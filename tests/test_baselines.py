@@ -6,7 +6,7 @@ import pytest
 
 from datadesc import meadow
 from datadesc.llm import LLM, LLMError
-from datadesc.baselines import PEERS, TEMPLATES, ask, from_templates, match_classes, peer_texts, read_templates, waffle
+from datadesc.baselines import BASELINES, from_templates, match_classes, waffle
 from datadesc.sentences import read_sentences
 
 REAL = Path(__file__).parents[2]/"shared"/"data"/"peers"
@@ -89,7 +89,7 @@ def test_published_names_are_matched(file):
     matched, report = match_classes(published(file), classes, empty="name")
     assert report.how.value_counts().to_dict() == how
     assert sorted(c for c in classes if not matched[c]) == without
-    table = peer_texts(PEERS["menon" if "waffle" in file else "vdt"], matched, classes)
+    table = BASELINES["menon" if "waffle" in file else "vdt"].table(matched, classes)
     assert set(table.class_id) == set(range(len(classes))) and (table.text.str.len() > 0).all() and (table.prompt.str.len() > 0).all()
 
 
@@ -110,7 +110,7 @@ def test_what_only_a_person_can_match():
 
 @real
 def test_published_templates():
-    templates = read_templates(REAL/"clip_benchmark"/"en_zeroshot_classification_templates.json", "eurosat")
+    templates = read_sentences(REAL/"clip_benchmark"/"en_zeroshot_classification_templates.json")["eurosat"]
     assert from_templates(["River"], templates)["River"][0] == "a centered satellite photo of River."
 
 
@@ -119,11 +119,11 @@ def test_published_templates():
 def test_a_template_needs_its_field():
     with pytest.raises(ValueError, match="expected {c}"):
         from_templates(["hen"], ["a photo"])
-    assert len(from_templates(["hen"], TEMPLATES)["hen"]) == len(set(TEMPLATES))
+    assert len(set(from_templates(["hen"])["hen"])) == len(from_templates(["hen"])["hen"]) == 7
 
 
 def test_repetitions_and_names_are_flagged():
-    table = peer_texts(PEERS["cupl"], {"hen": ["A hen has a comb.", "a hen has a comb", "Not described."]}, ["hen"], "bird")
+    table = BASELINES["cupl"].table({"hen": ["A hen has a comb.", "a hen has a comb", "Not described."]}, ["hen"], "bird")
     assert list(table.scored_text[:2]) == ["This bird has a comb.", "this bird has a comb"] and list(table.text[:2]) == ["A hen has a comb.", "a hen has a comb"]
     assert (list(table.flag), list(table.names_class)) == (["", "duplicate", "not described"], [True, True, False])
 
@@ -139,18 +139,18 @@ def test_random_descriptors_are_shared_and_repeatable():
 # Questions
 
 def test_what_is_asked(tmp_path):
-    for peer in PEERS.values():
-        if not peer.recipe: continue
+    for baseline in BASELINES.values():
+        if not baseline.recipe: continue
         asked = []
-        ask(peer, ["black_swan"], LLM("any", cache=tmp_path/f"{peer.name}.sqlite", client=lambda request: asked.append(request) or "- black feathers\n- a beak"), "bird", ["beak"], progress=False)
-        assert len({request.key for request in asked}) == len(asked) == len(peer.recipe.questions)*peer.recipe.samples
+        baseline.ask(["black_swan"], LLM("any", cache=tmp_path/f"{baseline.name}.sqlite", client=lambda request: asked.append(request) or "- black feathers\n- a beak"), "bird", ["beak"], progress=False)
+        assert len({request.key for request in asked}) == len(asked) == len(baseline.recipe.questions)*baseline.recipe.samples
         assert all("black swan (bird)" in request.messages[-1][1] for request in asked)
-        assert {request.about["peer"] for request in asked} == {peer.name}
+        assert {request.about["baseline"] for request in asked} == {baseline.name}
 
 
 def answered(tmp_path, name, answer):
-    "The texts of a peer whose every question gets this answer, once"
-    return ask(PEERS[name], ["Velta"], LLM("any", cache=tmp_path/f"{name}.sqlite", client=lambda request: answer), samples=1, progress=False)["Velta"]
+    "The texts of a baseline whose every question gets this answer, once"
+    return BASELINES[name].ask(["Velta"], LLM("any", cache=tmp_path/f"{name}.sqlite", client=lambda request: answer), samples=1, progress=False)["Velta"]
 
 @pytest.mark.parametrize("answer", ["not described", "- Not described.", '{"texts": ["not described"]}'])
 def test_a_list_that_is_not_described_has_no_texts(tmp_path, answer): assert answered(tmp_path, "menon", answer) == []
@@ -172,21 +172,21 @@ def test_vdt_asks_for_parts_unless_it_has_them(tmp_path, given):
     def client(request):
         asked.append(request)
         return "- wings\n- body" if request.about["stage"] == "components" else "- Velta is a moth with white wings"
-    said = ask(PEERS["vdt"], ["Velta"], LLM("any", cache=tmp_path/"a.sqlite", client=client), "moth", parts=given, progress=False)
+    said = BASELINES["vdt"].ask(["Velta"], LLM("any", cache=tmp_path/"a.sqlite", client=client), "moth", parts=given, progress=False)
     assert said == {"Velta": ["Velta is a moth with white wings"]}
     assert len(asked) == (1 if given else 2) and ", ".join(given or ["wings", "body"]) in asked[-1].messages[-1][1]
 
 
-def test_a_world_answers_every_peer_from_its_memory(tmp_path):
+def test_a_world_answers_every_baseline_from_its_memory(tmp_path):
     world = meadow.load()
     llm = LLM("meadow-author", cache=tmp_path/"a.sqlite", client=world.simulated_llm)
     few = world.classes[:3]
     for name in ("menon", "labo", "vdt", "cupl"):
-        said = ask(PEERS[name], few, llm, world.superclass, samples=3, progress=False)
+        said = BASELINES[name].ask(few, llm, world.superclass, samples=3, progress=False)
         assert list(said) == list(few) and min(map(len, said.values())) >= 15
         known = {phrase for *_, phrase in world.memory[few[0]]}
         assert name == "cupl" or {text.removeprefix(f"{few[0]} is a butterfly with ") for text in said[few[0]]} <= known
-        assert not peer_texts(PEERS[name], said, few, world.superclass).flag.eq("not described").any()
+        assert not BASELINES[name].table(said, few, world.superclass).flag.eq("not described").any()
 
 
 def speaking(tmp_path, answers):
@@ -196,20 +196,20 @@ def speaking(tmp_path, answers):
 
 def test_a_failed_question_leaves_a_gap_and_is_listed(tmp_path):
     llm = speaking(tmp_path, lambda about: "Sure!" if about["question"] == 1 else '{"sentence": "A Velta has white wings."}')
-    assert ask(PEERS["cupl"], ["Velta"], llm, samples=2, progress=False) == {"Velta": ["A Velta has white wings."] * 8}
+    assert BASELINES["cupl"].ask(["Velta"], llm, samples=2, progress=False) == {"Velta": ["A Velta has white wings."] * 8}
     assert [(request.about["question"], request.about["sample"]) for request, _ in llm.failures] == [(1, 0), (1, 1)]
 
 
 def test_classes_without_a_text_are_named(tmp_path):
     llm = speaking(tmp_path, lambda about: '{"texts": []}' if about["class"] == "Velta" else '{"texts": ["white wings", "a thin body"]}')
-    with pytest.raises(LLMError, match="Peer 'menon': No description of 1 of 2 classes:\n'Velta': all 1 questions failed"):
-        ask(PEERS["menon"], ["Velta", "Ulmka"], llm, progress=False)
-    assert ask(PEERS["menon"], ["Ulmka"], llm, progress=False) == {"Ulmka": ["white wings", "a thin body"]}
+    with pytest.raises(LLMError, match="Baseline 'menon': No description of 1 of 2 classes:\n'Velta': all 1 questions failed"):
+        BASELINES["menon"].ask(["Velta", "Ulmka"], llm, progress=False)
+    assert BASELINES["menon"].ask(["Ulmka"], llm, progress=False) == {"Ulmka": ["white wings", "a thin body"]}
 
 
 def test_each_class_has_its_own_kind_and_parts(tmp_path):
     asked = []
     llm = LLM("any", cache=tmp_path/"any.sqlite", client=lambda request: asked.append(request) or {"cat": "- whiskers", "dog": "- snout"}.get(request.about.get("subject"), "- a coat"))
-    ask(PEERS["vdt"], ["Birman", "Beagle"], llm, ["cat", "dog"], progress=False)
+    BASELINES["vdt"].ask(["Birman", "Beagle"], llm, ["cat", "dog"], progress=False)
     assert [request.about["subject"] for request in asked if request.about["stage"] == "components"] == ["cat", "dog"]
     assert "Beagle is a dog with" in asked[-1].messages[-1][1] and "snout" in asked[-1].messages[-1][1]

@@ -118,7 +118,7 @@ def test_every_parameter_is_listed(repo):
     program = "from datadesc.cli import main; import sys; sys.argv = ['datadesc', 'params']; main()"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=repo, check=True).stdout
     known = runs.known_parameters(repo / "nbs" / "runs" / "describe.ipynb")
-    assert {"dataset", "form", "benchmark", "shots", "peers"} <= set(known) and not {"out", "run", "images_at"} & set(known)
+    assert {"dataset", "form", "benchmark", "shots", "baselines"} <= set(known) and not {"out", "run", "images_at"} & set(known)
     for name, parameter in known.items():
         assert f"  {name}: {parameter.annotation} = {json.dumps(parameter.default)}\n" in shown
     assert all(parameter.help in " ".join(shown.split()) for parameter in known.values())

@@ -66,7 +66,7 @@ def test_a_run_with_it_needs_no_server_and_is_asked_once(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
     assert "costs nothing" in run("--dry-run") and not (tmp_path / "store" / "answers.sqlite").exists()
-    first = run("--benchmark", "-p", "peers=menon", "-p", "shots=1", "-p", "paper_shots=[]", "-p", "seeds=1")
+    first = run("--benchmark", "-p", "baselines=menon", "-p", "shots=1", "-p", "paper_shots=[]", "-p", "seeds=1")
     assert first.splitlines().count(word_on(SMALL)) == 1 and "llama" not in first
     report = (tmp_path / "papermill_runs" / "photos" / "report.html").read_text()
     assert gguf_name(SMALL) in report and "All answers came from the cache" not in report

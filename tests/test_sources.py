@@ -18,7 +18,7 @@ from wiki_server import page, wiki_server
 
 KEY = "sk-this-key-may-be-found-nowhere"
 PARTS = ("colour", "texture", "edges")
-SMALL = [word for value in ("benchmark=true", "shots=[1]", "paper_shots=[]", "seeds=1", "peers=menon", "influence_model=linear", "samples=1", "top_k=2") for word in ("-p", value)]
+SMALL = [word for value in ("benchmark=true", "shots=[1]", "paper_shots=[]", "seeds=1", "baselines=menon", "influence_model=linear", "samples=1", "top_k=2") for word in ("-p", value)]
 
 
 def tree(root):

@@ -23,7 +23,7 @@ def compared(gain, over="images only", significant=False):
 
 
 def lines(base):
-    "The lines of a small run: three forms and two peers, everywhere."
+    "The lines of a small run: three forms and two baselines, everywhere."
     methods = {m: base + i/1000 for i, m in enumerate((*FORMS, "menon", "cupl", "whole pool"))}
     rows = [line("class names", "zero_shot", base, "only", "0", a, **compared(0., "class names")) for a in ("mean", "mean_embedding")]
     for i, (m, mean) in enumerate(methods.items()):
