@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from .head import center, common_part
+from .head import center, modality_mean
 from .accuracy import accuracy_row, correct
 from .fewshot import take_shots
 from .transfer import features
@@ -44,7 +44,7 @@ def _one_space(
     if x.shape[1] != text_emb.shape[1]: raise ValueError(f"images of width {x.shape[1]}, but texts of width {text_emb.shape[1]}: embed both with one encoder")
     text_emb = text_emb.to(x.device)
     if not centered: return F.normalize(x, dim=1), F.normalize(text_emb, dim=1), lambda new: F.normalize(new, dim=1)
-    mean = common_part(x)
+    mean = modality_mean(x)
     return center(x, mean), center(text_emb), lambda new: center(new, mean)
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #89e87844

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .head import logits
 from .influence import text_influence
 
 if TYPE_CHECKING: from datadesc.study import Study
@@ -52,7 +51,7 @@ class Trajectory(NamedTuple):
 def _trajectory(x, y, checkpoints):
     "The trajectory of one block of images: (B,) each."
     rate = torch.tensor([c.lr for c in checkpoints], dtype=x.dtype, device=x.device)
-    log_p = torch.stack([logits(c, x).log_softmax(1) for c in checkpoints])
+    log_p = torch.stack([c.logits(x).log_softmax(1) for c in checkpoints])
     loss = -log_p[:, torch.arange(len(x)), y]
     p = torch.einsum("k,knc->nc", rate / rate.sum(), log_p.exp())
     other, guess = p.scatter(1, y[:, None], -1).max(1)
@@ -104,7 +103,7 @@ def suspect_labels(study: Study) -> pd.DataFrame:  # one row a train image, most
 def _mean_probabilities(study):
     "Mean probability (C, C) that validation images of the row's class are given for each class; NaN in the row of a class without images."
     x, y, n_classes = study.features["val"], study.labels["val"], study.n_classes
-    total = x.new_zeros(n_classes, n_classes).index_add_(0, y, logits(study.classifier[-1], x).softmax(1))
+    total = x.new_zeros(n_classes, n_classes).index_add_(0, y, study.classifier[-1].logits(x).softmax(1))
     return total / y.bincount(minlength=n_classes)[:, None]
 
 def confusable_pairs(

@@ -20,7 +20,6 @@ from .accuracy import correct
 from .stats import chance_interval, interval
 from .embed import BUNDLED, address, cut_tokens
 from .folders import first_few
-from .head import logits
 from .selection import flag_counts, scored_text
 from .zeroshot import class_scores, names_only
 
@@ -81,7 +80,7 @@ def measure(
     images, labels, n = study.image_emb["test"], study.labels["test"], study.n_classes
     chosen, numbers = _chosen(study), torch.arange(n, device=images.device)
     usable = torch.tensor((study.pool.flag == "").to_numpy(copy=True), device=chosen.device)
-    scores = {"classifier": logits(study.classifier[-1], study.features["test"]),
+    scores = {"classifier": study.classifier[-1].logits(study.features["test"]),
               "class names": class_scores(images, study.embed(names_only(study.classes)).to(images.device), numbers, n),
               "chosen sentences": _sentence_scores(images, study.text_emb[chosen], study.text_class[chosen], n),
               "whole pool": _sentence_scores(images, study.text_emb, study.text_class, n)}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .head import Checkpoint, HeadOptions, logits
+from .head import Checkpoint, HeadOptions
 from .transfer import batches, shuffled_rows, train_heads
 
 # %% ../nbs/2_evidence/50_counterfactuals.ipynb #14abb247
@@ -54,7 +54,7 @@ def retrained_losses(
 
 def _class_losses(ckpt, x, y):
     "Mean loss (C,) of each class's rows."
-    loss = F.cross_entropy(logits(ckpt, x), y, reduction="none")
+    loss = F.cross_entropy(ckpt.logits(x), y, reduction="none")
     return loss.new_zeros(len(ckpt.weight)).index_add_(0, y, loss) / y.bincount(minlength=len(ckpt.weight))
 
 # %% ../nbs/2_evidence/50_counterfactuals.ipynb #d4b6ccd0

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .data import ImageSet
 from .embed import prepared
 from .hub import encode_in_memory, hub_or_cache, import_timm, pick_device, quiet
-from .head import Checkpoint, HeadOptions, checkpoint_epochs, errors, learning_rate
+from .head import Checkpoint, HeadOptions
 from .influence import Influence, block_rows, collect, self_influence
 from .files import writable_folder
 from .store import key_of, read_file, write_file
@@ -152,13 +152,15 @@ class NetworkOptions:
     batch_size: int = 64
     momentum: float = .9  # the paper does not say; the ResNets' own
     weight_decay: float = 1e-4  # likewise
-    schedule: str = "step"  # one of SCHEDULES of the chapter on the head
+    schedule: str = "step"  # "cosine", "constant" or "step", see `HeadOptions`
     n_checkpoints: int = 20  # evenly spread over the epochs, the last one at the end; never more than one an epoch
     augment: bool = True  # mirror and shift the images at random
     seed: int = 0  # decides the order of the batches and every augmentation
-    t_max = None  # no option: a cosine, where one is asked for, ends with the training
+    t_max = None  # no option: a cosine ends with the training
+    learning_rate, checkpoint_epochs = HeadOptions.learning_rate, HeadOptions.checkpoint_epochs
 
-    def __post_init__(self): HeadOptions(self.lr, self.epochs, self.batch_size, schedule=self.schedule, n_checkpoints=self.n_checkpoints)  # which refuses what makes no sense
+    def __post_init__(self):  # HeadOptions refuses what cannot be right
+        HeadOptions(self.lr, self.epochs, self.batch_size, schedule=self.schedule, n_checkpoints=self.n_checkpoints)
 
 # %% ../nbs/1_method/35_network.ipynb #e0c41a66
 def _augmented(
@@ -239,7 +241,7 @@ def _write_state(folder, model, sgd, history, finished):
 # %% ../nbs/1_method/35_network.ipynb #289fed18
 def _moments(folder, options):
     "The checkpoints of a training, those to come included."
-    return [_NetworkCheckpoint(Path(folder, f"epoch-{e:04}.safetensors"), learning_rate(options, e - 1), e) for e in checkpoint_epochs(options)]
+    return [_NetworkCheckpoint(Path(folder, f"epoch-{e:04}.safetensors"), options.learning_rate(e - 1), e) for e in options.checkpoint_epochs()]
 
 def _check_classes(network, image_set):
     "Raise a ValueError unless the network has as many classes as the images."
@@ -263,7 +265,7 @@ def train_network(
     history = _read_state(folder, model, sgd, moments.values())
     with torch.random.fork_rng(devices=[network.device] if network.device.startswith("cuda") else []):
         for epoch in tqdm(range(len(history), options.epochs), "training", delay=3, leave=False, disable=not progress):
-            rate = learning_rate(options, epoch)
+            rate = options.learning_rate(epoch)
             loss, accuracy = _train_epoch(network, model, sgd, samples, options, epoch, rate)
             if not math.isfinite(loss) or not all(w.isfinite().all() for w in model.state_dict().values()):
                 raise ValueError(f"{network.name} diverged: in epoch {epoch + 1}, at learning rate {rate:g}, its loss or its weights ceased to be numbers. Start with a smaller lr, in another folder.")
@@ -328,12 +330,12 @@ def _last_layer_blocks(
     n, m, like = len(train.labels), len(val.labels), val.features[0]
     val_rows, train_rows = block_rows(len(val.heads) * len(val.heads[0].weight), memory_mb, m, like.dtype.itemsize)
     for v in (slice(i, min(i + val_rows, m)) for i in range(0, m, val_rows)):
-        errors_v = [c.lr * errors(c, h[v], val.labels[v]) for c, h in zip(val.heads, val.features)]
+        errors_v = [c.lr * c.errors(h[v], val.labels[v]) for c, h in zip(val.heads, val.features)]
         for t in (slice(j, min(j + train_rows, n)) for j in range(0, n, train_rows)):
             block = like.new_zeros(len(like[v]), len(train.labels[t]))
             for c, d, h_v, h_t in zip(train.heads, errors_v, val.features, train.features):
                 likeness = torch.addmm(like.new_full((), float(c.bias is not None)), h_v[v], h_t[t].T)
-                block.addcmul_(d @ errors(c, h_t[t], train.labels[t]).T, likeness)
+                block.addcmul_(d @ c.errors(h_t[t], train.labels[t]).T, likeness)
             yield v, t, block
 
 # %% ../nbs/1_method/35_network.ipynb #7ee9cffc

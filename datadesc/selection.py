@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .folders import first_few
-from .head import center, check_unit, common_part
+from .head import center, check_features, modality_mean
 from .influence import mean_influence, text_influence, top
 from .names import plain
 
@@ -39,7 +39,7 @@ def _eq2(study: Study) -> _Parts:
     "Eq. 2 as printed: mean influence of all pairs, and mean cosine to all train images, nothing centred."
     x, y = study.features, study.labels
     constant = mean_influence(x["train"], y["train"], x["val"], y["val"], study.scorer)
-    return _Parts(influence=constant, clip=study.text_emb @ common_part(study.image_emb["train"]))
+    return _Parts(influence=constant, clip=study.text_emb @ modality_mean(study.image_emb["train"]))
 
 # %% ../nbs/1_method/40_selection.ipynb #50fb216f
 def _with_stand_ins(x, labels, others, other_labels):
@@ -309,7 +309,7 @@ def choose(
 ) -> pd.DataFrame:  # T rows, as `scores`
     "Choose the texts of each class: `proponent` for the chosen, `rank` with the chosen first, `why_not` for each of the others."
     _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate)
-    x = center(check_unit(text_emb, "text_emb")).double().cpu().numpy()
+    x = center(check_features(text_emb, "text_emb", unit=True)).double().cpu().numpy()
     why, position, threshold = _excluded(pool), np.full(len(scores), np.inf), np.inf if near_duplicate is None else near_duplicate
     by_rank = scores["rank"].to_numpy().argsort(kind="stable")
     for c in scores["class_id"].unique():

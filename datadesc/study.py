@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .fewshot import FewShotSplit, take_shots
-from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_unit, common_part, train_head
+from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_features, modality_mean, train_head
 from .influence import Influence, influence
 from .selection import ChoiceOptions, check_pool, choose, ift, scored_text, text_scores
 
@@ -50,7 +50,7 @@ class _Heads:
     def seen(self, x): return center(x, self._mean) if self.centered else x
 
     @cached_property
-    def _mean(self): return common_part(self.emb["train"])
+    def _mean(self): return modality_mean(self.emb["train"])
 
     @cached_property
     def features(self): return {split: self.seen(x) for split, x in self.emb.items()}
@@ -111,7 +111,7 @@ class Study:
         image_influence: Influence | None = None,  # of the train on the validation images, if it comes from another model than the scorer
     ):
         self.classes, self.pool, self.options, self.split = tuple(classes), pool, options, split
-        self.image_emb = {name: check_unit(x, f"image_emb[{name!r}]") for name, x in image_emb.items()}
+        self.image_emb = {name: check_features(x, f"image_emb[{name!r}]", unit=True) for name, x in image_emb.items()}
         self.embed = _embed_once(embed, self.image_emb["train"].shape[1])
         self.labels, seed = dict(labels), split.seed if split else 0
         self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence)
@@ -170,7 +170,7 @@ class Study:
     @cached_property
     def text_emb(self) -> Tensor:
         "(T, D) embeddings of the pool's scored texts, as embedded."
-        return check_unit(self.embed(list(scored_text(self.pool))), "text_emb").to(self.image_emb["train"].device)
+        return check_features(self.embed(list(scored_text(self.pool))), "text_emb", unit=True).to(self.image_emb["train"].device)
 
     @cached_property
     def text_class(self) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fewshot import FewShotSplit, take_shots
-from .head import Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, learning_rate, logits
+from .head import Checkpoint, HeadOptions, center, modality_mean
 from .accuracy import accuracy_row
 from .zeroshot import class_means
 
@@ -32,7 +32,7 @@ def features(
     "What a head is trained, tuned and tested on; if centred, by the mean of its training images."
     where = dict(train=("train", getattr(split, part)), val=(split.val_from, split.val), test=("test", slice(None)))
     x = {p: F.normalize(image_emb[s][i], dim=1) for p, (s, i) in where.items()}
-    mean = common_part(x["train"])
+    mean = modality_mean(x["train"])
     return {p: (center(x[p], mean) if centered else x[p], labels[s][i].to(mean.device)) for p, (s, i) in where.items()}
 
 # %% ../nbs/1_method/55_transfer.ipynb #c6121f17
@@ -104,10 +104,10 @@ def train_heads(
     for rows, _ in lessons:
         if len(W) % len(rows): raise ValueError(f"start: {len(W)} heads for {len(rows)} groups of rows; expected as many heads in every group")
     lessons = [_by_step(rows, share, bank.device) for rows, share in lessons]
-    per_epoch, keep = len(lessons[0][0]) // options.epochs, set(checkpoint_epochs(options))
+    per_epoch, keep = len(lessons[0][0]) // options.epochs, set(options.checkpoint_epochs())
     kept = [(0, torch.zeros_like(rates), W.clone())]
     for epoch in range(options.epochs):
-        rate = rates * (learning_rate(options, epoch) / options.lr)
+        rate = rates * (options.learning_rate(epoch) / options.lr)
         for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
             _descend(W, velocity, [_errors(bank, labels, rows[step], share[step], W) for rows, share in lessons], rate, options)
         if epoch + 1 in keep: kept.append((epoch + 1, rate, W.clone()))
@@ -367,7 +367,7 @@ def _episodes(image_emb, labels, texts, options, shots, seeds, zero_shot_start, 
     trial = None if shots == 1 or options.choose == "last" else final if shots == "all" else Heads(image_emb, labels, splits, "fit", options)
     def row(s, head, method, k, weighting):
         x, y = final.sets[s]["test"]
-        return accuracy_row(logits(head, x), y, method=method, aggregation="none", names="without", shots=str(shots), k=k, weighting=weighting, seed=seeds[s], epoch=head.epoch)
+        return accuracy_row(head.logits(x), y, method=method, aggregation="none", names="without", shots=str(shots), k=k, weighting=weighting, seed=seeds[s], epoch=head.epoch)
     rows = {"images only": [row(s, head, "images only", 0, "none") for s, head in enumerate(final.base)]}
     for plan in _plans(given, options, zero_shot_start, joint, final):
         heads = iter(_tuned(plan, trial, final, options.choose))

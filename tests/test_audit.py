@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from datadesc.audit import _mean_probabilities, auc_of_planted, confusable_pairs, plant_wrong_labels, separating_texts, suspect_labels, trajectory, wrong_label_scores
 from datadesc.data import ImageSet
 from datadesc.figures import suspect_gallery
-from datadesc.head import center, logits
+from datadesc.head import center
 from datadesc.influence import influence, influence_matrix
 from datadesc.study import Study
 
@@ -93,7 +93,7 @@ def test_a_share_is_a_fraction(world, share):
 
 def test_trajectory_by_its_definition(world):
     t, rate = trajectory(world.study), torch.tensor([c.lr for c in world.head])
-    p = torch.stack([logits(c, world.train).softmax(1) for c in world.head])
+    p = torch.stack([c.logits(world.train).softmax(1) for c in world.head])
     loss, path, own = -p[:, range(48), world.given].log(), torch.einsum("k,knc->nc", rate / rate.sum(), p), F.one_hot(world.given, C).bool()
     torch.testing.assert_close(t.path_loss, (loss * rate[:, None]).sum(0) / rate.sum())
     torch.testing.assert_close(t.early_loss, loss[0]), torch.testing.assert_close(t.last_loss, loss[-1])
@@ -165,7 +165,7 @@ def test_class_without_validation_image(world):
 
 
 def test_pairs_by_their_definition(world):
-    p = logits(world.head[-1], world.val).softmax(1)
+    p = world.head[-1].logits(world.val).softmax(1)
     q = torch.stack([p[world.v == c].mean(0) for c in range(C)])
     pairs = confusable_pairs(world.study, at_most=99)
     assert sorted(zip(pairs.a, pairs.b)) == list(combinations(range(C), 2))

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.head import (Checkpoint, HeadOptions, center, checkpoint_epochs, common_part, gradients, learning_rate,
-                           logits, mean_loss, train_head)
+from datadesc.head import Checkpoint, HeadOptions, center, modality_mean, train_head
 from datadesc.influence import (block_rows, class_opponents, class_proponents, collect, influence, influence_matrix, mean_influence,
                                 self_influence, text_influence, top)
 
@@ -258,26 +257,26 @@ def test_a_start_is_continued_and_left_alone():
     first = train_head(x, y, C, HeadOptions(epochs=2))[-1]
     before = first.weight.clone()
     more = train_head(x, y, C, HeadOptions(epochs=2, seed=1), start=first)[-1]
-    assert mean_loss(more, x, y) < mean_loss(first, x, y)
+    assert more.mean_loss(x, y) < first.mean_loss(x, y)
     assert torch.equal(first.weight, before)
 
 
 def test_checkpoints_are_spread_and_end_at_the_end():
-    assert checkpoint_epochs(HeadOptions()) == list(range(10, 201, 10))
-    assert checkpoint_epochs(HeadOptions(epochs=3)) == [1, 2, 3]
+    assert HeadOptions().checkpoint_epochs() == list(range(10, 201, 10))
+    assert HeadOptions(epochs=3).checkpoint_epochs() == [1, 2, 3]
     assert [c.epoch for c in train_head(*cloud(9, 0), C, HeadOptions(epochs=7, n_checkpoints=3))] == [2, 5, 7]
 
 
 def test_the_papers_schedule():
     o = HeadOptions(schedule="step")
-    rates = [learning_rate(o, e - 1) for e in checkpoint_epochs(o)]
+    rates = [o.learning_rate(e - 1) for e in o.checkpoint_epochs()]
     assert sum(rates[:3]) / sum(rates) == pytest.approx(.9, abs=1e-3)
 
 
-def test_center_takes_the_common_part_away():
+def test_center_subtracts_the_modality_mean():
     x = cloud(50, 0)[0] + 3
-    torch.testing.assert_close(center(x, common_part(x)), center(x))
-    assert center(x).mean(0).norm() < .2 < common_part(x).norm()
+    torch.testing.assert_close(center(x, modality_mean(x)), center(x))
+    assert center(x).mean(0).norm() < .2 < modality_mean(x).norm()
 
 
 @pytest.mark.parametrize("call, message", [
@@ -301,5 +300,5 @@ def test_weighted_gradients():
     ckpt = Checkpoint(torch.randn(C, D, dtype=torch.float64), torch.zeros(C, dtype=torch.float64), .1, 1, 2.)
     w = torch.rand(20, dtype=torch.float64)
     weight = ckpt.weight.clone().requires_grad_()
-    (w * F.cross_entropy(logits(replace(ckpt, weight=weight), x), y, reduction="none")).mean().backward()
-    torch.testing.assert_close(gradients(ckpt, x, y, w)[0], weight.grad)
+    (w * F.cross_entropy(replace(ckpt, weight=weight).logits(x), y, reduction="none")).mean().backward()
+    torch.testing.assert_close(ckpt.gradients(x, y, w)[0], weight.grad)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.head import center, common_part
+from datadesc.head import center, modality_mean
 from datadesc.influence import influence, influence_matrix
 from datadesc.selection import FORMS, ChoiceOptions, choose, flag_counts, ift, precision_at, proponent_images, text_scores, _precision_by_class
 from datadesc.study import Study
@@ -342,7 +342,7 @@ def test_validation_images_stand_in_for_train_images(world, form):
     table = world.ift(form)
     assert table.ift.notna().all()
     if form == "clip":
-        common = common_part(world.train)
+        common = modality_mean(world.train)
         want = center(world.text)[world.t == 1] @ center(world.val, common)[world.w == 1].T
         torch.testing.assert_close(numbers(table.ift[table.class_id == 1]), want.mean(1))
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from datadesc.stats import _correct_matrix, summary
 from datadesc.fewshot import FewShotSplit, take_shots
-from datadesc.head import Checkpoint, HeadOptions, learning_rate
+from datadesc.head import Checkpoint, HeadOptions
 from datadesc.transfer import PAPER, Heads, TransferOptions, batches, _pick, shuffled_rows, stage, text_features, train_heads, transfer
 from two_modalities import CLASSES, WIDTH, two_modalities
 
@@ -29,7 +29,7 @@ def autograd_head(bank, labels, rows, share, options):
     sgd = torch.optim.SGD([w, b], options.lr, options.momentum, weight_decay=options.weight_decay)
     per_epoch = len(rows) // options.epochs
     for step, (r, s) in enumerate(zip(rows, share)):
-        sgd.param_groups[0]["lr"] = learning_rate(options, step // per_epoch)
+        sgd.param_groups[0]["lr"] = options.learning_rate(step // per_epoch)
         loss = (F.cross_entropy(options.logit_scale * bank[r] @ w.T + b, labels[r], reduction="none") * s).sum()
         sgd.zero_grad(); loss.backward(); sgd.step()
     return w.detach(), b.detach()
@@ -100,7 +100,7 @@ def test_joint_heads_see_images_and_sentences_from_the_start(world):
         def loss(x, y, share): return (F.cross_entropy(10 * x @ w.T + b, y, reduction="none") * share).sum()
         grads = torch.autograd.grad(.5 * loss(xi[r], yi[r], s) + .5 * loss(x[rt], y[rt], st * weight[rt]), (w, b))
         with torch.no_grad():
-            for p, g in zip((w, b), grads): p -= learning_rate(QUICK.image, step // 5) * g
+            for p, g in zip((w, b), grads): p -= QUICK.image.learning_rate(step // 5) * g
     assert torch.allclose(heads.joint([[(x, y, weight)]]).at(-1, 0).weight, w, atol=1e-4)
 
 
