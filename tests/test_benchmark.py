@@ -226,7 +226,7 @@ def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images,
     study, asked_before = study_of(images), LLM("somebody", cache=tmp_path/"answers.sqlite")
     params = dict(llm_model="somebody", llm_base_url=None, answers=[])
     (tmp_path/"result.json").write_text(json.dumps(dict(parameters=params)))
-    made = dict(study=study, world=None, sentences=SimpleNamespace(llm=asked_before))
+    made = dict(study=study, synthetic=None, sentences=SimpleNamespace(llm=asked_before))
     shared, same, llm = benchmark_page.study_of_run(tmp_path, store=str(tmp_path), made=made)
     assert shared is study and same == params | dict(store=str(tmp_path))
     assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.costs.table().calls.sum() == 0
