@@ -92,7 +92,8 @@ def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
     table = nbformat.v4.new_output("execute_result", {"text/html": "<style scoped>\n.x {}\n</style><table></table>"}, execution_count=1)
     cells = [prose("# Title\n\n[a chapter](05_data.ipynb), [a part](05_data.ipynb#folders), [a run](../runs/report.html), [the web](https://example.org), [below](#below)\n"
                    '<img src="../runs/gallery.png">'),
-             code("#| hide\nimport secret"), code("#| default_exp x"), code("#| eval: false\nshow()", outputs=[picture]), code("#| echo: false\nunseen()", outputs=[table])]
+             code("#| hide\nimport secret"), code("#| default_exp x"), code("#| eval: false\nshow()", outputs=[picture]),
+             code("#| fig-alt: a box (and an arrow)\nbox()", outputs=[picture]), code("#| echo: false\nunseen()", outputs=[table])]
     (tmp_path / "nbs").mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / "index.ipynb")
     subprocess.run([sys.executable, repo / "tools" / "readme.py", "nbs/index.ipynb", "README.md"], cwd=tmp_path, check=True)
@@ -102,5 +103,6 @@ def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
         assert words in text
     for words in ("secret", "#|", "default_exp", "style", "unseen"):
         assert words not in text
-    picture = re.search(r"!\[png\]\((.*?)\)", text)[1]
-    assert (tmp_path / picture).read_bytes() == b"a picture" and os.listdir(tmp_path / "README_files") == [Path(picture).name]
+    pictures = dict(re.findall(r"^!\[(.*?)\]\((\S*?)\)", text, re.M))
+    assert [*pictures] == ["png", "a box (and an arrow)"] and {*os.listdir(tmp_path / "README_files")} == {Path(file).name for file in pictures.values()}
+    assert {(tmp_path / file).read_bytes() for file in pictures.values()} == {b"a picture"}
