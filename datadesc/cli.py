@@ -119,9 +119,9 @@ def _benchmark(
 ):
     "Compare the sentences of a finished run with other methods: benchmark.html beside its report."
     from datadesc import runs
-    root, name = runs.locate(name, out)
-    place = runs.benchmark(name, _assignments(parameter), root=root, kernel=kernel, force=force)
-    warning = runs.result(root, name).get("warning")
+    run = runs.FinishedRun.at(name, out)
+    place = runs.benchmark(run.name, _assignments(parameter), root=run.root, kernel=kernel, force=force)
+    warning = run.result.get("warning")
     print("", *[f"Warning: {warning}"] * bool(warning), *_benchmark_lines(place), sep="\n")
 
 # %% ../nbs/4_pages/65_cli.ipynb #104cedce
@@ -213,9 +213,9 @@ def _show(
 ):
     "The sentences that a finished run chose, with their scores."
     from datadesc import runs
-    root, name = runs.locate(name, out)
-    texts, facts = runs.chosen_texts(root, name), runs.result(root, name)
-    if classes: texts = [row for row in texts if row["class"] in runs.classes_called(classes, facts)]
+    run = runs.FinishedRun.at(name, out)
+    texts, facts = run.chosen_texts(), run.result
+    if classes: texts = [row for row in texts if row["class"] in run.class_names(classes)]
     if warning := facts.get("warning"): print(f"Warning: {warning}", file=sys.stderr)
     print(*_FORMATS[form](texts, facts), sep="\n")
 
@@ -242,7 +242,7 @@ def _export_answers(
     from datadesc import runs
     answers, articles, n = runs.publish(file, out, run)
     print(f"{answers} answers: {file}" + f"\n{n} articles: {articles}" * bool(articles))
-    if run: print(f"To repeat the run: {runs.repeat_command(out, run)} -p answers={file}" + f" -p wiki_file={articles}" * bool(articles))
+    if run: print(f"To repeat the run: {runs.FinishedRun(out, run).repeat_command()} -p answers={file}" + f" -p wiki_file={articles}" * bool(articles))
 
 # %% ../nbs/4_pages/65_cli.ipynb #b2aef3ea
 @_cache.command(name="import")

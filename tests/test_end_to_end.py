@@ -206,7 +206,7 @@ def eurosat(tmp_path_factory):
 def test_photographs_with_published_texts_as_methods(eurosat):
     facts = json.loads((eurosat/"eurosat_sample"/"result.json").read_text())
     assert facts["dataset"] == "eurosat" and len(facts["classes"]) == 10 and sum(facts["images"].values()) == 80 and facts["selection"] is None
-    k = pd.DataFrame(runs.accuracies(eurosat, "eurosat_sample")).groupby("method").k.max()
+    k = pd.DataFrame(runs.FinishedRun(eurosat, "eurosat_sample").accuracies()).groupby("method").k.max()
     assert k["menon"] > 1 and k["vdt"] > 1 and "VDT-Adapter: vdt" in k
     assert "knows drawn butterflies and nothing else" in (eurosat/"eurosat_sample"/"report.html").read_text()
     page = (eurosat/"eurosat_sample"/"benchmark.html").read_text()
@@ -275,4 +275,4 @@ def test_bad_images_can_be_skipped(tmp_path):
     done = datadesc("run", folder, *arguments, "--on-bad-image", "skip", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "0.png" in (tmp_path/"papermill_runs"/"pets"/"report.html").read_text()
-    assert all(row.get("top5") is None for row in runs.result(tmp_path/"papermill_runs", "pets")["accuracy"]), "of two classes, five are no answer"
+    assert all(row.get("top5") is None for row in runs.FinishedRun(tmp_path/"papermill_runs", "pets").result["accuracy"]), "of two classes, five are no answer"

@@ -253,7 +253,7 @@ def test_files_to_use(tmp_path):
     assert json.loads((tmp_path / "descriptions.json").read_text())["kind 0"][0] == "sentence 0 of class 0"
     assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
     assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1 + result.suspects
-    assert [row["text"] for row in runs.chosen_texts(tmp_path.parent, tmp_path.name)][:4] == result.chosen["kind 0"]
+    assert [row["text"] for row in runs.FinishedRun(tmp_path.parent, tmp_path.name).chosen_texts()][:4] == result.chosen["kind 0"]
 
 
 def test_text_is_legible_on_a_phone():

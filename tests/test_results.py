@@ -24,7 +24,7 @@ def result():
 def test_committed_run_is_read():
     found = results.read(REPO / "papermill_runs" / "meadow")
     assert found.dataset == "meadow" and len(found.classes) == 24 and found.accuracy and found.conditions
-    texts = runs.chosen_texts(REPO / "papermill_runs", "meadow")
+    texts = runs.FinishedRun(REPO / "papermill_runs", "meadow").chosen_texts()
     assert {row["class"]: row["text"] for row in reversed(texts)} == {name: sentences[0] for name, sentences in found.chosen.items()}
 
 

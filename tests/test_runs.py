@@ -203,6 +203,6 @@ def test_chosen_texts_come_best_first(coin):
     pandas.DataFrame(dict(text_id=[0, 1, 2], text=["two faces", "an edge", "a number"])).to_parquet(place / "tables" / "descriptions.parquet")
     pandas.DataFrame(dict(text_id=[0, 1, 2, 1], class_id=[0, 0, 1, 0], form=["direct"] * 3 + ["clip"], ift=[0.1, 0.2, 0.3, 0.9],
                           rank=[2, 1, 1, 1], proponent=[True] * 4)).to_parquet(place / "tables" / "ift.parquet")
-    rows = runs.chosen_texts(ROOT, "coin")
+    rows = runs.FinishedRun(ROOT, "coin").chosen_texts()
     assert [row["text"] for row in rows] == ["an edge", "two faces", "a number"]
     assert [row["class"] for row in rows] == ["head", "head", "tail"]
