@@ -339,6 +339,6 @@ def test_both_pages_of_a_run_share_one_budget(tmp_path):
     def left(spent, **changes):
         (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params | changes)))
         sentences = SimpleNamespace(llm=SimpleNamespace(costs=SimpleNamespace(total=lambda column: spent)))
-        _, _, llm = study_of_run(tmp_path, store=str(tmp_path), made=dict(study=None, world=None, sentences=sentences))
+        _, _, llm = study_of_run(tmp_path, store=str(tmp_path), made=dict(study=None, synthetic=None, sentences=sentences))
         return llm.costs.budget
     assert (left(.25), left(3.), left(.25, llm_budget=None)) == (.75, 0., None)
