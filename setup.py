@@ -45,7 +45,7 @@ setup(
     packages=[facts["lib_path"]],
     package_data={facts["lib_path"]: ["assets/**"]},
     install_requires=lines("requirements"),
-    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "bench", "huggingface", "webdataset", "zim", "local-llm")},
+    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "bench", "huggingface", "webdataset", "zim", "local-llm", "site")},
     entry_points={"console_scripts": [facts["console_scripts"]]},
     cmdclass={"build_py": BuildWithRuns},
 )
