@@ -1,6 +1,7 @@
 "What is installed, what is committed, and what the front page becomes."
 import base64
 import configparser
+import importlib
 import os
 import re
 import shutil
@@ -9,9 +10,11 @@ import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import yaml
 
 import datadesc
 
@@ -70,7 +73,7 @@ def test_constraints_pin_every_requirement(repo, facts):
     lines = [line for line in (repo / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     pinned = {plain(line.split("==")[0]) for line in lines}
-    assert {plain(re.match(r"[\w.-]+", name)[0]) for name in (facts["requirements"] + facts["dev_requirements"]).split()} <= pinned
+    assert {plain(re.match(r"[\w.-]+", name)[0]) for name in (facts["requirements"] + facts["dev_requirements"] + facts["site_requirements"]).split()} <= pinned
 
 
 def test_what_git_keeps_of_the_runs(repo):
@@ -80,7 +83,7 @@ def test_what_git_keeps_of_the_runs(repo):
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "meadow-run", "meadow", "clip", "small-model", "readme"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "lab", "meadow-run", "meadow", "clip", "small-model", "readme", "site"])
 def test_every_target_is_there(repo, target):
     shown = subprocess.run(["make", "--dry-run", target], cwd=repo, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
@@ -106,3 +109,72 @@ def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
     pictures = dict(re.findall(r"^!\[(.*?)\]\((\S*?)\)", text, re.M))
     assert [*pictures] == ["png", "a box (and an arrow)"] and {*os.listdir(tmp_path / "README_files")} == {Path(file).name for file in pictures.values()}
     assert {(tmp_path / file).read_bytes() for file in pictures.values()} == {b"a picture"}
+
+
+def tool(repo, name, monkeypatch):
+    "A module of tools/."
+    monkeypatch.syspath_prepend(repo / "tools")
+    return importlib.import_module(name)
+
+
+def test_workflow_calls_what_is_there(repo):
+    workflow = yaml.safe_load((repo / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    targets = re.findall(r"^([a-z-]+):", (repo / "Makefile").read_text(), re.M)
+    called = [target for step in steps for target in re.findall(r"make ([a-z-]+)", step.get("run", ""))]
+    assert called and set(called) <= set(targets)
+    assert all(re.fullmatch(r"[\w/-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    files = [file for step in steps for file in re.findall(r"\S*tests/\S+\.py|\.ci/\S+", step.get("run", ""))]
+    assert files and all((repo / file).is_file() for file in files)
+    assert set(workflow["jobs"]["deploy"]["needs"]) <= set(workflow["jobs"])
+
+
+def test_citation_is_of_this_version(repo, facts):
+    citation = yaml.safe_load((repo / "CITATION.cff").read_text())
+    assert str(citation["version"]) == facts["version"] and citation["license"] == facts["license"]
+    assert [author["family-names"] for author in citation["references"][0]["authors"]] == ["Kim", "Bae", "Kim"]
+    assert f"## {facts['version']}" in (repo / "CHANGELOG.md").read_text()
+
+
+def test_every_breach_of_a_rule_is_found(repo, tmp_path, monkeypatch):
+    rules = tool(repo, "check_rules", monkeypatch)
+    monkeypatch.setattr(rules, "NAMES_IN_ALL", 27)
+    (tmp_path / "datadesc").mkdir()
+    (tmp_path / "datadesc" / "wide.py").write_text("\n".join(f"name_{n}: int = {n}" for n in range(26)))
+    (tmp_path / "datadesc" / "_modidx.py").write_text("d = {}")
+    (tmp_path / "datadesc" / "other.py").write_text("from datadesc import wide\nfrom .wide import _hidden\n\ndef public(x, *, y: int): return wide._secret\n\nclass Kept:\n"
+        "    def __init__(self, x: int): pass\n    def method(self, x) -> int: pass\n\ndef _private(x): pass\n\n@patch\ndef grown(self: Kept) -> int: pass\n" + "#" * 141)
+    (tmp_path / "nbs" / "1_method").mkdir(parents=True)
+    long, listed = "word " * 61, "\n".join(["intro", *["- " + "word " * 50] * 2])
+    cells = [nbformat.v4.new_markdown_cell(text) for text in (long, listed, "```\n" + long + "\n```", "| " + long + "|", "# The end")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / "1_method" / "10_chapter.ipynb")
+    found = [(rule, place.split("#")[0]) for rule, place, _ in rules.breaches(tmp_path)]
+    other, chapter = "datadesc/other.py", "nbs/1_method/10_chapter.ipynb"
+    assert sorted(found) == sorted([("public names", "datadesc/wide.py"), ("all public names", "datadesc"), ("private import", f"{other}:2"),
+        ("private import", f"{other}:4"), ("types", f"{other}:4"), ("types", f"{other}:8"), ("long line", f"{other}:14"),
+        ("long paragraph", chapter), ("no link at the end", chapter)])
+
+
+def test_site_has_a_page_for_every_notebook_and_module(repo, monkeypatch):
+    pytest.importorskip("mkdocs", reason="needs the extra site")
+    pages = tool(repo, "site_pages", monkeypatch)
+    assert {path.name for path in (repo / "nbs").glob("[0-9]*")} == set(pages.PARTS)
+    assert {name for part in pages.PARTS for name in pages.api_modules(part)} == {path.stem for path in (repo / "datadesc").glob("[a-z]*.py")}
+
+
+def test_links_on_the_site(repo, monkeypatch):
+    pytest.importorskip("mkdocs", reason="needs the extra site")
+    pages, needed = tool(repo, "site_pages", monkeypatch), set()
+    moved = lambda text, place: pages.site_links(text, repo / place, needed)
+    assert moved("[a](../5_sources/25_data.ipynb#names) [b](https://example.org) [c](#here)", "nbs/1_method/x.ipynb") == "[a](../5_sources/25_data.md#names) [b](https://example.org) [c](#here)"
+    assert moved("[a](../papermill_runs/meadow/report.ipynb)", "nbs/index.ipynb") == "[a](papermill_runs/meadow/report.html)"
+    assert moved("[a](nbs/tour.ipynb), [b](README.md)", "CHANGELOG.md") == "[a](tour.md), [b](index.md)"
+    assert needed == {repo / "papermill_runs" / "meadow" / "report.ipynb"}
+
+
+def test_formulas_are_drawn_or_named(repo, monkeypatch):
+    pytest.importorskip("mkdocs", reason="needs the extra site")
+    pages, page = tool(repo, "site_pages", monkeypatch), SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    drawn = pages.on_page_content(r'<p>so <span class="arithmatex">\(\big\langle a, b\big\rangle\)</span></p>', page, None, None)
+    assert drawn.startswith("<p>so <math") and "arithmatex" not in drawn
+    with pytest.raises(Exception, match=r"a\.md: .unknown"): pages.on_page_content(r'<div class="arithmatex">\[\unknown\]</div>', page, None, None)
