@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from datadesc.stats import _correct_matrix, summary
 from datadesc.fewshot import FewShotSplit, take_shots
 from datadesc.head import Checkpoint, HeadOptions
-from datadesc.transfer import PAPER, Heads, TransferOptions, batches, _pick, shuffled_rows, stage, text_features, train_heads, transfer
+from datadesc.transfer import PAPER, _EpisodeHeads, TransferOptions, batches, _best_epoch, shuffled_rows, train_stage, text_features, train_heads, transfer
 from two_modalities import CLASSES, WIDTH, two_modalities
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
@@ -23,14 +23,14 @@ def world(): return two_modalities(1.5)
 def shuffled(texts, seed=0): return texts[0], texts[1][shuffled_rows(len(texts[1]), seed)], texts[2]
 
 
-def autograd_head(bank, labels, rows, share, options):
+def autograd_head(emb, labels, rows, share, options):
     "The same training by torch's own SGD and autograd, one head."
     w, b = torch.zeros(CLASSES, WIDTH, requires_grad=True), torch.zeros(CLASSES, requires_grad=True)
     sgd = torch.optim.SGD([w, b], options.lr, options.momentum, weight_decay=options.weight_decay)
     per_epoch = len(rows) // options.epochs
     for step, (r, s) in enumerate(zip(rows, share)):
         sgd.param_groups[0]["lr"] = options.learning_rate(step // per_epoch)
-        loss = (F.cross_entropy(options.logit_scale * bank[r] @ w.T + b, labels[r], reduction="none") * s).sum()
+        loss = (F.cross_entropy(options.logit_scale * emb[r] @ w.T + b, labels[r], reduction="none") * s).sum()
         sgd.zero_grad(); loss.backward(); sgd.step()
     return w.detach(), b.detach()
 
@@ -72,12 +72,12 @@ def test_the_papers_protocol_to_the_letter(world):
     for seed in range(2):
         layer, splits = papers_head(images, labels, texts, seed), [take_shots(labels, "all", seed)]
         assert (right[seed] == (layer(F.normalize(images["test"], dim=1)).argmax(1) == labels["test"]).numpy()).all()
-        head = Heads(images, labels, splits, "train", PAPER).taught([[text_features(texts, PAPER)]], 2, torch.tensor([.1])).at(-1, 0)
+        head = _EpisodeHeads(images, labels, splits, "train", PAPER).fine_tune([[text_features(texts, PAPER)]], 2, torch.tensor([.1])).at(-1, 0)
         assert torch.allclose(head.weight, layer.weight, atol=1e-5) and torch.allclose(head.bias, layer.bias, atol=1e-5)
 
 
 def test_a_group_is_heads_one_at_a_time(world):
-    "Groups of heads on common rows, two lessons, shares and rates of their own: each head as if it had been alone."
+    "Groups of heads on common rows, two loss terms, sample weights and rates of their own: each head as if it had been alone."
     images, labels, _ = world
     g = torch.Generator().manual_seed(0)
     options = replace(QUICK.text, momentum=.5, weight_decay=.01)
@@ -93,7 +93,7 @@ def test_a_group_is_heads_one_at_a_time(world):
 
 def test_joint_heads_see_images_and_sentences_from_the_start(world):
     images, labels, texts = world
-    heads = Heads(images, labels, [take_shots(labels, "all")], "train", QUICK)
+    heads = _EpisodeHeads(images, labels, [take_shots(labels, "all")], "train", QUICK)
     x, y, weight = text_features(texts, QUICK)
     (xi, yi), (w, b) = heads.sets[0]["train"], (torch.zeros(CLASSES, WIDTH, requires_grad=True), torch.zeros(CLASSES, requires_grad=True))
     for step, (r, s, rt, st) in enumerate(zip(*batches(80, 50, 16, 0), *batches(len(x), 50, 16, 0))):
@@ -101,7 +101,7 @@ def test_joint_heads_see_images_and_sentences_from_the_start(world):
         grads = torch.autograd.grad(.5 * loss(xi[r], yi[r], s) + .5 * loss(x[rt], y[rt], st * weight[rt]), (w, b))
         with torch.no_grad():
             for p, g in zip((w, b), grads): p -= QUICK.image.learning_rate(step // 5) * g
-    assert torch.allclose(heads.joint([[(x, y, weight)]]).at(-1, 0).weight, w, atol=1e-4)
+    assert torch.allclose(heads.train_jointly([[(x, y, weight)]]).at(-1, 0).weight, w, atol=1e-4)
 
 
 def test_memory_decides_how_many_train_together_and_nothing_else(world):
@@ -124,13 +124,13 @@ def test_a_rate_is_chosen_on_validation(world):
 def test_a_head_without_bias_keeps_none(world):
     images, labels, texts = world
     o = replace(QUICK, image=replace(QUICK.image, bias=False), text=replace(QUICK.text, bias=False))
-    heads = Heads(images, labels, [take_shots(labels, 4)], "train", o)
-    assert taught(heads, texts).bias.abs().max() == 0
+    heads = _EpisodeHeads(images, labels, [take_shots(labels, 4)], "train", o)
+    assert fine_tuned(heads, texts).bias.abs().max() == 0
 
 
-def taught(heads, texts):
+def fine_tuned(heads, texts):
     "The one head of one seed after the text stage on one method's sentences."
-    return heads.taught([[text_features(texts, heads.options)]], 3, torch.tensor([heads.options.text.lr])).at(-1, 0)
+    return heads.fine_tune([[text_features(texts, heads.options)]], 3, torch.tensor([heads.options.text.lr])).at(-1, 0)
 
 
 def test_batches_are_whole_passes():
@@ -193,11 +193,11 @@ def test_nothing_mixed_in_is_the_papers_text_stage(world):
     "With mix=0 the images of the text stage have no say: other images, same heads."
     images, labels, texts = world
     o = replace(QUICK, mix=0.)
-    heads = Heads(images, labels, [take_shots(labels, "all")], "train", o)
-    before = taught(heads, texts).weight
+    heads = _EpisodeHeads(images, labels, [take_shots(labels, "all")], "train", o)
+    before = fine_tuned(heads, texts).weight
     x, y = heads.sets[0]["train"]
     heads.sets[0]["train"] = (x.flip(0), y)
-    assert torch.allclose(before, taught(heads, texts).weight)
+    assert torch.allclose(before, fine_tuned(heads, texts).weight)
 
 
 def test_weights_on_loss_and_embedding(world):
@@ -213,13 +213,13 @@ def test_weights_on_loss_and_embedding(world):
 
 def test_a_sentence_of_weight_nothing_teaches_nothing(world):
     images, labels, (emb, y, _) = world
-    heads = Heads(images, labels, [take_shots(labels, 4)], "train", QUICK)
+    heads = _EpisodeHeads(images, labels, [take_shots(labels, 4)], "train", QUICK)
     scores = (torch.arange(len(y)) % 6 > 0).float()
     other = emb.clone()
     with_noise = text_features((other, y, scores), QUICK)
     changed = with_noise[0].clone()
     changed[scores == 0] = torch.randn(int((scores == 0).sum()), WIDTH)
-    made = [stage(heads.sets, [[(x, y, with_noise[2])]], heads.base, [0], 3, QUICK.text, QUICK.mix)[0][-1].weight for x in (with_noise[0], changed)]
+    made = [train_stage(heads.sets, [[(x, y, with_noise[2])]], heads.base, [0], 3, QUICK.text, QUICK.mix)[0][-1].weight for x in (with_noise[0], changed)]
     assert torch.allclose(*made, atol=1e-5)
 
 
@@ -235,11 +235,11 @@ def test_sentences_may_depend_on_the_split(world):
     assert rows[rows.method == "first of each"].k.unique().tolist() == [1]
 
 
-def test_pick_reads_accuracy_then_loss_then_the_clock():
+def test_best_epoch_reads_accuracy_then_loss_then_the_clock():
     right, loss = torch.tensor([[0, 1], [3, 3], [3, 3], [3, 2]]), torch.tensor([[.9, .8], [.5, .4], [.3, .6], [.3, .1]])
-    assert _pick(right, loss).tolist() == [2, 1]
-    assert _pick(right, loss, "loss").tolist() == [2, 3]
-    assert _pick(right, loss, "last").tolist() == [3, 3]
+    assert _best_epoch(right, loss).tolist() == [2, 1]
+    assert _best_epoch(right, loss, "loss").tolist() == [2, 3]
+    assert _best_epoch(right, loss, "last").tolist() == [3, 3]
 
 
 def test_a_pass_over_the_sentences_when_steps_are_not_given(world):
