@@ -11,8 +11,8 @@ import difflib, gzip, json, os
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import catalogue, folders
-from .catalogue import SYNTHETIC, kind_of
+from . import folders
+from .catalogue import kind_of, published
 from .files import default_root
 from .local_llm import gguf_file, word_on
 from .sentences import for_classes, read_sentences
@@ -33,9 +33,9 @@ def missing_images(
 ) -> str:
     "Which images are not there, and where they should be; '' if they seem to be there."
     dataset = params.get("dataset")
-    if dataset in catalogue.published():
-        absent = catalogue.needs(dataset, params.get("data_root"))
-        return f"images ({catalogue.offered(dataset)})" if absent and short else absent
+    if dataset in published():
+        absent = published()[dataset].needs(params.get("data_root"))
+        return f"images ({published()[dataset].offered})" if absent and short else absent
     own = own_images(params)
     return f"dataset: {own}" if own and not Path(own).exists() else ""
 
@@ -68,7 +68,8 @@ def asks(
     params: dict,  # the parameters of a run
 ) -> bool:
     "Whether the run asks a language model."
-    return (bool(params.get("llm_gguf")) or params.get("dataset") not in (None, *SYNTHETIC)) and not params.get("descriptions")
+    real = params.get("dataset") is not None and kind_of(params["dataset"]) != "synthetic"
+    return (bool(params.get("llm_gguf")) or real) and not params.get("descriptions")
 
 def can_ask(
     params: dict,  # the parameters of a run
@@ -114,7 +115,9 @@ def _check_extras(params):
 def _classes(params, listing):
     "(class names, what the dataset itself calls them) where they are known without reading an image, else None."
     if listing: return listing.classes, listing.labels
-    return catalogue.class_names(params["dataset"]) if params.get("dataset") in catalogue.published() else None
+    if params.get("dataset") not in published(): return None
+    classes = published()[params["dataset"]].classes
+    return list(classes.values()), list(classes)
 
 def _check_json_lines(path):
     "`ValueError` unless the first line of a file of cached answers or articles is JSON."
@@ -168,10 +171,11 @@ def _of_images(params, listing):
     "What to say of the images."
     dataset = params.get("dataset")
     if listing: return _seen(listing, dataset)
-    if dataset in SYNTHETIC: n_classes, counts = _IMAGES_OF_SYNTHETIC
-    elif dataset in catalogue.published():
-        n_classes, split = len(catalogue.class_names(dataset)[0]), params.get("split", "official")
-        counts = catalogue.image_counts(dataset, split) or catalogue.image_counts(dataset, "paper_sizes")
+    if kind_of(dataset) == "synthetic": n_classes, counts = _IMAGES_OF_SYNTHETIC
+    elif kind_of(dataset) == "published":
+        known = published()[dataset]
+        official = {part: n for part, n in known.counts.items() if n}
+        n_classes, counts = len(known.classes), official if params.get("split") != "paper_sizes" and official else known.paper_counts
     else: return [f"{dataset}: its classes and images are known once it is read"] * bool(dataset)
     by_split = ", ".join(f"{n:,} {part}" for part, n in counts.items())
     return [f"{dataset}: {sum(counts.values()):,} images ({by_split}) of {n_classes} classes"]

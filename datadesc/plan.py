@@ -16,7 +16,7 @@ import pandas as pd
 
 from . import datasets
 from .cache import Cache
-from .catalogue import kind_of
+from .catalogue import kind_of, published
 from .llm import LLM
 from .local_llm import SMALL, local_llm
 from .store import Store
@@ -38,8 +38,8 @@ def kinds(
     superclass: str | None,  # what all its classes are kinds of
 ) -> str | list[str] | None:
     "What the classes are kinds of, as `describe` takes it: one for all, or one for each."
-    own = datasets.CLASSES.superclass[datasets.CLASSES.dataset == params["dataset"]]
-    return list(own) if own.nunique() > 1 and not params["superclass"] else superclass
+    own = published()[params["dataset"]].superclasses if params["dataset"] in published() else ()
+    return list(own) if len(set(own)) > 1 and not params["superclass"] else superclass
 
 # %% ../nbs/4_pages/45_plan.ipynb #7da8bb7e
 _OPTIONS = signature(LLM).parameters
@@ -96,8 +96,8 @@ def find_articles(
 # %% ../nbs/4_pages/45_plan.ipynb #76235037
 def _subject(params):
     "(class names, what they are kinds of, the synthetic dataset or None); of a published dataset they are known before it is there."
-    if params["dataset"] in datasets.NAMES:
-        return list(datasets.classes_of(params["dataset"]).values()), params["superclass"] or datasets.superclass_of(params["dataset"]), None
+    if dataset := published().get(params["dataset"]):
+        return list(dataset.classes.values()), params["superclass"] or dataset.superclass, None
     images, synthetic = load_images(params)
     return images.classes, images.superclass, synthetic
 

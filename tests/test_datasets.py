@@ -12,12 +12,18 @@ from scipy.io import savemat
 
 from datadesc import data, datasets
 from datadesc.data import PackedImage, open_image
-from datadesc.catalogue import LAYOUT, needs
-from datadesc.datasets import CLASSES, _FILES, NAMES, _SOURCES, _Incomplete, classes_of, _load_dataset, _md5_of, split_lists
+from datadesc.catalogue import published as known
+from datadesc.datasets import _FILES, _Incomplete, _load_dataset, _md5_of, split_lists
 from datadesc.hub import import_torchvision
 
 import_torchvision()
 from torchvision import datasets as published
+
+CLASSES = pd.read_csv(Path(datasets.__file__).parent/"assets"/"datasets"/"classes.csv", dtype=str, keep_default_na=False)
+NAMES = tuple(known())
+
+
+def classes_of(name): return known()[name].classes
 
 SHARED = Path(__file__).parents[2]/"shared"/"data"
 real_eurosat = pytest.mark.skipif(not (SHARED/"eurosat").is_dir(), reason="needs the satellite images in ../shared/data")
@@ -137,9 +143,9 @@ def test_published_layouts(tmp_path, monkeypatch, name):
         images = datasets.load(name, tmp_path, split)
         assert (images.name, sizes(images)) == (name, expected[name]), split
         assert list(images.classes) == [label for label in classes_of(name).values() if label in images.classes]
-        assert any(note.endswith(f" of {_SOURCES.loc[name, ['paper_train', 'paper_val', 'paper_test']].sum():,} images") for note in images.notes)
+        assert any(note.endswith(f" of {sum(known()[name].paper_counts.values()):,} images") for note in images.notes)
         assert open_image(images.images("val")[0]).size in ((8, 8), (32, 32))
-    assert needs(name, tmp_path) == ""
+    assert known()[name].needs(tmp_path) == ""
     assert images.superclass == {"cub": "bird", "pets": "cat or dog", "eurosat": "satellite image", "food101": "food", "flowers102": "flower", "dtd": "texture"}.get(name)
 
 def test_labels_are_those_of_the_files(tmp_path, monkeypatch):
@@ -198,7 +204,7 @@ def test_real_eurosat():
     images = datasets.load("eurosat", SHARED)
     assert sizes(images) == [840, 240, 120] and images.notes[0] == "1,200 of 27,000 images"
     assert images.labels("val").bincount().tolist() == [24]*10
-    assert "sea or lake" in images.classes and needs("eurosat", SHARED) == ""
+    assert "sea or lake" in images.classes and known()["eurosat"].needs(SHARED) == ""
     lists = split_lists(images, SHARED)
     assert re.fullmatch(r"eurosat/2750/\w+/\w+\.jpg", lists.path[0]) and lists.path.is_unique
 
@@ -247,9 +253,9 @@ def test_names_agree_with_published_descriptions():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_there(tmp_path, name):
-    with pytest.raises(_Incomplete, match=rf"{re.escape(_SOURCES.title[name])} is not complete: '.*{re.escape(LAYOUT[name][0])}' is missing"): _load_dataset(name, tmp_path)
-    assert str(tmp_path) in needs(name, tmp_path)
-    assert (_FILES.dataset == name).any() == ("--download fetches them" in needs(name, tmp_path))
+    with pytest.raises(_Incomplete, match=rf"{re.escape(known()[name].title)} is not complete: '.*{re.escape(known()[name].layout[0])}' is missing"): _load_dataset(name, tmp_path)
+    assert str(tmp_path) in known()[name].needs(tmp_path)
+    assert (_FILES.dataset == name).any() == ("--download fetches them" in known()[name].needs(tmp_path))
 
 @pytest.mark.parametrize("name, pattern", [("cub", "CUB_200_2011/images/001*/*"), ("pets", "oxford-iiit-pet/images/*.jpg"), ("food101", "food-101/images/waffles/*"),
                                            ("flowers102", "flowers-102/jpg/*"), ("dtd", "dtd/dtd/images/banded/*")])

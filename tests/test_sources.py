@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from datadesc.datasets import classes_of
+from datadesc.catalogue import published
 from llm_server import completion, llm_server
 from wiki_server import page, wiki_server
 
@@ -24,7 +24,7 @@ SMALL = [word for value in ("benchmark=true", "shots=[1]", "paper_shots=[]", "se
 def tree(root):
     "EuroSAT's layout with a few noisy pictures of each class."
     rng = np.random.default_rng(0)
-    for n, folder in enumerate(classes_of("eurosat")):
+    for n, folder in enumerate(published()["eurosat"].classes):
         (root/"eurosat"/"2750"/folder).mkdir(parents=True)
         for i in range(10): Image.fromarray(rng.integers(10*n, 10*n + 120, (64, 64, 3), dtype=np.uint8)).save(root/"eurosat"/"2750"/folder/f"{folder}_{i}.jpg")
 
@@ -107,7 +107,7 @@ def test_the_costs_add_up(here, stopped, result):
 
 def test_articles_are_kept_with_their_revision(here, result):
     articles = pd.read_parquet(result/"tables"/"articles.parquet")
-    assert list(articles["class"]) == list(classes_of("eurosat").values()) and set(articles.revision) == {4711} and set(articles.how) == {"table"} and articles.url.str.startswith("http").all()
+    assert list(articles["class"]) == list(published()["eurosat"].classes.values()) and set(articles.revision) == {4711} and set(articles.how) == {"table"} and articles.url.str.startswith("http").all()
     assert len(here.read) == 10, "each article was fetched once, though the run was started twice"
     assert any("Its texture is rough." in chat["messages"][-1]["content"] for chat in here.asked)
 
