@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from datadesc import benchmark_page
+from datadesc.benchmark_page import BenchmarkPage
 from datadesc.adapters import adapters
 from datadesc.benchmark import _as_texts, benchmark, _collect_texts, controls, method_from, top_per_class
 from datadesc.stats import _correct_matrix, summary
@@ -227,14 +228,15 @@ def test_a_benchmark_in_the_describing_kernel_asks_by_a_model_of_its_own(images,
     params = dict(llm_model="somebody", llm_base_url=None, answers=[])
     (tmp_path/"result.json").write_text(json.dumps(dict(parameters=params)))
     made = dict(study=study, synthetic=None, sentences=SimpleNamespace(llm=asked_before))
-    shared, same, llm = benchmark_page.study_of_run(tmp_path, store=str(tmp_path), made=made)
-    assert shared is study and same == params | dict(store=str(tmp_path))
+    page = BenchmarkPage.of_run(tmp_path, tmp_path, store=str(tmp_path), made=made)
+    llm = page.llm
+    assert page.study is study and page.params == params | dict(store=str(tmp_path))
     assert llm.model == "somebody" and llm is not asked_before and not llm.asked and llm.costs.table().calls.sum() == 0
 
 
 def test_a_comparison_in_a_sentence():
     row = dict(over="class names", shots="0", over_accuracy=.389, accuracy=.901, gain=.512, low=.4, high=.6, p_holm=.0001, significant=True)
-    assert benchmark_page._comparison_sentence(row) == ("Without any training, the chosen sentences raise accuracy from 38.9 % (class names) to 90.1 %: +51.2 points "
+    assert benchmark_page._comparison_sentence(row) == ("Zero-shot, the chosen sentences raise accuracy from 38.9 % (class names) to 90.1 %: +51.2 points "
                                                        "(95 % interval +40.0 to +60.0; p < .001 after Holm's correction for the two), significant.")
     row |= dict(shots="1", accuracy=.3, gain=-.089, over="images only", p_holm=.2, significant=False)
     assert "With 1 labelled image per class, the chosen sentences lower accuracy from 38.9 % (images only) to 30.0 %: -8.9 points" in benchmark_page._comparison_sentence(row)
@@ -243,7 +245,9 @@ def test_a_comparison_in_a_sentence():
 def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(benchmark_page, "display", shown.append)
-    benchmark_page.zero_shot(summary(full), study_of(images), tmp_path)
+    page = BenchmarkPage(study_of(images), {}, None, tmp_path, tmp_path)
+    page.lines = summary(full)
+    page.zero_shot()
     ways = ["mean", "mean embedding", "max"]
     assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]
     of_both = full.query("method == 'python' and protocol == 'zero_shot' and names == 'without' and aggregation == 'max'")
@@ -333,12 +337,11 @@ def test_published_names_find_classes_by_their_folders(tmp_path):
 
 def test_both_pages_of_a_run_share_one_budget(tmp_path):
     from types import SimpleNamespace
-    from datadesc.benchmark_page import study_of_run
     params = dict(dataset="photos", llm_model="gpt-4o-mini", llm_base_url=None, llm_budget=1., answers=[], store=None)
     (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params)))
     def left(spent, **changes):
         (tmp_path / "result.json").write_text(json.dumps(dict(parameters=params | changes)))
         sentences = SimpleNamespace(llm=SimpleNamespace(costs=SimpleNamespace(total=lambda column: spent)))
-        _, _, llm = study_of_run(tmp_path, store=str(tmp_path), made=dict(study=None, synthetic=None, sentences=sentences))
-        return llm.costs.budget
+        made = dict(study=None, synthetic=None, sentences=sentences)
+        return BenchmarkPage.of_run(tmp_path, tmp_path, store=str(tmp_path), made=made).llm.costs.budget
     assert (left(.25), left(3.), left(.25, llm_budget=None)) == (.75, 0., None)

@@ -120,7 +120,7 @@ def test_selection_is_scored_on_the_runs_own_world(benchmarked):
 
 def test_words_that_are_true_classify(lines):
     mean = lines.query("protocol == 'zero_shot' and aggregation == 'mean' and names == 'without'").set_index("method")["mean"]
-    assert mean["true sentences"] > mean["whole pool"] > mean["direct, shuffled"] and mean["mine"] < .1, "one sentence for all classes tells none from another"
+    assert mean["oracle selection"] > mean["whole pool"] > mean["direct, shuffled"] and mean["mine"] < .1, "one sentence for all classes tells none from another"
 
 
 def test_tables(result):
