@@ -345,8 +345,8 @@ def lacking_images(
     "A sentence on each kind of class that lacks train or validation images: what stands in, what is not known; none for a complete set."
     train, val = (labels[split].bincount(minlength=len(classes)).cpu() for split in ("train", "val"))
     no_val, no_train, none = (train > 0) & (val == 0), (train == 0) & (val > 0), (train == 0) & (val == 0)
-    cases = [(no_val, "Training images, and no validation images, rank the sentences of {}; which images teach these classes is not said."),
-             (no_train, "Validation images, and no training images, rank the sentences of {}; what is trained knows these classes by their sentences only."),
+    cases = [(no_val, "Training images, and no validation images, rank the sentences of {}; the most influential images of these classes are not known."),
+             (no_train, "Validation images, and no training images, rank the sentences of {}; a trained head has seen only sentences of these classes."),
              (none, "No image ranks the sentences of {}: they keep their order."),
-             (train == 1, "Whether the label of the only training image of {} is right is not said.")]
+             (train == 1, "Whether the label of the only training image of {} is right cannot be measured.")]
     return [sentence.format(first_few((name for name, is_one in zip(classes, such.tolist()) if is_one), 10)) for such, sentence in cases if such.any()]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from datadesc.head import Checkpoint, HeadOptions, center, modality_mean, train_head
-from datadesc.influence import (block_rows, class_opponents, class_proponents, collect, influence, influence_matrix, mean_influence,
-                                self_influence, text_influence, top)
+from datadesc.influence import (block_rows, collect, influence, influence_matrix, mean_influence, self_influence,
+                                text_influence, top)
 
 C, D = 4, 6
 
@@ -145,7 +145,7 @@ def test_nothing_helps_a_class_or_it_has_no_image():
     found = collected(S, w, 4, 2, 3)
     assert found.positive_mean[[1, 3]].isnan().all() and found.positive_mean[[0, 2]].isfinite().all()
     assert (found.positive_by_class[1] == 0).all() and found.by_class[3].isnan().all()
-    for images, scores in (class_proponents(found, 2), class_opponents(found, 2)):
+    for images, scores in (found.class_proponents(2), found.class_opponents(2)):
         assert images.tolist() == [[0, 1]] * C and scores[3].isnan().all() and scores[:3].isfinite().all()
 
 
@@ -154,8 +154,24 @@ def test_tables_by_class_only_where_asked_for():
     lean, full = influence(x, y, v, w, ck, by_class=False), influence(x, y, v, w, ck)
     assert lean.by_class is None and lean.positive_by_class is None
     assert torch.equal(lean.positive_mean, full.positive_mean) and torch.equal(lean.proponents, full.proponents)
-    for best in (class_proponents, class_opponents):
-        with pytest.raises(ValueError, match="compute the influence with by_class=True"): best(lean)
+    for best in (lean.class_proponents, lean.class_opponents):
+        with pytest.raises(ValueError, match="compute the influence with by_class=True"): best()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_captum_agrees_but_for_the_bias(bias):
+    "TracInCPFast differentiates the weights of the last layer only; the bias adds the sum of rate * <errors, errors>."
+    from captum.influence import TracInCPFast
+    x, y, v, w, ck = world(torch.float64, bias=bias, logit_scale=10.)
+    net = torch.nn.Sequential(torch.nn.Linear(D, C, bias=bias, dtype=torch.float64))
+
+    def load(net, c):
+        net.load_state_dict({f"0.{name}": getattr(c, name) for name in ("weight", "bias")[:1 + bias]})
+        return c.lr
+    data = torch.utils.data.TensorDataset(10. * x, y)
+    tracin = TracInCPFast(net, net[0], data, ck, load, torch.nn.CrossEntropyLoss(reduction="sum"), batch_size=len(data))
+    bias_term = sum(c.lr * c.errors(x, y) @ c.errors(v, w).T for c in ck) if bias else 0.
+    assert (influence_matrix(x, y, v, w, ck) - (tracin.influence((10. * v, w)).T + bias_term)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

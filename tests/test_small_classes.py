@@ -17,7 +17,7 @@ from datadesc.data import ImageSet
 from datadesc.fewshot import take_shots
 from datadesc.figures import accuracy_table, image_rows, proponent_gallery, suspect_gallery, _text_class_heatmap, _tsne_figure
 from datadesc.head import center
-from datadesc.influence import class_opponents, class_proponents, text_influence
+from datadesc.influence import text_influence
 from datadesc.network import NetworkOptions, load_network, network_influence, train_network
 from datadesc.selection import FORMS, ChoiceOptions, lacking_images, proponent_images
 from datadesc.study import Study
@@ -77,7 +77,7 @@ def test_the_head_learns_what_it_is_shown(world):
 
 def test_influence_by_class_is_not_known_without_validation_images(world):
     unknown = torch.tensor([c in NO_VAL + UNSEEN for c in range(C)])
-    for table in (world.found.by_class, world.found.positive_by_class, class_proponents(world.found)[1], class_opponents(world.found)[1]):
+    for table in (world.found.by_class, world.found.positive_by_class, world.found.class_proponents()[1], world.found.class_opponents()[1]):
         assert (table.isnan().all(1) == unknown).all() and table[~unknown].isfinite().all()
     matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head)
     assert (matrix.isnan().all(0) == unknown).all() and matrix[:, ~unknown].isfinite().all()
@@ -194,7 +194,7 @@ def test_figures_show_what_there_is(world, tmp_path, recwarn):
     images = ImageSet("tail", CLASSES, {split: [(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), int(c)) for c in y] for split, y in world.labels.items()})
     matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head)
     scores = world.ift("direct").join(world.pool["text"])
-    teachers = {c: [] if c in NO_VAL + UNSEEN else class_proponents(world.found, 3)[0][c].tolist() for c in range(C)}
+    teachers = {c: [] if c in NO_VAL + UNSEEN else world.found.class_proponents(3)[0][c].tolist() for c in range(C)}
     suspects = suspect_labels(world.study)
     heat = _text_class_heatmap(matrix, world.owner, CLASSES)
     cloud = _tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
