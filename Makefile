@@ -76,10 +76,10 @@ ablations: .venv/ready-dev
 readme: .venv/ready
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
 
-# Chapters, runs and reference as pages in site/, from what is stored; a link or an anchor that leads nowhere is an error.
+# Chapters, runs and reference as pages in site/, from what is stored; a link or an anchor that leads nowhere is an error (not with --quiet).
 site: export NO_MKDOCS_2_WARNING := 1
 site: .venv/ready-site
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 	@echo "The site lies in site/index.html. To search it: $(BIN)/python -m http.server --directory site"
 
 .venv/bin/python:

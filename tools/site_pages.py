@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 from latex2mathml.converter import convert as mathml
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 from readme import RELATIVE_LINK, front_page
@@ -82,6 +83,8 @@ def site_links(text, source, needed):
     def moved(link):
         target, file = address(source, link[2])
         if file is not None and file.is_file(): needed.add(file)
+        if link[1] != "](" and not (source.parent / link[2]).exists():  # HTML, which mkdocs does not check
+            get_plugin_logger("site").warning(f"{source.name} contains a link '{link[2]}', but there is no such file.")
         start = NBS if source.parent == ROOT else source.parent
         return link[1] + Path(os.path.relpath(target, start)).as_posix()
     return RELATIVE_LINK.sub(moved, text)
