@@ -189,8 +189,8 @@ def _meaning(name, form):
     if name == form: return f"the chosen sentences, form {form}: {_FORM_WORDS[form]}"
     if name == f"{form}, shuffled": return "control: the chosen sentences, classes permuted"
     if name == f"{form}, unweighted": return "control: the chosen sentences, without their scores as weights"
-    if name in BASELINES: return f"{BASELINES[name].idea} ({BASELINES[name].source})"
-    return _CONTROLS.get(name) or (f"other form of the score: {_FORM_WORDS[name]}" if name in _FORM_WORDS else "")
+    if name in _FORM_WORDS: return f"other form of the score: {_FORM_WORDS[name]}"
+    return f"{BASELINES[name].idea} ({BASELINES[name].source})" if name in BASELINES else _CONTROLS.get(name, "")
 
 @patch
 def methods_table(self: BenchmarkPage) -> None:

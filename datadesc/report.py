@@ -230,7 +230,7 @@ def _card_page(c, n_classes): return f"classes/{c // _PER_PAGE + 1}.html" if n_c
 
 def _link(study, c): return f'<a href="{_card_page(c, study.n_classes)}#class-{c}">{_shown(study.classes[c])}</a>'
 
-def _percent(value): return f"{100 * value:.0f} %"
+def _percent(value): return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 class _Pictures:
     "Thumbnails of the images of a set, each image decoded once."
@@ -442,7 +442,7 @@ def _flagged_list(rows, at_most=20):
     "The sentences of a class that cannot be chosen, each with the reason, folded."
     items = "".join(f"<li>{_shown(r.text)} <em>{html.escape(r.flag)}</em></li>" for r in rows.head(at_most).itertuples())
     more = f"<li>and {len(rows) - at_most:,} more</li>" if len(rows) > at_most else ""
-    return _fold(f"{len(rows):,} excluded", f"<ul>{items}{more}</ul>") if len(rows) else ""
+    return _fold(_counted(len(rows), "excluded sentence"), f"<ul>{items}{more}</ul>") if len(rows) else ""
 
 def _sentence_list(findings, c, with_images=5):
     "The chosen sentences of a class: the first with the images that speak for each, the others folded, and those that cannot be chosen."
