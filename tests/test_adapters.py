@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.adapters import (Adapter, _SelfAttention, _Task, adapted, adapters, _by_class, _concept_weights, _discriminability, _greedy, labo, _logistic_regression,
-                               _one_space, _select_concepts, tip_adapter, _train_attention, tuned, vdt_adapter)
+from datadesc.adapters import (Adapter, _SelfAttention, _Task, adapted, adapters, _by_class, _concept_weights, _discriminability, _greedy, _labo, _logistic_regression,
+                               _one_space, _select_concepts, _tip_adapter, _train_attention, _tuned, _vdt_adapter)
 from datadesc.stats import _correct_matrix, summary
 from datadesc.zeroshot import class_scores
 from two_modalities import CLASSES, TEXTS, two_modalities
 
 torch.set_num_threads(1)
-TEXT_READERS = (tip_adapter, labo, vdt_adapter)
+TEXT_READERS = (_tip_adapter, _labo, _vdt_adapter)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_every_adapter_learns_scores_alike_twice_and_needs_no_gradient(world, fi
     assert accuracy_of(world, fit) > .6
 
 
-@pytest.mark.parametrize("fit, options", [(tip_adapter, dict(epochs=5)), (labo, {}), (vdt_adapter, {})])
+@pytest.mark.parametrize("fit, options", [(_tip_adapter, dict(epochs=5)), (_labo, {}), (_vdt_adapter, {})])
 def test_training_leaves_inputs_and_the_random_state_alone(world, fit, options):
     images, labels, (emb, ids, _) = world
     before = images["train"].clone(), emb.clone(), torch.random.get_rng_state()
@@ -58,12 +58,12 @@ def test_tip_adapter_is_zero_shot_plus_a_vote_per_image(world):
     slow = 7 * class_scores(images["test"], emb, ids, CLASSES, "mean_embedding")
     for x, y in zip(images["train"], labels["train"]):
         slow[:, y] += 2 * torch.exp(-3 * (images["test"] - x).square().sum(1) / 2)
-    assert torch.allclose(scores_of(world, tip_adapter, alpha=2., beta=3., scale=7.), slow, atol=1e-4)
+    assert torch.allclose(scores_of(world, _tip_adapter, alpha=2., beta=3., scale=7.), slow, atol=1e-4)
 
 
 def test_trained_keys_lower_the_loss_on_the_labelled_images(world):
     images, labels, (emb, ids, _) = world
-    loss = [F.cross_entropy(tip_adapter(_Task(images["train"], labels["train"], emb, ids, CLASSES), epochs=e)(images["train"]), labels["train"]) for e in (0, 20)]
+    loss = [F.cross_entropy(_tip_adapter(_Task(images["train"], labels["train"], emb, ids, CLASSES), epochs=e)(images["train"]), labels["train"]) for e in (0, 20)]
     assert loss[1] < loss[0]
 
 
@@ -145,16 +145,16 @@ def test_tuning_sees_validation_never_test_and_fits_the_winner_on_all_shots():
     x, y, seen = torch.tensor([[-1.], [1.]]), torch.tensor([0, 1]), []
     fit_set, final_set = dict(train=(x[:1], y[:1]), val=(x, y), test=(-x, y)), dict(train=(x, y), val=(x, y), test=(-x, y))
     grid = [dict(sign=-1.), dict(sign=1.), dict(sign=1., sure=5.)]
-    scores, chosen = tuned(fit, grid, fit_set, final_set, (x, y), 2)
+    scores, chosen = _tuned(fit, grid, fit_set, final_set, (x, y), 2)
     assert chosen == grid[2] and seen == [(1, -1, 1), (1, 1, 1), (1, 1, 5), (2, 1, 5)]
     assert torch.equal(scores.argmax(1), torch.tensor([1, 0]))  # wrong on every test image: it was not looked at
-    assert tuned(fit, grid, fit_set, final_set, (x, y), 2, tune=False)[1] == grid[0] and seen[4:] == [(2, -1, 1)]
+    assert _tuned(fit, grid, fit_set, final_set, (x, y), 2, tune=False)[1] == grid[0] and seen[4:] == [(2, -1, 1)]
 
 
 def test_table_has_a_row_for_every_adapter_text_shot_and_seed_and_one_for_the_probe(world):
     images, labels, texts = world
     given = {"good": texts, "fewer": (texts[0][::2], texts[1][::2], None)}
-    quick = {name: Adapter(a.fit, tuple(o | dict(epochs=2) if a.fit in (labo, vdt_adapter) else o for o in a.grid[:2]), a.reads_texts) for name, a in adapters(10.).items()}
+    quick = {name: Adapter(a.fit, tuple(o | dict(epochs=2) if a.fit in (_labo, _vdt_adapter) else o for o in a.grid[:2]), a.reads_texts) for name, a in adapters(10.).items()}
     table = adapted(images, labels, given, quick, shots=(1, 4, "all"), seeds=range(2))
     assert len(table) == 3 * 2 * (4 * 2 + 1) and _correct_matrix(table).shape == (len(table), 200)
     assert set(table.method) == {f"{a}: {t}" for a in list(quick)[:4] for t in given} | {"logistic regression"}

@@ -272,10 +272,10 @@ def broken(study): raise KeyError("what is not there")
     (POOL.drop(columns="class_id"), ["class_id"]),
     (POOL[["class_id", "source"]], ["text", "prompt"]),
     (POOL.assign(class_id=POOL.class_id + 1), ["class_id 4", "0 to 3"]),
-    (POOL[POOL.class_id > 0], ["nothing about 'ant'"]),
+    (POOL[POOL.class_id > 0], ["no text about 'ant'"]),
     (pd.concat([POOL, POOL.assign(class_id=4).head(1)]), ["class_id 4"]),
     (POOL.assign(score=float("nan")), ["score"]),
-    (POOL.assign(text=None), ["empty"]),
+    (POOL.assign(text=None), ["missing values"]),
 ])
 def test_a_method_that_answers_nonsense_is_named(images, answer, words):
     for method in (answer, lambda study: answer):
