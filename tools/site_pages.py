@@ -25,7 +25,7 @@ NBS = ROOT / "nbs"
 
 # The parts, in the order of the story.
 PARTS = {"1_method": "The method", "2_evidence": "Evidence", "3_looking": "Looking at a dataset", "4_pages": "Runs and reports", "5_sources": "Sources"}
-STORED = {"runs": "Longer measurements", "bench": "Speed and memory"}
+STORED = {"runs": "Run notebooks", "bench": "Speed and memory"}
 RUNS = ("meadow", "summary")  # whose pages are committed
 
 TEMPLATE = """{% extends 'markdown/index.md.j2' %}
@@ -150,11 +150,13 @@ def on_files(files, config):
     add("api/index.md", api_index(modules))
     for module, notebook in modules.items(): add(f"api/{module}.md", api_page(module, notebook))
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"): add(name, site_links((ROOT / name).read_text(encoding="utf-8"), ROOT / name, needed))
-    listed = ["# Reports of the bundled dataset\n"]
+    listed = ["# Reports\n\nThe pages of the runs that are stored in the repository.\n"]
     for run in RUNS:
         for file in sorted((ROOT / "papermill_runs" / run).rglob("*")):
             if file.suffix in (".ipynb", ".json", ".csv", ".md", ".png"): needed.add(file)
-            if file.suffix == ".ipynb": listed.append(f"- [{first_cell(file)[0]}](papermill_runs/{run}/{file.stem}.html): `papermill_runs/{run}/{file.name}`")
+            if file.suffix != ".ipynb": continue
+            title, promise, _ = first_cell(file)
+            listed.append(f"- [{title}](papermill_runs/{run}/{file.stem}.html) ({run}): {promise}")
     add("reports.md", "\n".join(listed) + "\n")
     for file in sorted(needed):
         page = address(file, file.name)[0].relative_to(NBS).as_posix()
