@@ -184,7 +184,7 @@ def test_a_world_answers_every_baseline_from_its_memory(tmp_path):
     for name in ("menon", "labo", "vdt", "cupl"):
         said = BASELINES[name].ask(few, llm, world.superclass, samples=3, progress=False)
         assert list(said) == list(few) and min(map(len, said.values())) >= 15
-        known = {phrase for *_, phrase in world.memory[few[0]]}
+        known = {phrase for *_, phrase in world._known[few[0]]}
         assert name == "cupl" or {text.removeprefix(f"{few[0]} is a butterfly with ") for text in said[few[0]]} <= known
         assert not BASELINES[name].table(said, few, world.superclass).flag.eq("not described").any()
 

@@ -18,7 +18,7 @@ def other():
 
 
 def test_assets_stay_small():
-    sizes = {f.name: f.stat().st_size for f in meadow.FOLDER.parent.rglob("*") if f.is_file()}
+    sizes = {f.name: f.stat().st_size for f in meadow.exported_answers().parent.parent.rglob("*") if f.is_file()}
     assert sum(sizes.values()) <= 20e6, sizes
 
 
@@ -39,7 +39,7 @@ def test_species(which, request):
     species = request.getfixturevalue(which).species
     looks = meadow._looks_of(species)
     assert len(species) == 24 and species.telling.sum() == 12 and species.name.nunique() == 24
-    assert all(renderer.kept_back(look) for look in looks)
+    assert all(look.held_out for look in looks)
     twins = species[species.twin_of >= 0]
     assert len(twins) == 16
     for i, row in twins.iterrows():
@@ -93,7 +93,7 @@ def test_captions_hold_only_words_for_what_is_there():
     look = renderer.Look("tailed", "yellow", "checks", "blue", "plain", "white", "curled")
     words = {word: value for value, (_, said) in renderer.COLOURS.items() for word in said}
     for _ in range(200):
-        caption = renderer.caption(look, rng)
+        caption = look.caption(rng)
         if any(mark in caption for mark in ("underside", "below", "caterpillar", "larva", "chrysalis", "scent", "leaves", "eggs", "flowers")):
             continue
         assert {words[w] for w in caption.replace(",", "").split() if w in words} <= {"yellow", "blue", "white"}, caption
