@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .accuracy import correct
 from .stats import chance_interval, interval
-from .embed import BUNDLED, address, cut_tokens
+from .embed import cut_tokens, model_address
 from .folders import first_few
 from .selection import flag_counts, scored_text
 from .zeroshot import class_scores, names_only
@@ -138,8 +138,8 @@ def encoder_warning(
     drawn: bool,  # whether the images are drawn butterflies of this package
 ) -> str | None:
     "What must be said wherever a figure of this encoder stands; None where nothing must."
-    folder = Path(address(BUNDLED).removeprefix("local-dir:"))
-    bundled = model == BUNDLED or model and Path(model.removeprefix("local-dir:")).resolve() == folder.resolve()
+    folder = Path(model_address("meadow-clip").removeprefix("local-dir:"))
+    bundled = model == "meadow-clip" or model and Path(model.removeprefix("local-dir:")).resolve() == folder.resolve()
     return _BUTTERFLIES_ONLY if bundled and not drawn else None
 
 def _encoder(warning):

@@ -98,7 +98,7 @@ def _embed_once(
 
 # %% ../nbs/1_method/60_study.ipynb #dd1430fd
 class Study:
-    "Images, an encoder's embeddings, a pool of sentences, and what is derived from them; each value is computed once, when first asked for."
+    "Images, an encoder's embeddings, a pool of sentences, and all that is derived from them, each value computed once."
     def __init__(
         self,
         classes: Sequence[str],  # C names
@@ -130,11 +130,10 @@ class Study:
         progress: bool = True,  # show a bar if embedding takes more than a few seconds
     ) -> Study:
         "The study of an image set, with `flag_too_long`; its images are embedded now, through the store if there is one."
-        from datadesc.embed import embed_set, text_embedder  # whoever has no images to embed need not wait for its libraries
         pool = flag_too_long(pool, encoder.tokenizer)
-        image_emb = embed_set(encoder, image_set, progress=progress, store=store)
+        image_emb = encoder.embed_set(image_set, progress=progress, store=store)
         labels = {split: image_set.labels(split) for split in image_emb}
-        study = cls(image_set.classes, image_emb, labels, pool, text_embedder(encoder, store, progress), options, None, image_influence)
+        study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence)
         study.image_set, study.encoder = image_set, encoder
         return study
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from datadesc import data, embed
 from datadesc.data import from_folder
-from datadesc.embed import cut_tokens, embed_images, embed_set, embed_texts, load_encoder, text_embedder
+from datadesc.embed import cut_tokens, load_encoder
 from datadesc.hub import import_open_clip, quiet
 from datadesc.store import Store
 
@@ -83,15 +83,15 @@ def test_encoder(tiny):
     assert not tiny.model.training and next(tiny.model.parameters()).dtype == torch.float32
 
 def test_images_in_any_form_and_batch(tiny, pictures, tmp_path):
-    once = embed_images(tiny, pictures)
+    once = tiny.embed_images(pictures)
     assert once.shape == (10, 16) and once.dtype == torch.float32 and torch.allclose(once.norm(dim=1), torch.ones(10))
     for i, picture in enumerate(pictures): picture.save(tmp_path/f"{i}.png")
-    assert torch.allclose(embed_images(tiny, [tmp_path/f"{i}.png" for i in range(10)], batch_size=3), once, atol=1e-5)
-    assert torch.allclose(embed_images(tiny, [np.asarray(picture) for picture in pictures], batch_size=1), once, atol=1e-5)
+    assert torch.allclose(tiny.embed_images([tmp_path/f"{i}.png" for i in range(10)], batch_size=3), once, atol=1e-5)
+    assert torch.allclose(tiny.embed_images([np.asarray(picture) for picture in pictures], batch_size=1), once, atol=1e-5)
 
 def test_a_bad_image_is_named(tiny, pictures, tmp_path):
     (tmp_path/"bad.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="bad.png': the file is empty"): embed_images(tiny, [*pictures, tmp_path/"bad.png"], batch_size=4)
+    with pytest.raises(ValueError, match="bad.png': the file is empty"): tiny.embed_images([*pictures, tmp_path/"bad.png"], batch_size=4)
 
 def test_only_two_batches_are_open(tiny, pictures):
     read = []
@@ -102,16 +102,16 @@ def test_only_two_batches_are_open(tiny, pictures):
 def test_damaged_weights_are_noticed(folder, pictures):
     encoder = load_encoder(f"local-dir:{folder}", device="cpu")
     encoder.model.visual.proj.fill_(float("nan"))
-    with pytest.raises(ValueError, match="No embedding for image 0: it is zero or not finite"): embed_images(encoder, pictures)
+    with pytest.raises(ValueError, match="No embedding for image 0: it is zero or not finite"): encoder.embed_images(pictures)
     encoder.model.text_projection.zero_()
-    with pytest.raises(ValueError, match="No embedding for blue wings"): embed_texts(encoder, ["blue wings"])
+    with pytest.raises(ValueError, match="No embedding for blue wings"): encoder.embed_texts(["blue wings"])
 
 def test_long_texts_are_counted(tiny):
-    with pytest.warns(UserWarning, match="2 of 3 texts are longer than the 12 tokens"): embed_texts(tiny, ["a", "b "*12, "c "*11])
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than the 12 tokens"): tiny.embed_texts(["a", "b "*12, "c "*11])
 
 @pytest.mark.filterwarnings("error")
 def test_texts_that_just_fit(tiny):
-    assert embed_texts(tiny, ["c "*10]*300).shape == (300, 16)
+    assert tiny.embed_texts(["c "*10]*300).shape == (300, 16)
 
 def test_fingerprint_is_of_content(tiny, folder, tmp_path):
     file = tmp_path/"weights.safetensors"
@@ -125,7 +125,7 @@ def test_fingerprint_is_of_content(tiny, folder, tmp_path):
 def test_fingerprint_is_of_the_vocabulary_too(tmp_path):
     "A copy of the bundled folder is the same encoder; with two merges of its vocabulary swapped it is another."
     bundled, place = load_encoder("meadow-clip", device="cpu"), tmp_path/"copy"
-    shutil.copytree(embed.address("meadow-clip").removeprefix("local-dir:"), place)
+    shutil.copytree(embed.model_address("meadow-clip").removeprefix("local-dir:"), place)
     assert load_encoder(f"local-dir:{place}", device="cpu").fingerprint == bundled.fingerprint
     with gzip.open(place/"bpe.txt.gz", "rt", encoding="utf-8") as file: merges = file.read().split("\n")
     merges[-2], merges[-3] = merges[-3], merges[-2]
@@ -214,8 +214,8 @@ def test_real_size_on_photographs(tmp_path):
     assert encoder.dim == 512 and "QuickGELU" not in repr(encoder.model)
     clothing = from_folder(SHARED/"clothing", superclass="clothing")
     for split in clothing.samples: clothing.samples[split][:] = clothing.samples[split][::80]
-    embedded = embed_set(encoder, clothing)
-    texts = embed_texts(encoder, clothing.classes[:4], template="a photo of a {}")
+    embedded = encoder.embed_set(clothing)
+    texts = encoder.embed_texts(clothing.classes[:4], template="a photo of a {}")
     assert {split: len(rows) for split, rows in embedded.items()} == {split: len(samples) for split, samples in clothing.samples.items()}
     cosines = embedded["test"] @ texts.T
     assert cosines.shape[1] == 4 and cosines.isfinite().all() and len(cosines.unique()) == cosines.numel()
@@ -241,7 +241,7 @@ def album(tmp_path):
 
 def whole_run(album, store, encoder):
     images = from_folder(album, store=store)
-    return images.fingerprint, embed_set(encoder, images, progress=False, store=store), data.repeated(images, progress=False, store=store)
+    return images.fingerprint, encoder.embed_set(images, progress=False, store=store), data.repeated(images, progress=False, store=store)
 
 def test_a_picture_is_decoded_twice_and_then_never_again(tiny, album, opened, tmp_path):
     store = Store(tmp_path/"store")
@@ -250,7 +250,7 @@ def test_a_picture_is_decoded_twice_and_then_never_again(tiny, album, opened, tm
     opened.clear()
     _, again, _ = whole_run(album, store, tiny)
     assert not opened and all(torch.equal(first[split], again[split]) for split in first)
-    plain = embed_set(tiny, from_folder(album))
+    plain = tiny.embed_set(from_folder(album))
     assert all(torch.allclose(first[split], plain[split], atol=1e-5) for split in first)
 
 def test_only_what_changed_is_decoded(tiny, album, opened, tmp_path):
@@ -285,18 +285,18 @@ def test_an_interrupted_run_keeps_what_it_embedded(tiny, album, opened, tmp_path
         if len(calls) == 3: raise KeyboardInterrupt
         return encode(batch)
     monkeypatch.setattr(tiny.model, "encode_image", interrupted)
-    with pytest.raises(KeyboardInterrupt): embed_set(encoder, images, batch_size=8, store=store)
-    embed_set(encoder, images, batch_size=8, store=store)
+    with pytest.raises(KeyboardInterrupt): encoder.embed_set(images, batch_size=8, store=store)
+    encoder.embed_set(images, batch_size=8, store=store)
     assert sum(calls) - 8 == len(images)   # the batch that was interrupted came twice
 
 def test_another_reader_of_images_embeds_anew(tiny, album, opened, tmp_path, monkeypatch):
     images, store = from_folder(album), Store(tmp_path/"store")
-    embed_set(tiny, images, progress=False, store=store)
+    tiny.embed_set(images, progress=False, store=store)
     opened.clear()
-    embed_set(tiny, images, progress=False, store=store)
+    tiny.embed_set(images, progress=False, store=store)
     assert not opened
     monkeypatch.setattr(embed, "image_reader", lambda: "another")
-    embed_set(tiny, images, progress=False, store=store)
+    tiny.embed_set(images, progress=False, store=store)
     assert len(opened) == len(images)
 
 def test_facts_are_written_once(tiny, album, tmp_path, monkeypatch):
@@ -305,7 +305,7 @@ def test_facts_are_written_once(tiny, album, tmp_path, monkeypatch):
     images, store = from_folder(album), Store(tmp_path/"store")
     written, put = [], type(store.facts("pixels")).put
     monkeypatch.setattr(type(store.facts("pixels")), "put", lambda facts, values: written.extend(values) or put(facts, values))
-    embed_set(tiny, images, batch_size=8, progress=False, store=store)
+    tiny.embed_set(images, batch_size=8, progress=False, store=store)
     written = [key for key in written if " " in key]
     assert len(written) == len(set(written)) == len(images)
 
@@ -313,13 +313,13 @@ def test_each_text_once(tiny, tmp_path, monkeypatch):
     read, tokens_of = [], embed._tokens_of
     monkeypatch.setattr(embed, "_tokens_of", lambda tokenizer, texts: read.extend(texts) or tokens_of(tokenizer, texts))
     texts, store = ["a wing", "a tail", "a wing", "été \ud800"[:3]], Store(tmp_path)
-    ask = text_embedder(tiny, store)
+    ask = tiny.text_embedder(store)
     assert ask(texts).shape == (4, 16) and read == ["a wing", "a tail", "été"] and ask([]).shape == (0, 16)
     ask([*texts, "a beak"])
-    text_embedder(tiny, store)(["a beak", *texts])
+    tiny.text_embedder(store)(["a beak", *texts])
     assert read[3:] == ["a beak"]
-    assert torch.allclose(text_embedder(tiny)(texts), ask(texts), atol=1e-6) and len(read) == 7
-    text_embedder(replace(tiny, fingerprint="of another"), store)(["a wing"])
+    assert torch.allclose(tiny.text_embedder()(texts), ask(texts), atol=1e-6) and len(read) == 7
+    replace(tiny, fingerprint="of another").text_embedder(store)(["a wing"])
     assert len(read) == 8
 
 def test_heavy_libraries_come_when_they_are_used():
@@ -330,6 +330,6 @@ def test_heavy_libraries_come_when_they_are_used():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 def test_an_encoder_and_a_head_come_without_the_compiler():
-    program = ("import sys, torch; from datadesc.embed import load_encoder, embed_texts; from datadesc.head import train_head; "
-               "x = embed_texts(load_encoder('meadow-clip'), ['a wing', 'a tail']); train_head(x, torch.tensor([0, 1]), 2); print('torch._dynamo' in sys.modules)")
+    program = ("import sys, torch; from datadesc.embed import load_encoder; from datadesc.head import train_head; "
+               "x = load_encoder('meadow-clip').embed_texts(['a wing', 'a tail']); train_head(x, torch.tensor([0, 1]), 2); print('torch._dynamo' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "False"
