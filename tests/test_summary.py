@@ -1,4 +1,4 @@
-"The summary of all runs: our figures and the paper's printed ones in the same tables, and never under each other's name."
+"The summary of all runs: our figures and the paper's published ones in the same tables, and never under each other's name."
 import json
 
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 
 from datadesc import runs
 from datadesc.run_folder import write_mark
-from datadesc.summary import _COUNTERPARTS, _PRINTED, counterpart, _find_line, knowledge_pairs, measured, published, told_apart
+from datadesc.summary import _COUNTERPARTS, _PUBLISHED, counterpart, _find_line, knowledge_pairs, measured, published, styled
 
 FORMS = ("direct", "clip", "weighted")
 
@@ -46,7 +46,7 @@ def write_run(root, name, dataset, base=.5, accuracy=None, **parameters):
 
 @pytest.fixture
 def root(tmp_path):
-    "Three finished runs: one of a drawn world, and one of a dataset that the paper has, with an encyclopaedia and without."
+    "Three finished runs: one of a synthetic dataset, and one of a dataset that the paper has, with an encyclopaedia and without."
     write_run(tmp_path, "meadow", "meadow", .3)
     write_run(tmp_path, "sat", "eurosat", .4)
     write_run(tmp_path, "sat_memory", "eurosat", .35, knowledge="none", form="clip")
@@ -87,38 +87,38 @@ def test_the_last_column_is_the_form_of_the_run(root):
 
 
 def test_printed_figures_stand_in_rows_of_their_own(root):
-    "Change every figure of ours: the printed rows stay. Leave the printed row of another dataset out: it is nowhere."
+    "Change every figure of ours: the published rows stay. Leave the published row of another dataset out: it is nowhere."
     table, printed = measured(root, runs.finished(root)), published()
     for name in _COUNTERPARTS:
         both, other = counterpart(name, table), counterpart(name, table.assign(mean=table["mean"]/2, low=table.low/2, high=table.high/2))
-        assert [list(rows.index) for rows in (both, other)] == [list(both.index)]*2 and set(both.index) == {("meadow", "run meadow"), ("eurosat", "run sat"), ("eurosat", "run sat_memory"), ("eurosat", _PRINTED)}
-        pd.testing.assert_series_equal(both.loc[("eurosat", _PRINTED)], other.loc[("eurosat", _PRINTED)])
+        assert [list(rows.index) for rows in (both, other)] == [list(both.index)]*2 and set(both.index) == {("meadow", "run meadow"), ("eurosat", "run sat"), ("eurosat", "run sat_memory"), ("eurosat", _PUBLISHED)}
+        pd.testing.assert_series_equal(both.loc[("eurosat", _PUBLISHED)], other.loc[("eurosat", _PUBLISHED)])
         quoted = printed[(printed.table == name) & (printed.dataset == "eurosat")].set_index("method").value
-        assert both.loc[("eurosat", _PRINTED)].to_dict() == quoted.map("{:.2f}".format).reindex(both.columns).to_dict()
-        measured_rows = both[both.index.get_level_values("source") != _PRINTED]
+        assert both.loc[("eurosat", _PUBLISHED)].to_dict() == quoted.map("{:.2f}".format).reindex(both.columns).to_dict()
+        measured_rows = both[both.index.get_level_values("source") != _PUBLISHED]
         assert all("±" in cell or cell == "" for cell in measured_rows.to_numpy().ravel()) and (measured_rows != other.loc[measured_rows.index]).any(axis=None)
 
 
 def test_only_printed_rows_are_grey(root):
     table = counterpart("transfer", measured(root, runs.finished(root)))
-    styler = told_apart(table)
+    styler = styled(table)
     styler._compute()
     grey = {row for (row, _), style in styler.ctx.items() if ("font-style", "italic") in style}
-    assert [table.index[row] for row in sorted(grey)] == [("eurosat", _PRINTED)]
+    assert [table.index[row] for row in sorted(grey)] == [("eurosat", _PUBLISHED)]
     assert all(("font-style", "italic") in styler.ctx[row, column] for row in grey for column in range(table.shape[1]))
 
 
 def test_knowledge_is_compared_between_two_runs_of_one_dataset(root):
     write_run(root, "sat_memory_direct", "eurosat", .36, knowledge="none")
     pairs = knowledge_pairs(measured(root, ["meadow", "sat", "sat_memory_direct"]))
-    assert [source == _PRINTED for _, source in pairs.index] == [False, True] and set(pairs.index.get_level_values("dataset")) == {"eurosat"}
+    assert [source == _PUBLISHED for _, source in pairs.index] == [False, True] and set(pairs.index.get_level_values("dataset")) == {"eurosat"}
     assert pairs.iloc[0].to_dict() == {"without Wikipedia": ours(.56), "with Wikipedia": ours(.6)}
     assert not len(knowledge_pairs(measured(root, ["meadow", "sat"])))
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    "The folder of the summary of two finished runs, one of a drawn world and one of a dataset that the paper has."
+    "The folder of the summary of two finished runs, one of a synthetic dataset and one of a dataset that the paper has."
     root = tmp_path_factory.mktemp("root")
     write_run(root, "meadow", "meadow", .3)
     write_run(root, "eurosat", "eurosat", .4, model="meadow-clip")
@@ -129,14 +129,14 @@ def test_the_page_of_all_runs(page):
     assert {".datadesc-run", "report.ipynb", "report.html", "result.json", "results.csv", "figures"} == {f.name for f in page.iterdir()}
     assert json.loads((page/"result.json").read_text()) == dict(runs=["eurosat", "meadow"], lines=2*len(lines(0.)))
     text = (page/"report.html").read_text()
-    assert _PRINTED in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text
+    assert _PUBLISHED in text and ours(.6) in text and "figures without meaning" in text and "some writer" in text
     assert runs.finished(page.parent) == ["eurosat", "meadow"], "the summary is no run"
 
 
 def test_one_table_of_every_figure(page):
     table = pd.read_csv(page/"results.csv")
-    assert set(table.source) == {"measured", "printed by the paper"}
-    own, printed = (table[table.source == source].dropna(axis=1, how="all") for source in ("measured", "printed by the paper"))
+    assert set(table.source) == {"measured", "published"}
+    own, printed = (table[table.source == source].dropna(axis=1, how="all") for source in ("measured", "published"))
     assert len(own) == 2*len(lines(0.)) and own.run.notna().all() and not {"value", "table"} & set(own)
     pd.testing.assert_frame_equal(printed.drop(columns="source").reset_index(drop=True)[list(published())], published())
     assert not {"run", "mean", "encoder"} & set(printed)
