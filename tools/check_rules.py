@@ -9,12 +9,9 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-NAMES_IN_MODULE, NAMES_IN_ALL, LINE, PARAGRAPH = 25, 367, 140, 60  # the aim for all names is 250
+NAMES_IN_MODULE, NAMES_IN_ALL, LINE, PARAGRAPH = 25, 312, 140, 60  # the aim for all names is 250
 ENFORCED = {"private import", "public names", "all public names"}
 CHAPTERS = "[1-9]_*/*.ipynb"
-
-
-def is_patch(node): return any("patch" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def is_function(node): return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -23,7 +20,8 @@ def is_function(node): return isinstance(node, ast.FunctionDef | ast.AsyncFuncti
 def public_names(tree):
     "Functions, classes and constants of a module that do not begin with an underscore; a patched function is a method."
     for node in tree.body:
-        if is_function(node) and not is_patch(node) or isinstance(node, ast.ClassDef): names = [node.name]
+        patched = any("patch" in ast.unparse(decorator) for decorator in getattr(node, "decorator_list", []))
+        if (is_function(node) and not patched) or isinstance(node, ast.ClassDef): names = [node.name]
         elif isinstance(node, ast.Assign): names = [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
         elif isinstance(node, ast.AnnAssign): names = [node.target.id]
         else: names = []
@@ -92,7 +90,7 @@ def breaches(root):
 
 
 if __name__ == "__main__":
-    found = sorted(breaches(Path(__file__).parents[1]))
+    found = sorted(breaches(Path(__file__).parents[1]), key=lambda breach: breach[0])
     for rule, group in groupby(found, key=lambda breach: breach[0]):
         group, enforced = list(group), rule in ENFORCED or "--all" in sys.argv
         print(f"{rule}: {len(group)}" + ("" if enforced else " (not enforced yet; listed by --all)"))
