@@ -8,7 +8,7 @@ __version__ = version("datadesc")
 _FRONT = {
     "load": "datasets", "ImageSet": "data", "from_file": "describe", "read_sentences": "sentences", "LLM": "llm",
     "load_encoder": "embed", "Study": "study", "ChoiceOptions": "selection", "zero_shot": "zeroshot",
-    "suspect_labels": "audit", "confusable_pairs": "audit", "separating_texts": "audit",
+    "label_issues": "audit", "confusable_pairs": "audit", "separating_texts": "audit",
     "image_rows": "figures", "proponent_gallery": "figures", "run": "runs",
 }
 __all__ = ["__version__", *_FRONT]

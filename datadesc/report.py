@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import stats, conditions, results
 from .accuracy import accuracy_row, per_class_accuracy
-from .audit import confusable_pairs, separating_texts, suspect_labels
+from .audit import confusable_pairs, separating_texts, label_issues
 from .stats import interval, paired_test
 from .conditions import Measures
 from .data import open_image
@@ -198,8 +198,8 @@ def _pairs(study):
 
 def _suspects(study, pairs):
     "The likely wrong labels, the most suspect first; `between` where the classifier does not separate the two classes."
-    table = suspect_labels(study)
-    table = table[table.likely].rename(columns=dict(suspicion="score"))[["image", "given", "suggested", "score"]]
+    table = label_issues(study)
+    table = table[table.likely][["image", "given", "suggested", "score"]]
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
     return table.assign(between=np.array([frozenset((s.given, s.suggested)) in mixed for s in table.itertuples()], dtype=bool))
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.audit import _mean_probabilities, auc_of_planted, confusable_pairs, plant_wrong_labels, separating_texts, suspect_labels, trajectory, wrong_label_scores
+from datadesc.audit import _mean_probabilities, _trajectory, auc_of_scores, confusable_pairs, add_label_noise, separating_texts, label_issues, label_issue_scores
 from datadesc.data import ImageSet
-from datadesc.figures import suspect_gallery
+from datadesc.figures import label_issue_gallery
 from datadesc.head import center
 from datadesc.influence import influence, influence_matrix
 from datadesc.study import Study
 
 torch.set_num_threads(1)
 C, D = 4, 8
-SCORES = ["suspicion", "path_loss", "self_influence", "harm", "early_loss", "last_loss", "doubt"]
+SCORES = ["label_issue", "mean_loss", "self_influence", "harm", "early_loss", "last_loss", "1 - confidence"]
 
 
 def cloud(per_class, seed, n_classes=C):
@@ -57,18 +57,18 @@ def world(): return World()
 
 @pytest.mark.parametrize("share, n", [(.05, 2), (.1, 5), (.5, 24), (.99, 48), (.001, 1)])
 def test_as_many_labels_are_spoilt_as_asked_for(world, share, n):
-    given = plant_wrong_labels(world.y, share, seed=3)
+    given = add_label_noise(world.y, share, seed=3)
     assert (given != world.y).sum() == n and given.min() >= 0 and given.max() < C
-    assert torch.equal(given, plant_wrong_labels(world.y, share, seed=3))
+    assert torch.equal(given, add_label_noise(world.y, share, seed=3))
 
 
 def test_another_seed_spoils_others(world):
-    assert not torch.equal(plant_wrong_labels(world.y, .3, seed=0), plant_wrong_labels(world.y, .3, seed=1))
+    assert not torch.equal(add_label_noise(world.y, .3, seed=0), add_label_noise(world.y, .3, seed=1))
 
 
 def test_likeness_decides_the_mistake(world):
     only_next = torch.eye(C).roll(1, dims=1)
-    given = plant_wrong_labels(world.y, .5, likeness=only_next)
+    given = add_label_noise(world.y, .5, transition=only_next)
     wrong = given != world.y
     assert torch.equal(given[wrong], (world.y[wrong] + 1) % C)
     assert only_next.sum() == C  # what was handed in is left alone
@@ -76,50 +76,50 @@ def test_likeness_decides_the_mistake(world):
 
 def test_the_labels_handed_in_are_left_alone(world):
     before = world.y.clone()
-    plant_wrong_labels(world.y, .5), plant_wrong_labels(world.y, .5, likeness=torch.ones(C, C))
+    add_label_noise(world.y, .5), add_label_noise(world.y, .5, transition=torch.ones(C, C))
     assert torch.equal(world.y, before)
 
 
 def test_likeness_is_left_alone_on_its_diagonal(world):
     likeness = torch.ones(C, C)
-    plant_wrong_labels(world.y, .5, likeness=likeness)
+    add_label_noise(world.y, .5, transition=likeness)
     assert torch.equal(likeness, torch.ones(C, C))
 
 
 @pytest.mark.parametrize("share", [0, 1, -.1, 5, float("nan")])
 def test_a_share_is_a_fraction(world, share):
-    with pytest.raises(ValueError, match="expected a fraction between 0 and 1"): plant_wrong_labels(world.y, share)
+    with pytest.raises(ValueError, match="expected a fraction between 0 and 1"): add_label_noise(world.y, share)
 
 
 def test_trajectory_by_its_definition(world):
-    t, rate = trajectory(world.study), torch.tensor([c.lr for c in world.head])
+    t, rate = _trajectory(world.study), torch.tensor([c.lr for c in world.head])
     p = torch.stack([c.logits(world.train).softmax(1) for c in world.head])
     loss, path, own = -p[:, range(48), world.given].log(), torch.einsum("k,knc->nc", rate / rate.sum(), p), F.one_hot(world.given, C).bool()
-    torch.testing.assert_close(t.path_loss, (loss * rate[:, None]).sum(0) / rate.sum())
+    torch.testing.assert_close(t.mean_loss, (loss * rate[:, None]).sum(0) / rate.sum())
     torch.testing.assert_close(t.early_loss, loss[0]), torch.testing.assert_close(t.last_loss, loss[-1])
-    torch.testing.assert_close(t.doubt, 1 - p[-1].amax(1)), torch.testing.assert_close(t.given, path[own])
-    assert torch.equal(t.guess, path.masked_fill(own, -1).argmax(1)) and (t.guess != world.given).all()
+    torch.testing.assert_close(t.confidence, p[-1].amax(1)), torch.testing.assert_close(t.given, path[own])
+    assert torch.equal(t.suggested, path.masked_fill(own, -1).argmax(1)) and (t.guess != world.given).all()
 
 
 def test_harm_is_minus_the_influence_on_the_own_class(world):
     S = influence_matrix(*world.args)
     want = [-S[z, world.v == world.given[z]].mean().item() for z in range(48)]
-    np.testing.assert_allclose(wrong_label_scores(world.study).harm, want, atol=1e-5)
+    np.testing.assert_allclose(label_issue_scores(world.study).harm, want, atol=1e-5)
 
 
 def test_planted_mistakes_are_found(world):
-    given = plant_wrong_labels(world.y, .1, seed=0)
+    given = add_label_noise(world.y, .1, seed=0)
     world.fit(given)
-    marks = auc_of_planted(wrong_label_scores(world.study), given != world.y)
+    marks = auc_of_scores(label_issue_scores(world.study), given != world.y)
     assert list(marks.index) == SCORES and list(marks) == ["auc", "found"]
-    assert (marks.auc[["suspicion", "path_loss", "self_influence"]] > .95).all()
+    assert (marks.auc[["label_issue", "mean_loss", "self_influence"]] > .95).all()
 
 
 def test_suspects_name_the_right_class(world):
-    given = plant_wrong_labels(world.y, .1, seed=0)
+    given = add_label_noise(world.y, .1, seed=0)
     world.fit(given)
-    suspects, n = suspect_labels(world.study), int((given != world.y).sum())
-    assert suspects.suspicion.is_monotonic_decreasing and sorted(suspects.image) == list(range(48))
+    suspects, n = label_issues(world.study), int((given != world.y).sum())
+    assert suspects.score.is_monotonic_decreasing and sorted(suspects.image) == list(range(48))
     assert suspects.head(n).image.isin((given != world.y).nonzero().flatten().tolist()).mean() > .7
     spoilt = suspects[(given != world.y)[suspects.image].numpy()]
     assert (spoilt.suggested == world.y[spoilt.image.tolist()].numpy()).mean() > .7
@@ -127,38 +127,38 @@ def test_suspects_name_the_right_class(world):
 
 
 def test_influence_at_hand_is_used(world):
-    own, found = wrong_label_scores(world.study), influence(*world.args, by_class=False)
+    own, found = label_issue_scores(world.study), influence(*world.args, by_class=False)
     world.fit(world.y, image_influence=found)
-    pd.testing.assert_frame_equal(wrong_label_scores(world.study), own)
+    pd.testing.assert_frame_equal(label_issue_scores(world.study), own)
     world.fit(world.y, image_influence=replace(found, self_influence=4 * found.self_influence))
-    np.testing.assert_allclose(wrong_label_scores(world.study).suspicion, 2 * own.suspicion, rtol=1e-5)
+    np.testing.assert_allclose(label_issue_scores(world.study).label_issue, 2 * own.label_issue, rtol=1e-5)
 
 
 def test_marks_by_hand():
     scores = pd.DataFrame(dict(good=[3., 2, 1, 0], bad=[0., 1, 2, 3], flat=[1.] * 4))
-    marks = auc_of_planted(scores, torch.tensor([True, True, False, False]))
+    marks = auc_of_scores(scores, torch.tensor([True, True, False, False]))
     assert marks.auc.tolist() == [1, 0, .5] and marks.found.tolist() == [1, 0, 1]  # equal scores: in the order of the images
 
 
 @pytest.mark.parametrize("wrong, message", [(torch.zeros(48), "0 of 48 labels are wrong"), (torch.ones(48), "48 of 48 labels are wrong"), (torch.ones(5), r"shape \(5,\), but there are 48 rows")])
 def test_marks_need_both_kinds(world, wrong, message):
-    with pytest.raises(ValueError, match=message): auc_of_planted(wrong_label_scores(world.study), wrong.bool())
+    with pytest.raises(ValueError, match=message): auc_of_scores(label_issue_scores(world.study), wrong.bool())
 
 
 @pytest.mark.parametrize("per_class, n_classes", [(1, 2), (2, 2), (1, 4), (12, 2)])
 def test_tiny_and_two_class_datasets(per_class, n_classes):
     world = World(per_class, n_classes)
-    suspects = suspect_labels(world.study)
-    assert suspects.drop(columns="suspicion").notna().all().all() and len(suspects) == per_class * n_classes
-    assert (suspects.suspicion.isna() == (per_class == 1)).all() and not (suspects.suspicion.isna() & suspects.likely).any(), "the only image of a class is not doubted"
+    suspects = label_issues(world.study)
+    assert suspects.drop(columns="score").notna().all().all() and len(suspects) == per_class * n_classes
+    assert (suspects.score.isna() == (per_class == 1)).all() and not (suspects.score.isna() & suspects.likely).any(), "the only image of a class is not doubted"
     pairs = confusable_pairs(world.study)
     assert len(pairs) == n_classes * (n_classes - 1) // 2 and pairs.confusion.is_monotonic_decreasing
 
 
 def test_class_without_validation_image(world):
     study = world.but(2)
-    assert suspect_labels(study).suspicion.notna().all()
-    assert (wrong_label_scores(study).harm.isna() == (world.y == 2).numpy()).all()
+    assert label_issues(study).score.notna().all()
+    assert (label_issue_scores(study).harm.isna() == (world.y == 2).numpy()).all()
     pairs = confusable_pairs(study, at_most=99)
     assert 2 not in pairs[["a", "b"]].to_numpy() and len(pairs) == 3
     assert _mean_probabilities(study)[2].isnan().all()
@@ -232,6 +232,6 @@ def test_gallery_of_suspects(per_class, tmp_path):
     world = World(per_class)
     pixels = np.random.default_rng(0).integers(0, 255, (len(world.y), 9, 12, 3), dtype=np.uint8)
     images = ImageSet("toy", ("Ash & Oak", "$5 or $6", "Ünder_score", "a rather long name of a class that needs two lines"), {"train": list(zip(pixels, world.y.tolist())), "val": [], "test": []})
-    fig = suspect_gallery(images, suspect_labels(world.study), n=3)
+    fig = label_issue_gallery(images, label_issues(world.study), n=3)
     fig.savefig(tmp_path / "suspects.png")
     assert len(fig.axes) == 3 * (1 + min(2, per_class - 1) + min(2, per_class))

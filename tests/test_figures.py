@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from datadesc import figures
 from datadesc.data import ImageSet
 from datadesc.figures import (_PALETTE, _STYLE, _WIDTH, accuracy_bars, accuracy_table, as_typed, gain_bars, image_rows, proponent_gallery, _pushed_apart, _selections_compared,
-                              _shots_curves, suspect_gallery, _text_class_heatmap, top_k_curves, _tsne_figure, typed_table, _wrapped)
+                              _shots_curves, label_issue_gallery, _text_class_heatmap, top_k_curves, _tsne_figure, typed_table, _wrapped)
 from datadesc.kernel import report_html
 
 torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def all_figures(images, texts, names):
     images, columns = ImageSet("toy", names, images.samples), dict(zip(names, [texts[texts.class_id == c] for c in range(4)]))
     suspects = pd.DataFrame(dict(image=range(24), given=np.repeat(range(4), 6), suggested=[1] * 24))
     lines = pd.DataFrame([dict(method=m, shots=s, mean=.5, low=.4, high=.6) for m in names for s in ("1", "all")])
-    figs = [image_rows([[(image, name) for image, name in zip(images.images("train"), names)]]), suspect_gallery(images, suspects), proponent_gallery(images, {c: [c] for c in range(4)}, texts),
+    figs = [image_rows([[(image, name) for image, name in zip(images.images("train"), names)]]), label_issue_gallery(images, suspects), proponent_gallery(images, {c: [c] for c in range(4)}, texts),
             _selections_compared(columns, names[0]), _tsne_figure(torch.randn(24, 8), torch.arange(4).repeat(6), torch.randn(8, 8), torch.arange(4).repeat(2), names),
             accuracy_bars(lines.assign(panel=names[0]), by="panel"), gain_bars(some_gains(names, names[:2])), _shots_curves(lines), _text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)]
     for fig in figs: fig.draw_without_rendering()

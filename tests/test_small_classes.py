@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from datadesc.accuracy import accuracy, confusion, correct, per_class_accuracy
 from datadesc.adapters import adapted, adapters
-from datadesc.audit import auc_of_planted, confusable_pairs, separating_texts, suspect_labels, wrong_label_scores
+from datadesc.audit import auc_of_scores, confusable_pairs, separating_texts, label_issues, label_issue_scores
 from datadesc.benchmark import benchmark, chosen_by, controls
 from datadesc.stats import chance_interval, _correct_matrix, gain, summary
 from datadesc.data import ImageSet
 from datadesc.fewshot import take_shots
-from datadesc.figures import accuracy_table, image_rows, proponent_gallery, suspect_gallery, _text_class_heatmap, _tsne_figure
+from datadesc.figures import accuracy_table, image_rows, proponent_gallery, label_issue_gallery, _text_class_heatmap, _tsne_figure
 from datadesc.head import center
 from datadesc.influence import text_influence
 from datadesc.network import NetworkOptions, load_network, network_influence, train_network
@@ -152,12 +152,12 @@ def test_adapters_end(world):
 
 
 def test_the_audit_says_what_it_can(world):
-    suspects = suspect_labels(world.study)
+    suspects = label_issues(world.study)
     assert len(suspects) == len(world.train)
     alone = suspects.given.isin([1, 2, 3])
-    assert suspects.suspicion.isna().equals(alone) and not suspects.likely[alone].any() and alone.iloc[-3:].all()
-    scores = wrong_label_scores(world.study)
-    marks = auc_of_planted(scores, torch.arange(len(world.train)) == 0)
+    assert suspects.score.isna().equals(alone) and not suspects.likely[alone].any() and alone.iloc[-3:].all()
+    scores = label_issue_scores(world.study)
+    marks = auc_of_scores(scores, torch.arange(len(world.train)) == 0)
     assert np.isnan(marks.auc["harm"]) and marks.auc.drop("harm").notna().all()
     pairs = confusable_pairs(world.study)
     assert set(pairs.a) | set(pairs.b) == {0, 1, 4, 5} and pairs.notna().all().all()
@@ -195,10 +195,10 @@ def test_figures_show_what_there_is(world, tmp_path, recwarn):
     matrix = text_influence(center(world.texts), world.owner, world.val, world.labels["val"], world.head)
     scores = world.ift("direct").join(world.pool["text"])
     teachers = {c: [] if c in NO_VAL + UNSEEN else world.found.class_proponents(3)[0][c].tolist() for c in range(C)}
-    suspects = suspect_labels(world.study)
+    suspects = label_issues(world.study)
     heat = _text_class_heatmap(matrix, world.owner, CLASSES)
     cloud = _tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
-    for fig in (heat, cloud, proponent_gallery(images, teachers, scores), suspect_gallery(images, suspects, n=2), image_rows([[(images.images("test")[0], "one")]])): fig.savefig(tmp_path/"figure.png")
+    for fig in (heat, cloud, proponent_gallery(images, teachers, scores), label_issue_gallery(images, suspects, n=2), image_rows([[(images.images("test")[0], "one")]])): fig.savefig(tmp_path/"figure.png")
     assert "grey: no image" in heat.axes[-1].get_ylabel()
     assert sorted(t.get_text() for t in cloud.axes[0].texts) == sorted(CLASSES)
     assert not [w for w in recwarn if issubclass(w.category, (RuntimeWarning, UserWarning))]
