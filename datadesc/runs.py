@@ -19,8 +19,8 @@ import yaml
 from fastcore.basics import patch
 
 from .catalogue import kind_of
-from .checks import asks, can_ask, check, check_answers, first_lines, input_files, missing_files, missing_images, own_images
-from .files import check_writable, default_root, no_room, write_text
+from .checks import check, check_answers, first_lines, input_files, needs, own_images
+from .files import default_root, no_room, writable_folder, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import REMOVED, RENAMED, Parameter, check_parameters, heading, parameters, read_cells, renamed
@@ -325,7 +325,7 @@ def _kernel(name, params):
 
 def _describe(place, source, params, inputs, notebook, kernel_up):
     "Makes the report."
-    check_writable(params.get("store") or default_root())
+    writable_folder(params.get("store") or default_root(), make=False)
     with working_folder(place.parent, place.name, source) as work:
         note_inputs(work, place, inputs)
         _attempt(notebook, work, place, params, kernel_up())
@@ -470,21 +470,13 @@ def status(
     rows = [(name, *_state(root, name)) for name in _run_names(root)]
     return [dict(run=name, state=how, note=textwrap.shorten(note, 110, placeholder=" ...")) for name, how, note in rows]
 
-# %% ../nbs/4_pages/55_runs.ipynb #a677eacd
-def _missing(
-    params: dict,  # the parameters of a dataset
-) -> list[str]:
-    "All that a run will need and that is not known to be here, in the order in which it would ask; empty texts for what is here."
-    reads = asks(params) and params.get("knowledge", "text") != "none" and not params.get("wiki_file")
-    return [missing_images(params, short=True), *missing_files(params), "a language model" if asks(params) and not can_ask(params) else "", "an encyclopaedia" if reads else ""]
-
 # %% ../nbs/4_pages/55_runs.ipynb #5c5d7717
 def datasets(
     root: str | Path = RUNS,  # folder that holds the runs
 ) -> list[dict]:
     "Every dataset with a name, and what it still needs, in order of the names."
-    needs = {name: _missing(_read_parameter_file(file)) for name, file in _parameter_files(root).items()}
-    return [dict(dataset=name, needs=", ".join(filter(None, lacks)) or "nothing") for name, lacks in sorted(needs.items())]
+    lacking = {name: needs(_read_parameter_file(file)) for name, file in _parameter_files(root).items()}
+    return [dict(dataset=name, needs=", ".join(lacks) or "nothing") for name, lacks in sorted(lacking.items())]
 
 # %% ../nbs/4_pages/55_runs.ipynb #1475e421
 @patch
