@@ -85,13 +85,13 @@ def with_influence_of(
     "The study itself, or one whose influence comes from the network that the parameters name."
     name = params["influence_model"]
     if name == "linear": return study
-    from datadesc.network import NetworkOptions, load_network, network_influence, train_network
+    from datadesc.network import NetworkOptions, load_network
     image_set, options = study.image_set, NetworkOptions(epochs=params["influence_epochs"])
     pixels = max(open_image(image_set.images("train")[0]).size)
     network = load_network(name, study.n_classes, side=pixels if pixels < 224 else None, device=params["device"])
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
-    training = train_network(network, image_set, folder, options)
-    influence = network_influence(network, training.checkpoints, image_set, study.features["train"])
+    training = network.train(image_set, folder, options)
+    influence = network.influence(training.checkpoints, image_set, study.features["train"])
     other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, influence)
     other.image_set, other.encoder = image_set, study.encoder
     return other

@@ -18,7 +18,7 @@ from datadesc.fewshot import take_shots
 from datadesc.figures import accuracy_table, image_rows, proponent_gallery, label_issue_gallery, _text_class_heatmap, _tsne_figure
 from datadesc.head import center
 from datadesc.influence import text_influence
-from datadesc.network import NetworkOptions, load_network, network_influence, train_network
+from datadesc.network import NetworkOptions, load_network
 from datadesc.selection import FORMS, ChoiceOptions, lacking_images, proponent_images
 from datadesc.study import Study
 from datadesc.transfer import transfer
@@ -183,8 +183,8 @@ def test_a_network_is_trained_on_what_there_is(world, tmp_path):
     rng = np.random.default_rng(0)
     samples = {split: [(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), int(c)) for c in y] for split, y in world.labels.items()}
     images, network = ImageSet("tail", CLASSES, samples), load_network("resnet10t", C, side=32, device="cpu")
-    training = train_network(network, images, tmp_path, NetworkOptions(epochs=1, n_checkpoints=1), progress=False)
-    found = network_influence(network, training.checkpoints, images, world.train)
+    training = network.train(images, tmp_path, NetworkOptions(epochs=1, n_checkpoints=1), progress=False)
+    found = network.influence(training.checkpoints, images, world.train)
     assert found.by_class.isnan().all(1).tolist() == [c in NO_VAL + UNSEEN for c in range(C)]
     for form in ("proponent", "weighted"): assert world.ift(form, image_influence=found).ift.isna().equals(world.pool.class_id.isin(UNSEEN))
 
