@@ -98,7 +98,7 @@ def test_trajectory_by_its_definition(world):
     torch.testing.assert_close(t.mean_loss, (loss * rate[:, None]).sum(0) / rate.sum())
     torch.testing.assert_close(t.early_loss, loss[0]), torch.testing.assert_close(t.last_loss, loss[-1])
     torch.testing.assert_close(t.confidence, p[-1].amax(1)), torch.testing.assert_close(t.given, path[own])
-    assert torch.equal(t.suggested, path.masked_fill(own, -1).argmax(1)) and (t.guess != world.given).all()
+    assert torch.equal(t.suggested, path.masked_fill(own, -1).argmax(1)) and (t.suggested != world.given).all()
 
 
 def test_harm_is_minus_the_influence_on_the_own_class(world):
