@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from tqdm import tqdm
 
 from .catalogue import data_folder, kind_of, published
-from .data import SPLITS, ImageSet, PackedImage, from_csv, from_folder, from_table
+from .data import SPLITS, ImageSet, PackedImage, from_files, from_table
 from .folders import images_below, split_names
 from .names import printable
 from .files import writable_folder
@@ -490,7 +490,6 @@ def load(
         case "published": return _load_dataset(name, data_root, split, download, **options)
         case "hf": return _from_huggingface(name.removeprefix("hf:"), **options)
         case "wds": return _from_webdataset(name.removeprefix("wds:"), **options)
-    if path.is_dir(): return from_folder(path, class_level=class_level, **options)
-    if path.suffix.lower() == ".csv": return from_csv(path, **options)
+    if path.is_dir() or path.suffix.lower() == ".csv": return from_files(path, class_level=class_level, **options)
     raise FileNotFoundError(f"No dataset '{name}': expected meadow, a folder <root>/<class>/<image>.jpg, a CSV with columns path, label "
                             f"and perhaps split, hf:NAME_OR_FOLDER, wds:SHARDS, or one of {', '.join(published())}.")

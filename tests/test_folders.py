@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadesc import data, datasets, folders
-from datadesc.folders import MARK, image_formats, look, read_folder, read_images, read_list, split_named, split_names
+from datadesc.folders import MARK, _split_named, image_formats, look, read_images, split_names
 
 
 def png(number=0, size=(8, 6)):
@@ -46,7 +46,7 @@ def summary(listing): return sorted({(split, label) for _, label, split in listi
     *((name, "test") for name in ("test", "testing", "Testing", "tst", "images_test", "test_set1", "seg_test")),
     *((name, "") for name in ("cat", "trains", "trainers", "contest", "latest", "value", "train_test_split", "devil", "unlabeled", "")),
 ])
-def test_names_of_splits(name, split): assert split_named(name) == split
+def test_names_of_splits(name, split): assert _split_named(name) == split
 
 @pytest.mark.parametrize("names, splits", [
     ("train dev test", "train val test"), ("train val dev", "train val "), ("train val eval", "train val test"), ("train dev eval", "train val test"),
@@ -85,7 +85,7 @@ BOTH = [("test", "cat"), ("test", "dog"), ("train", "cat"), ("train", "dog")]
 ], ids=["Testing", "training", "doubled", "split/images", "half doubled", "archive", "nested", "affixes", "seg_pred", "flat test", "unknown", "inside", "trains", "trains deep", "station", "covid",
         "tiny imagenet", "grocery", "mixed", "empty", "numbers"])
 def test_layouts(tmp_path, paths, expected, says):
-    listing = read_folder(lay(tmp_path, *paths))
+    listing = read_images(lay(tmp_path, *paths))
     assert summary(listing) == expected
     assert len(listing.notes) == len(says) and all(part in note for part, note in zip(says, listing.notes)), listing.notes
 
@@ -102,42 +102,42 @@ def test_layouts(tmp_path, paths, expected, says):
     (["cat/a.eps", "dog/a.txt"], "No class folder in"),
 ], ids=["states", "domains", "split", "masks", "twice", "flat splits", "loose", "empty", "one", "no images"])
 def test_layouts_that_cannot_be(tmp_path, paths, says):
-    with pytest.raises(ValueError, match=says): read_folder(lay(tmp_path, *paths))
+    with pytest.raises(ValueError, match=says): read_images(lay(tmp_path, *paths))
 
 def test_the_level_of_the_classes(tmp_path):
     lay(tmp_path, *each("{t}/{c}", t="fresh rotten", c="apple pear"))
-    labels = lambda level: read_folder(tmp_path, level).labels
+    labels = lambda level: read_images(tmp_path, level).labels
     assert labels("top") == ["fresh", "rotten"] and labels("deepest") == ["apple", "pear"] and labels("path") == ["fresh/apple", "fresh/pear", "rotten/apple", "rotten/pear"]
-    assert read_folder(tmp_path, "deepest").notes == ["2 class names in more than one place, each read as one class: apple, pear."]
+    assert read_images(tmp_path, "deepest").notes == ["2 class names in more than one place, each read as one class: apple, pear."]
     with pytest.raises(ValueError, match="class_level is 'bottom': expected one of auto, top, deepest, path"): labels("bottom")
     lay(tmp_path, *each("{t}/{c}", 4, t="fresh rotten", c="apple pear"))
     assert datasets.load(tmp_path, class_level="deepest").classes == ("apple", "pear")
 
 def test_deepest_folders_of_uneven_depth(tmp_path):
     lay(tmp_path, *each("{s}/Fruit/Apple/{c}", s="train test", c="Golden Pink"), *each("{s}/Fruit/Pear", s="train test"), *each("{s}/Vegetables/Leek", s="train test"))
-    assert read_folder(tmp_path, "deepest").labels == ["Golden", "Leek", "Pear", "Pink"]
-    assert read_folder(tmp_path, "path").labels == ["Fruit/Apple/Golden", "Fruit/Apple/Pink", "Fruit/Pear", "Vegetables/Leek"]
+    assert read_images(tmp_path, "deepest").labels == ["Golden", "Leek", "Pear", "Pink"]
+    assert read_images(tmp_path, "path").labels == ["Fruit/Apple/Golden", "Fruit/Apple/Pink", "Fruit/Pear", "Vegetables/Leek"]
 
 SYSTEM = ["__MACOSX", ".Spotlight-V100", "$RECYCLE.BIN", "System Volume Information", "lost+found", ".Trash-1000", "@eaDir", "#recycle", "@Recycle", "#snapshot", ".@__thumb", ".ipynb_checkpoints", "__pycache__", ".datadesc"]
 
 def test_what_systems_leave_behind(tmp_path):
     lay(tmp_path, *each("train/{c}", c="cat dog"))
-    clean = read_folder(tmp_path)
+    clean = read_images(tmp_path)
     for name in SYSTEM: lay(tmp_path, f"{name}/eel/0.png", f"train/{name}/0.png", f"train/cat/{name}/0.png")
     lay(tmp_path, ".DS_Store", "train/._cat", "train/cat/._0.png", "train/cat/Thumbs.db", "train/dog/desktop.ini", "train/dog/Icon\r")
-    assert read_folder(tmp_path) == clean
+    assert read_images(tmp_path) == clean
 
 def test_our_own_output_is_never_read(tmp_path):
     lay(tmp_path, *each("{c}", c="cat dog"), "papermill_runs/photos/figures/images.png", "results/figures/images.png", f"results/{MARK}", "cat/run/0.png", f"cat/run/{MARK}")
-    assert summary(read_folder(tmp_path)) == [("", "cat"), ("", "dog")] and len(read_folder(tmp_path).rows) == 2
-    assert len(read_folder(lay(tmp_path/"other", "cat/0.png", "dog/papermill_runs/0.png")).rows) == 2
+    assert summary(read_images(tmp_path)) == [("", "cat"), ("", "dog")] and len(read_images(tmp_path).rows) == 2
+    assert len(read_images(lay(tmp_path/"other", "cat/0.png", "dog/papermill_runs/0.png")).rows) == 2
 
 def test_links_that_lead_up(tmp_path):
     lay(tmp_path/"pets", *each("{c}", c="cat dog"))
     lay(tmp_path, "beside/0.png")
     os.symlink(tmp_path/"pets", tmp_path/"pets"/"cat"/"up")
     os.symlink(tmp_path, tmp_path/"pets"/"dog"/"further_up")
-    assert len(read_folder(tmp_path/"pets").rows) == 2
+    assert len(read_images(tmp_path/"pets").rows) == 2
 
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     lay(tmp_path, *each("{c}", c="cat dog"))
@@ -145,7 +145,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
         if Path(path).name == "dog": raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(ValueError, match=r"Cannot look into the folder '.*dog': you may not read it. Change that \(chmod u\+rx\)"): read_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"Cannot look into the folder '.*dog': you may not read it. Change that \(chmod u\+rx\)"): read_images(tmp_path)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
 def test_names_that_are_no_utf8(tmp_path):
@@ -154,20 +154,20 @@ def test_names_that_are_no_utf8(tmp_path):
         for i in range(3):
             with open(os.path.join(os.fsencode(tmp_path), folder, b"b\xe4r%d.png" % i), "wb") as file: file.write(png(i + len(folder)))
     lay(tmp_path, "dog/notes.txt")
-    images = data.from_folder(tmp_path)
+    images = data.from_files(tmp_path)
     assert images.classes == ("caf\\xe9", "dog") and len(images) == 6 and images.fingerprint
     assert data.open_image(images.images("val")[0]).size == (8, 6)
     for line in look(tmp_path): line.encode()
     from datadesc.datasets import split_lists
     split_lists(images, tmp_path).to_csv(tmp_path/"lists.csv")
     with open(os.path.join(os.fsencode(tmp_path), b"dog", b"b\xe4d.png"), "wb"): pass
-    with pytest.raises(ValueError, match=r"dog/b\\xe4d.png: the file is empty") as error: data.from_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"dog/b\\xe4d.png: the file is empty") as error: data.from_files(tmp_path)
     str(error.value).encode()
-    "".join(data.from_folder(tmp_path, bad_images="skip").skipped).encode()
+    "".join(data.from_files(tmp_path, bad_images="skip").skipped).encode()
 
 def test_one_form_of_unicode(tmp_path):
     lay(tmp_path, "Cafe\u0301/0.png", "Café/1.png", "bar/0.png")
-    assert read_folder(tmp_path).labels == ["Café", "bar"] and len(read_folder(tmp_path).rows) == 3
+    assert read_images(tmp_path).labels == ["Café", "bar"] and len(read_images(tmp_path).rows) == 3
 
 
 # Formats
@@ -178,7 +178,7 @@ def test_whatever_pillow_opens_is_an_image(tmp_path, name, kind):
     if kind.upper() not in image_formats()[0]: pytest.skip(f"this Pillow cannot read {kind}")
     lay(tmp_path, "cat/", "dog/0.png")
     Image.new("RGB", (16, 16), (200, 30, 30)).save(tmp_path/"cat"/name, kind)
-    listing = read_folder(tmp_path)
+    listing = read_images(tmp_path)
     assert listing.labels == ["cat", "dog"] and not listing.left_out
     assert data.open_image(tmp_path/"cat"/name).size == (16, 16)
 
@@ -186,7 +186,7 @@ def test_whatever_pillow_opens_is_an_image(tmp_path, name, kind):
 def test_what_is_no_image(tmp_path, name):
     lay(tmp_path, *each("{c}", c="cat dog"))
     (tmp_path/"cat"/name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    listing = read_folder(tmp_path)
+    listing = read_images(tmp_path)
     assert listing.left_out == [f"{tmp_path}/cat/{name}: not an image"] and len(listing.rows) == 2
 
 def test_a_program_is_not_opened_as_an_image(tmp_path):
@@ -204,7 +204,7 @@ def test_plugins_are_used_where_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
     image_formats.cache_clear()
-    try: assert read_folder(lay(tmp_path, "cat/0.HEIC", "dog/0.png")).labels == ["cat", "dog"]
+    try: assert read_images(lay(tmp_path, "cat/0.HEIC", "dog/0.png")).labels == ["cat", "dog"]
     finally: image_formats.cache_clear()
 
 
@@ -229,10 +229,10 @@ def test_lists_in_any_spelling(tmp_path):
     (["path,label", "img/cat/0.png,cat"], "Only one class"),
 ], ids=["comma", "Label", "twice", "one class"])
 def test_lists_that_cannot_be(tmp_path, lines, says):
-    with pytest.raises(ValueError, match=says): read_list(csv(tmp_path, *lines))
+    with pytest.raises(ValueError, match=says): read_images(csv(tmp_path, *lines))
 
 def test_labels_of_a_list_in_one_form(tmp_path):
-    listing = read_list(csv(tmp_path, "path,label", "img/cat/0.png,Cafe\u0301", "img/cat/1.png,Café", "img/dog/0.png,dog"))
+    listing = read_images(csv(tmp_path, "path,label", "img/cat/0.png,Cafe\u0301", "img/cat/1.png,Café", "img/dog/0.png,dog"))
     assert listing.labels == ["Café", "dog"]
 
 
@@ -279,7 +279,7 @@ def test_every_file_is_read_or_left_out_once_and_nothing_is_written(tmp_path_fac
     state = lambda: sorted((str(path), path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in (root, *root.rglob("*")))
     before = state()
     try:
-        listing = read_folder(root, level)
+        listing = read_images(root, level)
         look(root, level)
     except ValueError as error:
         assert any(words in str(error) for words in ("No class folder in", "Only one class in", "all hold the same folders", "folders for the split"))
