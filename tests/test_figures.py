@@ -14,8 +14,8 @@ from matplotlib.text import Text
 
 from datadesc import figures
 from datadesc.data import ImageSet
-from datadesc.figures import (_PALETTE, _STYLE, _WIDTH, accuracy_bars, accuracy_table, as_typed, gain_bars, image_rows, proponent_gallery, _pushed_apart, _selections_compared,
-                              _shots_curves, label_issue_gallery, _text_class_heatmap, top_k_curves, _tsne_figure, typed_table, _wrapped)
+from datadesc.figures import (_PALETTE, _STYLE, _WIDTH, accuracy_bars, accuracy_curves, accuracy_table, as_typed, gain_bars, image_rows, proponent_gallery, _pushed_apart, selections_compared,
+                              label_issue_gallery, text_class_heatmap, tsne_figure, typed_table, _wrapped)
 from datadesc.kernel import report_html
 
 torch.set_num_threads(1)
@@ -61,14 +61,14 @@ def test_long_sentences_do_not_overlap_in_the_gallery(images, texts, tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_long_sentences_do_not_overlap_in_columns(texts, n, tmp_path):
     texts["truth"] = ["visible", "wrong", "generic", "invisible", "refusal", "visible"] * 4
-    boxes, page = drawn(_selections_compared({f"form {c}": texts[texts.class_id == c] for c in range(n)}, CLASSES[1]), tmp_path)
+    boxes, page = drawn(selections_compared({f"form {c}": texts[texts.class_id == c] for c in range(n)}, CLASSES[1]), tmp_path)
     assert not clashes(boxes)
     assert all(b.x1 <= page.x1 + 1 for b in boxes)
 
 
 def test_class_names_do_not_overlap_in_the_map(tmp_path):
     x, y = torch.randn(60, 8), torch.arange(12).repeat_interleave(5)
-    boxes, _ = drawn(_tsne_figure(x, y, torch.randn(24, 8), torch.arange(12).repeat_interleave(2), [f"a class with number {i}" for i in range(12)]), tmp_path)
+    boxes, _ = drawn(tsne_figure(x, y, torch.randn(24, 8), torch.arange(12).repeat_interleave(2), [f"a class with number {i}" for i in range(12)]), tmp_path)
     assert len(boxes) == 12 and not clashes(boxes)
 
 
@@ -81,7 +81,7 @@ def test_captions_stand_below_their_pictures(images, tmp_path):
 
 def test_truth_is_optional(images, texts, tmp_path):
     drawn(proponent_gallery(images, {0: [0, 1]}, texts), tmp_path)
-    drawn(_selections_compared({"only": texts[texts.class_id == 0]}, "x"), tmp_path)
+    drawn(selections_compared({"only": texts[texts.class_id == 0]}, "x"), tmp_path)
 
 
 def test_a_class_without_a_good_sentence(images, texts, tmp_path):
@@ -132,7 +132,7 @@ def some_lines(shots=("all", "1", "16", "2"), methods="ab"):
 
 
 def test_curves_go_by_number_and_end_at_all(tmp_path):
-    fig = _shots_curves(some_lines(), over="b")
+    fig = accuracy_curves(some_lines(), over="b")
     drawn(fig, tmp_path)
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["1", "2", "16", "all"]
     assert fig.axes[0].get_lines()[0].get_ydata() == pytest.approx([60, 80, 70, 50])
@@ -140,14 +140,14 @@ def test_curves_go_by_number_and_end_at_all(tmp_path):
 
 def test_a_row_without_steps_goes_straight_across(tmp_path):
     lines = pd.concat([some_lines((1, 5, 10), "a"), some_lines((0,), "z")]).rename(columns={"shots": "k"})
-    line = top_k_curves(lines, over="z").axes[0].get_lines()[1]
+    line = accuracy_curves(lines, "k", over="z").axes[0].get_lines()[1]
     assert list(line.get_xdata()) == [0, 2] and line.get_ydata() == pytest.approx([50, 50])
-    drawn(top_k_curves(lines, methods=["a"]), tmp_path)
-    drawn(_shots_curves(some_lines(("0",))), tmp_path)
+    drawn(accuracy_curves(lines, "k", methods=["a"]), tmp_path)
+    drawn(accuracy_curves(some_lines(("0",))), tmp_path)
 
 
 def test_lines_at_the_same_place_are_refused():
-    with pytest.raises(ValueError, match="Several lines for method 'a', shots 'all'"): _shots_curves(some_lines(("all", "all"), "a"))
+    with pytest.raises(ValueError, match="Several lines for method 'a', shots 'all'"): accuracy_curves(some_lines(("all", "all"), "a"))
     with pytest.raises(ValueError, match="Several lines"): accuracy_table(some_lines(("all", "all"), "a"))
 
 
@@ -174,12 +174,12 @@ def test_rows_of_the_table_may_have_two_names():
 def test_heatmap_with_texts_of_some_classes_only(tmp_path):
     m = torch.randn(6, 4)
     m[:, 3] = float("nan")  # a class without validation images
-    drawn(_text_class_heatmap(m, torch.tensor([0, 0, 2, 2, 1, 1]), CLASSES), tmp_path)
+    drawn(text_class_heatmap(m, torch.tensor([0, 0, 2, 2, 1, 1]), CLASSES), tmp_path)
 
 
 def test_figures_leave_matplotlib_as_it_was(texts, tmp_path):
     before, open_before = dict(plt.rcParams), plt.get_fignums()
-    fig = _selections_compared({"one": texts[:3]}, "x")
+    fig = selections_compared({"one": texts[:3]}, "x")
     assert dict(plt.rcParams) == before and plt.get_fignums() == open_before
     assert fig.get_figwidth() == _WIDTH and _STYLE["figure.dpi"] == 90
 
@@ -197,8 +197,8 @@ def all_figures(images, texts, names):
     suspects = pd.DataFrame(dict(image=range(24), given=np.repeat(range(4), 6), suggested=[1] * 24))
     lines = pd.DataFrame([dict(method=m, shots=s, mean=.5, low=.4, high=.6) for m in names for s in ("1", "all")])
     figs = [image_rows([[(image, name) for image, name in zip(images.images("train"), names)]]), label_issue_gallery(images, suspects), proponent_gallery(images, {c: [c] for c in range(4)}, texts),
-            _selections_compared(columns, names[0]), _tsne_figure(torch.randn(24, 8), torch.arange(4).repeat(6), torch.randn(8, 8), torch.arange(4).repeat(2), names),
-            accuracy_bars(lines.assign(panel=names[0]), by="panel"), gain_bars(some_gains(names, names[:2])), _shots_curves(lines), _text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)]
+            selections_compared(columns, names[0]), tsne_figure(torch.randn(24, 8), torch.arange(4).repeat(6), torch.randn(8, 8), torch.arange(4).repeat(2), names),
+            accuracy_bars(lines.assign(panel=names[0]), by="panel"), gain_bars(some_gains(names, names[:2])), accuracy_curves(lines), text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)]
     for fig in figs: fig.draw_without_rendering()
     return [[word for word in fig.findobj(Text) if word.get_text()] for fig in figs]
 
@@ -215,12 +215,12 @@ def test_names_are_drawn_as_typed(images, texts, names, tmp_path, recwarn):
 
 def test_long_names_leave_room_for_the_figure(images, texts, tmp_path):
     names = ("x" * 300, "many words " * 30, "雪" * 300, "short")
-    fig = _text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)
+    fig = text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)
     drawn(fig, tmp_path)
     assert fig.axes[0].get_position().width > .5 and fig.axes[0].get_position().height > .5
     boxes, page = drawn(proponent_gallery(ImageSet("toy", names, images.samples), {0: [0], 1: [1]}, texts), tmp_path)
     assert not clashes(boxes)
-    words = _selections_compared({names[0]: texts[:3], names[1]: texts[3:6]}, names[1]).findobj(Text)
+    words = selections_compared({names[0]: texts[:3], names[1]: texts[3:6]}, names[1]).findobj(Text)
     assert max(len(word.get_text()) for word in words) < 1000
 
 

@@ -15,7 +15,7 @@ from datadesc.benchmark import benchmark, chosen_by, controls
 from datadesc.stats import chance_interval, _correct_matrix, gain, summary
 from datadesc.data import ImageSet
 from datadesc.fewshot import take_shots
-from datadesc.figures import accuracy_table, image_rows, proponent_gallery, label_issue_gallery, _text_class_heatmap, _tsne_figure
+from datadesc.figures import accuracy_table, image_rows, proponent_gallery, label_issue_gallery, text_class_heatmap, tsne_figure
 from datadesc.head import center
 from datadesc.influence import text_influence
 from datadesc.network import NetworkOptions, load_network
@@ -196,8 +196,8 @@ def test_figures_show_what_there_is(world, tmp_path, recwarn):
     scores = world.ift("direct").join(world.pool["text"])
     teachers = {c: [] if c in NO_VAL + UNSEEN else world.found.class_proponents(3)[0][c].tolist() for c in range(C)}
     suspects = label_issues(world.study)
-    heat = _text_class_heatmap(matrix, world.owner, CLASSES)
-    cloud = _tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
+    heat = text_class_heatmap(matrix, world.owner, CLASSES)
+    cloud = tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
     for fig in (heat, cloud, proponent_gallery(images, teachers, scores), label_issue_gallery(images, suspects, n=2), image_rows([[(images.images("test")[0], "one")]])): fig.savefig(tmp_path/"figure.png")
     assert "grey: no image" in heat.axes[-1].get_ylabel()
     assert sorted(t.get_text() for t in cloud.axes[0].texts) == sorted(CLASSES)
