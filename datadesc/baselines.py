@@ -15,8 +15,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .answers import NOT_DESCRIBED, one_line, parse_list
-from .describe import check_line, flagged, form_of, kinds_of, parts_of, undescribed
-from .llm import LLM, LLMError, Request
+from .describe import ask_about_classes, flagged, form_of, kinds_of, parts_of
+from .llm import LLM, Request
 from .names import classes_meant, nearest_name, readable
 
 # %% ../nbs/2_evidence/20_baselines.ipynb #7dfc5b65
@@ -256,9 +256,7 @@ def ask(
     parts = {c: parts or () for c in classes} if parts or not by_parts else parts_of(classes, llm, superclass, progress)
     kinds = dict(zip(classes, kinds_of(superclass, classes)))
     requests = [request for c in parts for request in _questions_of(self, c, llm, kinds[c], parts[c], samples)]
-    answers, texts = llm.ask(requests, progress, _check_texts if recipe.listed else check_line, on_failure="none"), {}
-    for request, answer in zip(requests, answers):
-        if answer is not None: texts.setdefault(request.about["class"], []).extend(_texts_in(answer, recipe))
-    if silent := [c for c in classes if c not in texts]:
-        raise LLMError(f"Baseline '{self.name}': {undescribed(silent, classes, requests, llm)}")
+    texts, check, message = {}, _check_texts if recipe.listed else None, f"Baseline '{self.name}': {{}}"
+    for request, answer in ask_about_classes(requests, classes, llm, progress, check, message):
+        texts.setdefault(request.about["class"], []).extend(_texts_in(answer, recipe))
     return {c: list(dict.fromkeys(of_class)) if recipe.listed else of_class for c, of_class in texts.items()}

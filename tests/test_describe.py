@@ -5,7 +5,7 @@ import pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from datadesc import meadow
-from datadesc.describe import check_line, describe, failed_questions, flagged, from_file, kinds_of, parts_of, _without_name
+from datadesc.describe import describe, failed_questions, flagged, from_file, kinds_of, parts_of, _check_line, _without_name
 from datadesc.llm import LLM, LLMError, Request
 from datadesc.selection import scored_text
 from llm_server import completion, llm_server, surroundings
@@ -97,9 +97,9 @@ def test_class_names_are_replaced(text, name, superclass, expected): assert _wit
                                           ("<think>red wings", False), ('{"description": ""}', False), ("以下是描述：", False), ("red.", True)])
 def test_an_answer_must_say_something(answer, says):
     request = Request((("user", "?"),), "m", about={"component": "wings"})
-    if says: check_line(request, answer)
+    if says: _check_line(request, answer)
     else:
-        with pytest.raises(ValueError, match="No description in the model's answer"): check_line(request, answer)
+        with pytest.raises(ValueError, match="No description in the model's answer"): _check_line(request, answer)
 
 
 def test_the_table_has_its_columns_and_one_row_a_class_component_and_sample():
