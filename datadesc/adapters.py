@@ -50,7 +50,7 @@ def _one_space(
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #89e87844
 def _train(parameters, scores, x, y, epochs, lr, seed, batch_size=256):
-    "Fit the parameters in place, by cross-entropy of `scores` of the features."
+    "Fit the parameters in map_images, by cross-entropy of `scores` of the features."
     adam, order = torch.optim.Adam(parameters, lr, fused=True), torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs * -(-len(x) // batch_size))
     for _ in range(epochs):
@@ -72,12 +72,12 @@ def _tip_adapter(
 ) -> _Classifier:
     "Tip-Adapter (Zhang et al. 2022): zero-shot scores plus votes of the labelled images."
     x, y, text_emb, text_class, n_classes = task
-    keys, text_emb, place = _one_space(x, text_emb, centered)
+    keys, text_emb, map_images = _one_space(x, text_emb, centered)
     weight, votes_for = F.normalize(class_means(text_emb, text_class, n_classes), dim=1), F.one_hot(y, n_classes).to(x.dtype)
     images, keys = keys, keys.clone().requires_grad_(epochs > 0)
     def scores(q): return scale * q @ weight.T + alpha * torch.exp(beta * (q @ keys.T - 1)) @ votes_for
     if epochs: _train([keys], scores, images, y, epochs, lr, seed)
-    return lambda new: scores(place(new)).detach()
+    return lambda new: scores(map_images(new)).detach()
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #05c73dda
 def _check_described(text_class, n_classes):
@@ -96,9 +96,9 @@ def _discriminability(
     sharpness: float = 10.,  # factor on the similarities before the softmax over classes
 ) -> Tensor:  # (T,) nats, 0 to log C
     "Discriminability of each text among the C classes with images: log C minus the entropy of its similarity to their mean images."
-    there, place = y.unique(return_inverse=True)
-    p = torch.softmax(sharpness * text_emb @ class_means(x, place, len(there)).T, 1)
-    return math.log(len(there)) + torch.special.xlogy(p, p).sum(1)
+    present, index = y.unique(return_inverse=True)
+    p = torch.softmax(sharpness * text_emb @ class_means(x, index, len(present)).T, 1)
+    return math.log(len(present)) + torch.special.xlogy(p, p).sum(1)
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #851788be
 def _greedy(
@@ -126,8 +126,8 @@ def _select_concepts(
     x, y, text_emb, text_class, n_classes = task  # images and texts in one space
     _check_described(text_class, n_classes)
     worth, text_class = _discriminability(x, y, text_emb), text_class.to(x.device)
-    own = [(text_class == c).nonzero().flatten() for c in range(n_classes)]
-    return torch.cat([rows[_greedy(worth[rows], text_emb[rows] @ text_emb[rows].T, k, coverage)] for rows in own])
+    by_class = [(text_class == c).nonzero().flatten() for c in range(n_classes)]
+    return torch.cat([rows[_greedy(worth[rows], text_emb[rows] @ text_emb[rows].T, k, coverage)] for rows in by_class])
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #db426b26
 def _concept_weights(
@@ -155,12 +155,12 @@ def _labo(
     centered: bool = True,  # subtract each modality's mean
 ) -> _Classifier:
     "LaBo (Yang et al. 2023): selected concepts, and a learned mixture of them for every class."
-    x, text_emb, place = _one_space(task.x, task.text_emb, centered)
+    x, text_emb, map_images = _one_space(task.x, task.text_emb, centered)
     task = task._replace(x=x, text_emb=text_emb, text_class=task.text_class.to(x.device))
     rows = _select_concepts(task, k, coverage)
     concepts = task._replace(text_emb=text_emb[rows], text_class=task.text_class[rows])
     classes = _concept_weights(concepts, scale, lr, epochs, seed) @ concepts.text_emb
-    return lambda new: scale * place(new) @ classes.T
+    return lambda new: scale * map_images(new) @ classes.T
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #0411e577
 def _by_class(
@@ -238,10 +238,10 @@ def _vdt_adapter(
     centered: bool = True,  # subtract each modality's mean
 ) -> _Classifier:
     "VDT-Adapter (Maniparambil et al. 2023): the mean of a class's texts after they have attended to each other."
-    x, text_emb, place = _one_space(task.x, task.text_emb, centered)
+    x, text_emb, map_images = _one_space(task.x, task.text_emb, centered)
     table, mask = _by_class(text_emb, task.text_class, task.n_classes)
     classes = _train_attention(x, task.y, table, mask, ratio, scale, lr, epochs, seed)(table, mask).detach()
-    return lambda new: scale * place(new) @ classes.T
+    return lambda new: scale * map_images(new) @ classes.T
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #80f3b1f7
 def _logistic_regression(
@@ -317,9 +317,9 @@ def _rows(image_emb, labels, texts, adapters, split):
     fit_set, final_set = (features(image_emb, labels, split, part, False) for part in ("fit", "train"))
     n_classes = int(max(y.max() for y in labels.values())) + 1
     for name, adapter in adapters.items():
-        for method, given in texts.items() if adapter.reads_texts else [("", next(iter(texts.values())))]:
-            scores, options = _tuned(adapter.fit, adapter.grid, fit_set, final_set, given, n_classes, split.shots != "1")
-            k = int(given[1].bincount().max()) if method else 0
+        for method, embedded in texts.items() if adapter.reads_texts else [("", next(iter(texts.values())))]:
+            scores, options = _tuned(adapter.fit, adapter.grid, fit_set, final_set, embedded, n_classes, split.shots != "1")
+            k = int(embedded[1].bincount().max()) if method else 0
             row = dict(method=f"{name}: {method}" if method else name, protocol="adapter", aggregation="none", names="without")
             row |= dict(shots=split.shots, k=k, weighting="none", seed=split.seed, options=options)
             yield accuracy_row(scores, final_set["test"][1], **row)

@@ -150,12 +150,12 @@ def _encoder(warning):
 def _classifier(m):
     right = m.right("classifier")
     # the chance of so many right ones where each is right as often as the most frequent class
-    clear = m.majority < 1 and bdtrc(int(right.sum()) - 1, len(right), m.majority) < .05
+    significant = m.majority < 1 and bdtrc(int(right.sum()) - 1, len(right), m.majority) < .05
     sentence = (f"The classifier is right on {right.mean():.0%} of the test images; "
                 f"always naming the most frequent class, on {m.majority:.0%}.")
-    if not clear: sentence += " That is no clear difference."
+    if not significant: sentence += " The difference is not significant."
     elif right.mean() < .5: sentence += " It is wrong more often than right, so it does not judge labels."
-    verdict = _verdict(not clear, right.mean() < .5)
+    verdict = _verdict(not significant, right.mean() < .5)
     return Condition("classifier", verdict, float(right.mean()), m.majority, sentence, ("sentences", "labels", "pairs"))
 
 # %% ../nbs/4_pages/20_conditions.ipynb #9e630366
@@ -172,7 +172,7 @@ def _sentences(m):
                 f"drawn at random from the pool, on {m.random.mean():.0%}.")
     if fails: sentence += " They do not separate the classes, or the test images are too few to tell."
     elif m.nothing_to_choose: sentence += " There was nothing to choose: every usable sentence is kept."
-    elif not better: sentence += " Choosing them made no clear difference."
+    elif not better: sentence += " Selecting them made no significant difference."
     return Condition("sentences", _verdict(fails, m.nothing_to_choose or not better), float(right.mean()), limit, sentence, ("sentences",))
 
 # %% ../nbs/4_pages/20_conditions.ipynb #d8712b3a
