@@ -177,7 +177,7 @@ def _orientation(image):
 def _upright_rgb(
     image: Image.Image,  # in any mode
 ):
-    "The picture in RGB, 8 bits a channel, turned the way it was taken"
+    "The picture in RGB, 8 bits a channel, turned the way it was taken."
     turn = _TURNS.get(_orientation(image))
     if image.mode == "F" or image.mode.startswith("I"): image = _to_eight_bits(image)
     if turn is not None: image = image.transpose(turn)
@@ -201,7 +201,7 @@ def _decoded(
     rough: bool = False,  # at the least size that still reads a JPEG file to its end
     remarks: list | None = None,  # a list that gets what is worth a remark, in the words of `_REMARKS`
 ):
-    "The image as an upright `PIL.Image` in RGB"
+    "The image as an upright `PIL.Image` in RGB."
     content = image.read() if isinstance(image, PackedImage) else image
     if isinstance(content, np.ndarray):
         if content.dtype not in (np.uint8, np.uint16): raise ValueError("expected uint8 (H, W, 3)")
@@ -224,14 +224,14 @@ def open_image(
 
 # %% ../nbs/5_sources/25_data.ipynb #a8e6a84f
 def _table(listing: Listing):
-    "The rows of a `Listing` as a table"
+    "The rows of a `Listing` as a table."
     paths, labels, splits = zip(*listing.rows)
     paths = pd.Series(paths, dtype=object)   # pandas' own strings cannot hold a name that is no UTF-8
     return pd.DataFrame({"path": paths, "label": labels, "split": splits})
 
 # %% ../nbs/5_sources/25_data.ipynb #193a169f
 def _checked(image):
-    "(why it cannot be read as an image, or None; the remarks of `_decoded`)"
+    "(why it cannot be read as an image, or None; the remarks of `_decoded`)."
     remarks = []
     try: _decoded(image, rough=True, remarks=remarks)
     except Exception as error: return reason(error, image), []
@@ -283,7 +283,7 @@ def _hold_out(
     share=0.2,  # of each class's train rows: one row at least, but never the last
     seed: int = 0,  # another seed, other rows
 ):
-    "The table with `share` of each class's train rows moved to `split`"
+    "The table with `share` of each class's train rows moved to `split`."
     table = table.copy()
     for label, rows in table[table.split == "train"].groupby("label"):
         if len(rows) < 2: continue
@@ -296,7 +296,7 @@ def _complete_splits(
     table: pd.DataFrame,  # path, label, split; '' where nobody said
     seed: int = 0,  # for the splits drawn here
 ):
-    "The table with all three splits: a missing test is a fifth of train, a missing val is then a fifth of what train has left"
+    "The table with all three splits: a missing test is a fifth of train, a missing val is then a fifth of what train has left."
     table = table.assign(split=table.split.replace("", "train"))
     for split in ("test", "val"):
         if split not in set(table.split): table = _hold_out(table, split, seed=seed)
@@ -306,7 +306,7 @@ def _complete_splits(
 _SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 def _absent(table, classes):
-    "A note for each split about the classes that have no image in it"
+    "A note for each split about the classes that have no image in it."
     notes = []
     for split, word in _SPLIT_NAMES.items():
         present = set(table.label[table.split == split])
@@ -317,7 +317,7 @@ def _absent(table, classes):
     return notes
 
 def _check_splits(table, name):
-    "Nothing, if each split has images and training images show two classes or more; else a `ValueError`"
+    "Nothing, if each split has images and training images show two classes or more; else a `ValueError`."
     for split in ("train", "test", "val"):
         if split in set(table.split): continue
         raise ValueError(f"'{name}' has no {_SPLIT_NAMES[split]} image, and no class has enough to spare one: "

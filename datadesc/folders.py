@@ -64,7 +64,7 @@ def _ignored(name):
 # %% ../nbs/5_sources/20_folders.ipynb #dcc8f9dc
 @dataclass(eq=False)
 class _Folder:
-    "A folder with all that lies in it"
+    "A folder with all that lies in it."
     path: str
     folders: list  # of `_Folder`
     images: list   # paths of the images directly in it
@@ -162,7 +162,7 @@ def _splits_in(outer):
 # %% ../nbs/5_sources/20_folders.ipynb #f113938b
 @dataclass(frozen=True)
 class Listing:
-    "The images of a folder or a list, and what there is to say about how they were read"
+    "The images of a folder or a list, and what there is to say about how they were read."
     rows: list      # (path, label, split); the split is '' where nothing says it
     left_out: list  # "path: reason" for all that lies there and is not read
     notes: list     # sentences for whoever uses the images

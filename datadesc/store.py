@@ -99,7 +99,7 @@ def key_of(
 def _plain(
     value,  # what json does not know
 ):
-    "What JSON can hold in place of a path, a set, or a number, array or tensor of numpy or torch"
+    "What JSON can hold in place of a path, a set, or a number, array or tensor of numpy or torch."
     if isinstance(value, Path): return str(value)
     if isinstance(value, (set, frozenset)): return sorted(value)
     if hasattr(value, "tolist"): return value.tolist()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datadesc
-from datadesc.wiki import (Snapshot, WikiError, Wikipedia, Zim, _about_four_characters, _alike, _article_of, _article_titles, _find, _lists_meanings, look_up,
+from datadesc.wiki import (Snapshot, WikiError, Wikipedia, Zim, _about_four_characters, _article_of, _article_titles, _find, _lists_meanings, _plain_name, look_up,
                            _paragraphs, passages_about, _text_of_html, write_snapshot)
 from wiki_server import api_error, no_proxy, page, wiki_server
 
@@ -416,4 +416,4 @@ def test_huge_lines_take_no_time(line):
 def test_any_text_becomes_paragraphs(text):
     found = _paragraphs(text)
     assert all(passage == passage.strip() and passage for _, passage in found)
-    assert _alike(_alike(text)) == _alike(text) or text[:1].isdigit()
+    assert _plain_name(_plain_name(text)) == _plain_name(text) or text[:1].isdigit()
