@@ -97,64 +97,64 @@ BASELINES = {baseline.name: baseline for baseline in (
 # %% ../nbs/2_evidence/20_baselines.ipynb #0dd7ff82
 _HOW = ("exact", "spelling", "words", "alias")  # from the strictest key to the loosest
 
-def _pairs(theirs, classes, renamed, aliases):
-    "Class -> (published name, how it was found or \"renamed\"), and for the classes left open class -> published names that may be meant."
-    found = {c: (t, "renamed") for c, t in renamed.items()}
-    left, names = [i for i, c in enumerate(classes) if c not in renamed], [t for t in theirs if t not in renamed.values()]
+def _pairs(published, classes, renamed, aliases):
+    "Class -> (published name, rule that matched or \"renamed\"), and for classes left open: class -> published names that may be meant."
+    matched = {c: (t, "renamed") for c, t in renamed.items()}
+    left, names = [i for i, c in enumerate(classes) if c not in renamed], [t for t in published if t not in renamed.values()]
     meant = classes_meant(names, [classes[i] for i in left], [aliases[i] for i in left] if aliases else ())
     may_be = {}
     for name, (ids, how) in meant.items():
         for i in ids: may_be.setdefault(classes[left[i]], []).append((_HOW.index(how), len(ids), name))
     for c, names in may_be.items():
         best = [name for name in names if name[0] == min(names)[0]]
-        if len(best) == 1 and best[0][1] == 1: found[c] = best[0][2], _HOW[best[0][0]]
-    return found, {c: [name for *_, name in names] for c, names in may_be.items() if c not in found}
+        if len(best) == 1 and best[0][1] == 1: matched[c] = best[0][2], _HOW[best[0][0]]
+    return matched, {c: [name for *_, name in names] for c, names in may_be.items() if c not in matched}
 
 # %% ../nbs/2_evidence/20_baselines.ipynb #06c2ae10
-def _report(theirs, classes, found, may_be):
+def _report(published, classes, matched, may_be):
     "One row per class, and one for every published name that is left over."
-    taken = {t for t, _ in found.values()}
-    extra = [t for t in theirs if t not in taken]
+    taken = {t for t, _ in matched.values()}
+    extra = [t for t in published if t not in taken]
     def row(c):
-        if c in found: return c, *found[c], len(theirs[found[c][0]]), ""
+        if c in matched: return c, *matched[c], len(published[matched[c][0]]), ""
         return c, "", "missing", 0, " or ".join(may_be.get(c, [nearest_name(c, extra)]))
-    rows = [row(c) for c in classes] + [("", t, "extra", len(theirs[t]), "") for t in extra]
-    return pd.DataFrame(rows, columns=["class", "theirs", "how", "texts", "nearest"])
+    rows = [row(c) for c in classes] + [("", t, "extra", len(published[t]), "") for t in extra]
+    return pd.DataFrame(rows, columns=["class", "published", "how", "texts", "nearest"])
 
 # %% ../nbs/2_evidence/20_baselines.ipynb #2193b37c
 def _without_text(rows):
     "The message on classes that end without a text."
     def reason(row):
-        if row.theirs: return "its list is empty"
+        if row.published: return "its list is empty"
         return "not found" + f"; nearest: {row.nearest!r}"*bool(row.nearest)
     listed = [f"{row['class']!r} ({reason(row)})" for _, row in rows.head(10).iterrows()] + ["..."]*(len(rows) > 10)
     return (f"{len(rows)} of the classes end without a text: {', '.join(listed)}. "
             "Say which name is meant with renamed={class: published name}, or take empty='name' to score them by their names.")
 
-def _check_names(theirs, classes, renamed):
+def _check_names(published, classes, renamed):
     "ValueError for classes that share a name, and for a renaming of what does not exist."
     name, times = Counter(classes).most_common(1)[0]
     if times > 1: raise ValueError(f"Two classes are named {name!r}: give each a name of its own.")
-    if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in theirs]:
+    if unknown := [f"{c!r}: {t!r}" for c, t in renamed.items() if c not in classes or t not in published]:
         raise ValueError(f"renamed has {', '.join(unknown)}: expected a class of the dataset and a name in the published texts.")
 
 # %% ../nbs/2_evidence/20_baselines.ipynb #6178f19e
 def match_classes(
-    theirs: Mapping[str, Sequence[str]],  # published name -> texts, from `read_sentences`
+    published: Mapping[str, Sequence[str]],  # published name -> texts, from `read_sentences`
     classes: Sequence[str],  # C class names of the dataset
     renamed: Mapping[str, str] | None = None,  # class -> published name, where none of the rules finds it
     empty: str = "error",  # "name": a class without a text goes on with [], to be scored by its name
     aliases: Sequence[str] = (),  # C other names of the classes, such as the folders'; () for none
 ) -> tuple[dict[str, list[str]], pd.DataFrame]:
-    "Class -> texts that are not empty, in the dataset's order, and a report: class, theirs, how, texts, nearest."
+    "Class -> texts that are not empty, in the dataset's order, and a report: class, published, how, texts, nearest."
     if empty not in ("error", "name"): raise ValueError(f"empty={empty!r}: expected 'error' or 'name'.")
-    _check_names(theirs, classes, renamed := dict(renamed or {}))
-    theirs = {name: [text for text in texts if text] for name, texts in theirs.items()}
-    found, may_be = _pairs(list(theirs), classes, renamed, aliases)
-    report = _report(theirs, classes, found, may_be)
+    _check_names(published, classes, renamed := dict(renamed or {}))
+    published = {name: [text for text in texts if text] for name, texts in published.items()}
+    matched, may_be = _pairs(list(published), classes, renamed, aliases)
+    report = _report(published, classes, matched, may_be)
     without = report[(report["class"] != "") & (report.texts == 0)]
     if empty == "error" and len(without): raise ValueError(_without_text(without))
-    return {c: theirs[found[c][0]] if c in found else [] for c in classes}, report
+    return {c: published[matched[c][0]] if c in matched else [] for c in classes}, report
 
 # %% ../nbs/2_evidence/20_baselines.ipynb #1ed048c1
 @patch
@@ -164,7 +164,7 @@ def table(
     classes: Sequence[str],  # C class names, by class_id
     superclass: str | Sequence[str] | None = None,  # what the classes are kinds of: one name, or one for each class
 ) -> pd.DataFrame:  # as `describe` makes it, and prompt
-    "The table of the texts, with prompts; a class with an empty list has its name as its one text. `ValueError` for a class that is missing."
+    "The texts with their prompts; a class with an empty list has its name as its one text. `ValueError` for a missing class."
     if missing := [c for c in classes if c not in described]:
         raise ValueError(f"Baseline '{self.name}' has no texts for {', '.join(map(repr, missing[:10]))}: "
                          "bring published names to the dataset's with match_classes.")
@@ -204,7 +204,7 @@ def waffle(
     words: Sequence[str] = (),  # vocabulary to draw from; empty: characters only
     seed: int = 0,  # of the draw
 ) -> dict[str, list[str]]:
-    "Class -> the same `n` random descriptors, words and characters in turn."
+    "Class -> the same `n` random descriptors, words and characters in turn (WaffleCLIP, Roth et al. 2023)."
     rng, words = np.random.default_rng(seed), sorted(set(words))
     descriptors = [_drawn(classes, words if i % 2 == 0 else (), rng) for i in range(n)]
     return {c: descriptors for c in classes}
