@@ -177,7 +177,7 @@ class Findings:
     @cached_property
     def class_accuracy(self) -> list[float]:
         "Accuracy of the classifier on the test images of each class (fractions); NaN for a class without any."
-        right = torch.as_tensor(self.measures.right("classifier"))
+        right = torch.as_tensor(self.measures.correct("classifier"))
         return per_class_accuracy(right, self.measures.labels.cpu(), self.study.n_classes).tolist()
 
     @cached_property
@@ -279,7 +279,7 @@ def _points(low, high): return f"95 % interval {100 * low:+.1f} to {100 * high:+
 
 def _with_names_only(measures):
     "Chosen sentences against class names, without training, on the same test images."
-    difference = measures.right("chosen sentences").astype(float) - measures.right("class names")
+    difference = measures.correct("chosen sentences").astype(float) - measures.correct("class names")
     return dict(over="class names", shots="0", mean=measures.accuracy("chosen sentences"), mean_over=measures.accuracy("class names"),
                 interval=interval(difference), p=paired_test(difference), n_test=len(difference))
 
@@ -737,7 +737,7 @@ def _accuracy_lines(findings):
     for method, of in facts.items():
         row = accuracy_row(m.scores[method], m.labels)
         numbers = {name: float(row[name]) for name in ("mean_per_class", "top5") if not np.isnan(row[name])}
-        lines.append(results.AccuracyLine(**of, **numbers, mean=row["accuracy"], n_test=row["n_test"], interval=interval(m.right(method))))
+        lines.append(results.AccuracyLine(**of, **numbers, mean=row["accuracy"], n_test=row["n_test"], interval=interval(m.correct(method))))
     random = dict(method="random choice", k=options.top_k, seeds=len(m.random), n_test=m.random.shape[1])
     return [*lines, results.AccuracyLine(**bare, **random, mean=float(m.random.mean()), interval=interval(m.random))]
 

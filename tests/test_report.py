@@ -156,10 +156,10 @@ def test_near_chance_nothing_is_accused(tmp_path):
 def test_the_warning_about_the_encoder_stands_everywhere(tmp_path):
     findings = findings_of(NAMES, tmp_path, model="meadow-clip")
     for section in (report.Findings.first_screen, report.Findings.class_section, report.Findings.label_section, report.Findings.pair_section):
-        assert "knows drawn butterflies and nothing else" in section(findings).data
+        assert "was trained on rendered butterflies only" in section(findings).data
     result = findings.result({})
     results.write(tmp_path, result)
-    assert "knows drawn butterflies" in " ".join(results.closing_lines(tmp_path))
+    assert "was trained on rendered butterflies" in " ".join(results.closing_lines(tmp_path))
 
 
 def test_other_peoples_text_is_text(tmp_path):
