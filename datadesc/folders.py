@@ -168,10 +168,10 @@ class Listing:
     notes: list     # sentences for whoever uses the images
 
     @property
-    def labels(self): return sorted({label for _, label, _ in self.rows})  # the classes as the dataset writes them
+    def labels(self) -> list[str]: return sorted({label for _, label, _ in self.rows})  # the classes as the dataset writes them
 
     @property
-    def classes(self): return class_names(self.labels)  # what to call them, in the order of `labels`
+    def classes(self) -> tuple[str, ...]: return class_names(self.labels)  # what to call them, in the order of `labels`
 
     def _leave(self, paths, reason): self.left_out.extend(f"{printable(path)}: {reason}" for path in paths)
 
