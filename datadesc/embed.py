@@ -239,7 +239,8 @@ def _tokens_of(tokenizer, texts):
     "LongTensor (T, context length); one warning counts the texts that had to be cut."
     cut, length = int((cut_tokens(texts, tokenizer) > 0).sum()), tokenizer.context_length
     if cut:
-        warnings.warn(f"{cut} of {len(texts)} texts are longer than the {length} tokens that the encoder reads; the ends were cut off.", stacklevel=3)
+        message = f"{cut} of {len(texts)} texts are longer than the {length} tokens that the encoder reads; the ends were cut off."
+        warnings.warn(message, stacklevel=3)
     return tokenizer(texts)
 
 # %% ../nbs/1_method/15_embed.ipynb #3d51cb23

@@ -134,7 +134,8 @@ class HeadOptions:
         for name in ("lr", "epochs", "batch_size", "logit_scale", "n_checkpoints"):
             if getattr(self, name) <= 0: raise ValueError(f"{name}={getattr(self, name)}: expected a number above zero")
         if self.t_max is not None and self.t_max < self.epochs:
-            raise ValueError(f"t_max={self.t_max}: expected at least the {self.epochs} epochs of training; beyond t_max a cosine would rise again")
+            raise ValueError(f"t_max={self.t_max}: expected at least the {self.epochs} epochs of training; "
+                             "beyond t_max a cosine would rise again")
 
 # %% ../nbs/1_method/25_head.ipynb #160c54e2
 SCORING_HEAD = HeadOptions(logit_scale=1.)  # for the checkpoints that influence is computed from

@@ -26,8 +26,8 @@ def _check_head(checkpoints):
     first = checkpoints[0]
     for i, c in enumerate(checkpoints):
         if c.weight.shape != first.weight.shape:
-            raise ValueError(f"checkpoints: number {i} has a weight of shape {tuple(c.weight.shape)}, number 0 of {tuple(first.weight.shape)}; "
-                             "expected those of one training")
+            raise ValueError(f"checkpoints: number {i} has a weight of shape {tuple(c.weight.shape)}, "
+                             f"number 0 of {tuple(first.weight.shape)}; expected those of one training")
         if c.logit_scale != first.logit_scale or (c.bias is None) != (first.bias is None):
             raise ValueError(f"checkpoints: number {i} differs from number 0 in logit scale or bias; expected those of one training")
         if not torch.isfinite(c.weight.sum()):
@@ -162,7 +162,7 @@ def block_rows(
 
 # %% ../nbs/1_method/30_influence.ipynb #05b5cd3c
 def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False, own=None) -> Iterator[tuple[slice, slice, Tensor]]:
-    "Blocks (validation rows, train rows, influence of shape (validation, train)) that together cover all pairs; `own` (N,) is filled with self-influence."
+    "Blocks (validation rows, train rows, influence (V, T)) that together cover all pairs; fills `own` (N,) with self-influence."
     dtype = layer.weight.dtype
     val_rows, train_rows = block_rows(len(layer.weight), memory_mb, len(val), dtype.itemsize)
     for i in range(0, len(val), val_rows):

@@ -454,7 +454,7 @@ def influence(
     memory_mb: float = 256,  # budget for everything that is neither input nor output
     by_class: bool = True,  # keep the two (C, N) tables
 ) -> Influence:
-    "TracInCP influence through a network: the last layer in closed form, others by per-sample gradients. ValueError for input that does not fit."
+    "TracInCP influence through a network: the last layer in closed form, others by per-sample gradients. ValueError for unfit input."
     _check_classes(self, image_set)
     samples, device = [image_set.samples[split] for split in ("train", "val")], self.device
     if len(train_embeddings) != len(samples[0]):

@@ -72,7 +72,8 @@ def _proponent_means(study):
         raise ValueError(f"top_m={top_m}, but image_influence keeps {at.shape[1]} proponents per image; compute it with top_k={top_m}")
     positive, by_class = (scores > 0).to(images.dtype), labels.argsort(stable=True)
     before = F.pad(labels.bincount(minlength=n_classes).cumsum(0)[:-1], (1, 0))  # validation images of the classes before
-    sums = F.embedding_bag(at[by_class].flatten(), images, before * at.shape[1], mode="sum", per_sample_weights=positive[by_class].flatten())
+    weights, bags = positive[by_class].flatten(), before * at.shape[1]
+    sums = F.embedding_bag(at[by_class].flatten(), images, bags, mode="sum", per_sample_weights=weights)
     total, n = (_sums_by_class(x.sum(1), labels, n_classes) for x in (scores * positive, positive))
     return sums / n.clamp(min=1)[:, None], total / n.clamp(min=1), n > 0
 
@@ -176,9 +177,10 @@ def ift(
     form: str,  # one of FORMS
     study: Study,  # its options say how many texts per class, and how proponents are counted
 ) -> pd.DataFrame:  # T rows, as in the study's pool
-    """Score every text: text_id, class_id, form, ift, influence_part, clip_part, rank in its class, proponent (whether it is among the top_k).
+    """Score every text: text_id, class_id, form, ift, influence_part, clip_part, rank in its class, proponent (in the top_k).
 
-    A class without images in a split that the form reads is scored by the other split's; without any its scores are NaN and its texts keep their order."""
+    A class without images in a split that the form reads is scored by the other split's images; without any, by NaN.
+    ValueError for an unknown form."""
     form = _form_named(form)
     parts = [torch.as_tensor(p, dtype=torch.float64).cpu().expand(len(study.pool)).numpy() for p in FORMS[form](study)]
     table = study.pool[["text_id", "class_id"]].assign(form=form, ift=sum(parts), influence_part=parts[0], clip_part=parts[1])
@@ -295,7 +297,8 @@ def _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate):
     check_pool(pool)
     if not np.array_equal(scores["text_id"], pool["text_id"]):
         raise ValueError("scores: its text_id differ from those of the pool; expected what `ift` made of the same table")
-    if len(pool) != len(text_emb): raise ValueError(f"pool has {len(pool)} rows and text_emb {len(text_emb)}; expected one embedding per text")
+    if len(pool) != len(text_emb):
+        raise ValueError(f"pool has {len(pool)} rows and text_emb {len(text_emb)}; expected one embedding per text")
     _check_choice_options(top_k, diversity, near_duplicate)
 
 # %% ../nbs/1_method/40_selection.ipynb #c18054d0
@@ -325,7 +328,7 @@ def proponent_images(
     study: Study,
     top_k: int = 5,  # images per text
 ) -> tuple[Tensor, Tensor]:  # (T, k) train images, (T, k) what each adds to the score
-    "The train images that add most to each text's score in the form `weighted`, and how much each adds. Needs `Influence.positive_by_class`."
+    "The train images that add most to each text's score in the form `weighted`, and how much. ValueError without positive_by_class."
     if study.influence.positive_by_class is None:
         raise ValueError("image_influence: without its tables by class no share of an image is known; compute it with by_class=True")
     weight = F.normalize(study.influence.positive_by_class.nan_to_num(), p=1, dim=1)
@@ -345,8 +348,11 @@ def lacking_images(
     "A sentence on each kind of class that lacks train or validation images: what stands in, what is not known; none for a complete set."
     train, val = (labels[split].bincount(minlength=len(classes)).cpu() for split in ("train", "val"))
     no_val, no_train, none = (train > 0) & (val == 0), (train == 0) & (val > 0), (train == 0) & (val == 0)
-    cases = [(no_val, "Training images, and no validation images, rank the sentences of {}; the most influential images of these classes are not known."),
-             (no_train, "Validation images, and no training images, rank the sentences of {}; a trained head has seen only sentences of these classes."),
+    cases = [(no_val, "Training images, and no validation images, rank the sentences of {}; "
+                      "the most influential images of these classes are not known."),
+             (no_train, "Validation images, and no training images, rank the sentences of {}; "
+                        "a trained head has seen only sentences of these classes."),
              (none, "No image ranks the sentences of {}: they keep their order."),
              (train == 1, "Whether the label of the only training image of {} is right cannot be measured.")]
-    return [sentence.format(first_few((name for name, is_one in zip(classes, such.tolist()) if is_one), 10)) for such, sentence in cases if such.any()]
+    def named(which): return first_few((name for name, is_one in zip(classes, which.tolist()) if is_one), 10)
+    return [sentence.format(named(which)) for which, sentence in cases if which.any()]

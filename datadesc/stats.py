@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import bdtr  # scipy.stats has the test by name, at the price of seconds of import
 from torch import Tensor
 
-from .accuracy import SETTING, confusion
+from .accuracy import ROW_KEY, confusion
 
 # %% ../nbs/2_evidence/10_stats.ipynb #dcd70525
 def _correct_matrix(
@@ -75,14 +75,14 @@ def chance_interval(
 def summary(
     accuracies: pd.DataFrame,  # rows as `accuracy_row` makes them
     level: float = .95,
-) -> pd.DataFrame:  # SETTING, mean, low, high, mean_per_class, top5, seeds, n_test; accuracies as fractions
+) -> pd.DataFrame:  # ROW_KEY, mean, low, high, mean_per_class, top5, seeds, n_test; accuracies as fractions
     "One line per method and number of shots: mean accuracy over its seeds and the bootstrap interval over images and seeds."
     def line(rows):
         low, high = interval(_correct_matrix(rows), level)
         means = dict(mean=rows.accuracy.mean(), low=low, high=high, mean_per_class=rows.mean_per_class.mean(), top5=rows.top5.mean())
         return means | dict(seeds=rows.seed.nunique(), n_test=rows.n_test.iloc[0])
-    groups = accuracies.groupby(SETTING, sort=False, dropna=False)
-    return pd.DataFrame([dict(zip(SETTING, setting)) | line(rows) for setting, rows in groups])
+    groups = accuracies.groupby(ROW_KEY, sort=False, dropna=False)
+    return pd.DataFrame([dict(zip(ROW_KEY, key)) | line(rows) for key, rows in groups])
 
 # %% ../nbs/2_evidence/10_stats.ipynb #d9e2949d
 def paired_test(

@@ -100,12 +100,13 @@ def train_heads(
     options: HeadOptions,  # schedule and checkpoints; its seed is not used
     lr: Tensor | None = None,  # (H,) learning rates of the first epoch; default: that of the options
 ) -> _Trajectories:
-    "Train H heads side by side by SGD on the sum of the loss terms; the same arithmetic as `train_head`. ValueError if G does not divide H."
+    "Train H heads side by side by SGD on the sum of the loss terms, as `train_head` would. ValueError if G does not divide H."
     W = torch.stack([torch.cat([c.weight, c.bias[:, None]], 1) for c in start])
     emb, velocity = _extended(emb, options.logit_scale, options.bias), torch.zeros_like(W)
     rates = (torch.full((len(W),), options.lr) if lr is None else lr).to(W)
     for rows, _ in terms:
-        if len(W) % len(rows): raise ValueError(f"start: {len(W)} heads for {len(rows)} groups of rows; expected as many heads in every group")
+        if len(W) % len(rows):
+            raise ValueError(f"start: {len(W)} heads for {len(rows)} groups of rows; expected as many heads in every group")
     terms = [_by_step(rows, weight, emb.device) for rows, weight in terms]
     per_epoch, keep = len(terms[0][0]) // options.epochs, set(options.checkpoint_epochs())
     kept = [(0, torch.zeros_like(rates), W.clone())]
@@ -125,11 +126,11 @@ def _by_step(rows, weight, device):
 # %% ../nbs/1_method/55_transfer.ipynb #1d232135
 def _relative_weights(
     scores: Tensor,  # (T,)
-    class_ids: Tensor,  # (T,)
+    text_class: Tensor,  # (T,)
     within: str = "class",  # or "pool": one mean for all classes
 ) -> Tensor:  # (T,) with mean one inside each class (or the pool)
     "Weights in proportion to the positive scores; all one where no score is positive."
-    group = class_ids if within == "class" else torch.zeros_like(class_ids)
+    group = text_class if within == "class" else torch.zeros_like(text_class)
     positive = scores.float().clamp(min=0)
     mean = positive.new_zeros(int(group.max()) + 1).index_add_(0, group, positive) / group.bincount()
     return torch.where(mean[group] > 0, positive / mean[group], 1.)
@@ -172,12 +173,12 @@ def text_features(
     options: TransferOptions,  # centring and weighting
 ) -> tuple[Tensor, Tensor, Tensor]:  # (T, D), (T,), (T,)
     "Features, classes and loss weights of a method's sentences."
-    emb, class_ids, scores = texts
+    emb, text_class, scores = texts
     x = center(emb) if options.center else F.normalize(emb, dim=1)
     one = torch.ones(len(x), device=x.device)
-    if scores is None or options.weighting == "none": return x, class_ids, one
-    weights = _relative_weights(scores.to(x.device), class_ids, options.within)
-    return (x * weights[:, None], class_ids, one) if options.weighting == "embedding" else (x, class_ids, weights)
+    if scores is None or options.weighting == "none": return x, text_class, one
+    weights = _relative_weights(scores.to(x.device), text_class, options.within)
+    return (x * weights[:, None], text_class, one) if options.weighting == "embedding" else (x, text_class, weights)
 
 # %% ../nbs/1_method/55_transfer.ipynb #afc468de
 def train_stage(
@@ -337,7 +338,8 @@ def _row_groups(texts, options, zero_shot_start, joint, final):
     for n in set(steps.values()):
         for names in chunks([m for m in methods if steps[m] == n], len(rates)):
             yield group(names, "", rates, lambda heads, sentences, lr, n=n: heads.fine_tune(sentences, n, lr))
-    for prefix, names, train in ((_ZERO_SHOT, zero_shot_start, _EpisodeHeads.init_from_texts), (_JOINT, joint, _EpisodeHeads.train_jointly)):
+    from_texts = (_ZERO_SHOT, zero_shot_start, _EpisodeHeads.init_from_texts), (_JOINT, joint, _EpisodeHeads.train_jointly)
+    for prefix, names, train in from_texts:
         for some in chunks(names, 1):
             yield group(some, prefix, (options.image.lr,), lambda heads, sentences, lr, train=train: train(heads, sentences))
 
@@ -404,7 +406,7 @@ def _rows_of_shots(image_emb, labels, texts, options, shots, seeds, zero_shot_st
 def transfer(
     image_emb: Mapping[str, Tensor],  # "train", "val", "test" -> (N, D)
     labels: Mapping[str, Tensor],  # the same splits -> (N,)
-    texts: Mapping[str, tuple] | Callable[[FewShotSplit], Mapping[str, tuple]],  # method -> (text_emb, text_class, scores or None), or a function of a split
+    texts: Mapping[str, tuple] | Callable[[FewShotSplit], Mapping],  # method -> (text_emb, text_class, scores or None), or a function
     options: TransferOptions | str = "transfer",  # or the name of a protocol: "transfer", "paper"
     shots: Sequence[int | str] = ("all",),  # labelled images per class
     seeds: Sequence[int] = range(5),  # each draws its own images and batches
@@ -415,6 +417,7 @@ def transfer(
     if isinstance(options, str) and options not in _PROTOCOLS:
         raise ValueError(f"options={options!r}: expected one of {', '.join(_PROTOCOLS)}, or TransferOptions")
     options = _PROTOCOLS[options] if isinstance(options, str) else options
-    table = pd.DataFrame([row for n in shots for row in _rows_of_shots(image_emb, labels, texts, options, n, seeds, zero_shot_start, joint)])
+    data = image_emb, labels, texts, options
+    table = pd.DataFrame([row for n in shots for row in _rows_of_shots(*data, n, seeds, zero_shot_start, joint)])
     table.insert(1, "protocol", options.protocol)
     return table
