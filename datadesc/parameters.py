@@ -106,13 +106,18 @@ def renamed(
     current = {}
     for name, value in params.items():
         new = RENAMED[name] if name not in known and RENAMED.get(name) in known else name
-        if new != name and new in params: raise ValueError(f"Parameter '{name}' is now '{new}', and both are given: expected one of the two")
-        if new != name and not quiet: print(f"Parameter '{name}' is now '{new}'; the old name will go in the next release", flush=True)
-        new_value = _RENAMED_VALUES.get(new, {}).get(value, value) if isinstance(value, str) else value
-        if new_value != value and new in known and (_accepts(known[new], value) or not _accepts(known[new], new_value)): new_value = value
-        if new_value != value and not quiet: print(f"{new}={value} is now {new}={new_value}; the old value will go in the next release", flush=True)
-        current[new] = new_value
+        if new != name and new in params: raise ValueError(f"Parameter '{name}' is now '{new}', both are given: expected one of the two")
+        current[new] = _current_value(known.get(new), value)
+        if quiet: continue
+        if new != name: print(f"Parameter '{name}' is now '{new}'; the old name will go in the next release", flush=True)
+        if current[new] != value: print(f"{new}={value} is now {new}={current[new]}; the old value will go in the next release", flush=True)
     return current
+
+def _current_value(parameter, value):
+    "The value, or the one that replaces it, if only that fits the parameter."
+    if not parameter or not isinstance(value, str): return value
+    new = _RENAMED_VALUES.get(parameter.name, {}).get(value, value)
+    return new if _accepts(parameter, new) and not _accepts(parameter, value) else value
 
 def _known_name(name, known):
     "The same name; `ValueError` that says which names there are."

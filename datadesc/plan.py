@@ -38,8 +38,8 @@ def kinds(
     superclass: str | None,  # what all its classes are kinds of
 ) -> str | list[str] | None:
     "The superclass of the classes, as `describe` takes it: one for all, or a list with one per class."
-    own = published()[params["dataset"]].superclasses if params["dataset"] in published() else ()
-    return list(own) if len(set(own)) > 1 and not params["superclass"] else superclass
+    by_class = published()[params["dataset"]].superclasses if params["dataset"] in published() else ()
+    return list(by_class) if len(set(by_class)) > 1 and not params["superclass"] else superclass
 
 # %% ../nbs/4_pages/45_plan.ipynb #7da8bb7e
 _OPTIONS = signature(LLM).parameters
@@ -57,12 +57,13 @@ def language_model(
     dry_run: bool = False,  # count the questions, send nothing
 ) -> LLM:
     "The language model of a run."
-    options = {name.removeprefix("llm_"): value for name, value in params.items() if name.startswith("llm_") and name.removeprefix("llm_") in _OPTIONS}
+    options = {name: params[f"llm_{name}"] for name in _OPTIONS if f"llm_{name}" in params}
     exports = tuple(params["answers"])
     if params.get("llm_gguf"): options |= _local(params["llm_gguf"])
     elif synthetic and not params["llm_base_url"]:
         from datadesc import meadow
-        name, price = f"{synthetic.name}-author", dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
+        name = f"{synthetic.name}-author"
+        price = dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
         options |= dict(model=name, client=synthetic.simulated_llm, prices={name: price})
         exports += (meadow.exported_answers(),)
     return LLM(**options, cache=Cache(Store(params["store"]).root/"answers.sqlite"), exports=exports, dry_run=dry_run)
@@ -91,7 +92,8 @@ def find_articles(
         return look_up(classes, _encyclopaedia(params), params["dataset"], superclass)
 
     if params["wiki_file"]: return make()
-    return Store(params["store"]).keep("articles", make if fetch else None, classes=list(classes), superclass=superclass, dataset=params["dataset"], host=params["wiki_host"])
+    key = dict(classes=list(classes), superclass=superclass, dataset=params["dataset"], host=params["wiki_host"])
+    return Store(params["store"]).keep("articles", make if fetch else None, **key)
 
 # %% ../nbs/4_pages/45_plan.ipynb #76235037
 def _subject(params):
@@ -103,7 +105,9 @@ def _subject(params):
 
 def _long_articles(classes, tokens):
     "A placeholder article per class, of the longest length that is quoted."
-    return pd.DataFrame([{"class": name, "url": "https://en.wikipedia.org/wiki/" + name, "passages": ["abc " * (tokens - 1)], "sections": [""]} for name in classes])
+    passages = ["abc " * (tokens - 1)]
+    rows = [{"class": name, "url": "https://en.wikipedia.org/wiki/" + name, "passages": passages, "sections": [""]} for name in classes]
+    return pd.DataFrame(rows)
 
 def dry_run(
     params: dict,  # of a run
@@ -116,6 +120,7 @@ def dry_run(
     articles = find_articles(params, classes, superclass, synthetic, fetch=False)
     if articles is None: articles = _long_articles(classes, params["article_tokens"])
     if not params["descriptions"]:
-        describe(classes, llm, kind, articles, params["knowledge"], params["samples"], params["article_tokens"], parts=params["parts"], progress=False)
+        options = {name: params[name] for name in ("knowledge", "samples", "article_tokens", "parts")}
+        describe(classes, llm, kind, articles, **options, progress=False)
     for name in params["baselines"]: BASELINES[name].ask(classes, llm, kind)
     return llm
