@@ -77,10 +77,10 @@ def test_the_first_line_comes_before_a_kernel(datadesc):
     assert datadesc("run", "coin", "-p", "dataset=meadow").stdout.splitlines()[0] == "meadow: 2,400 images (960 train, 480 val, 960 test) of 24 classes"
 
 
-def test_strict_ends_with_one_if_a_premise_failed(datadesc):
+def test_strict_ends_with_one_if_a_condition_failed(datadesc):
     assert datadesc("run", "coin", "--strict").code == 0
     done = datadesc("run", "coin", "--strict", "-p", "throws=1", "-p", "seeds=0")
-    assert done.code == 1 and "premises failed" in done.stderr and "Failed: coin." in done.stdout, done.stdout
+    assert done.code == 1 and "conditions failed" in done.stderr and "Failed: coin." in done.stdout, done.stdout
     assert datadesc("run", "coin", "-p", "throws=1", "-p", "seeds=0").code == 0 and os.path.exists("papermill_runs/coin/report.html")
 
 
