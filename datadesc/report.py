@@ -34,9 +34,9 @@ from .files import write_text
 from .llm import LLM, price_basis
 from .names import printable
 from .plan import find_articles, kinds, language_model
-from .selection import flag_counts, lacking_images, precision_at, proponent_images, scored_text
+from .selection import flag_counts, flag_too_long, lacking_images, precision_at, proponent_images, scored_text
 from .store import Store, key_of, write_file
-from .study import Study, flag_too_long
+from .study import Study
 
 # %% ../nbs/4_pages/25_report.ipynb #e8928df4
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Findings:
     drawn: bool = False  # whether the images are drawn butterflies of this package
 
     @cached_property
-    def measures(self) -> Measures: return conditions.measure(self.study)
+    def measures(self) -> Measures: return conditions.Measures.of(self.study)
 
     @cached_property
     def twins(self) -> torch.Tensor:
@@ -737,7 +737,8 @@ def _accuracy_lines(findings):
     for method, of in facts.items():
         row = accuracy_row(m.scores[method], m.labels)
         numbers = {name: float(row[name]) for name in ("mean_per_class", "top5") if not np.isnan(row[name])}
-        lines.append(results.AccuracyLine(**of, **numbers, mean=row["accuracy"], n_test=row["n_test"], interval=interval(m.correct(method))))
+        numbers |= dict(mean=row["accuracy"], n_test=row["n_test"], interval=interval(m.correct(method)))
+        lines.append(results.AccuracyLine(**of, **numbers))
     random = dict(method="random choice", k=options.top_k, seeds=len(m.random), n_test=m.random.shape[1])
     return [*lines, results.AccuracyLine(**bare, **random, mean=float(m.random.mean()), interval=interval(m.random))]
 

@@ -24,7 +24,7 @@ from .names import plain
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['FORMS', 'ChoiceOptions', 'ift', 'text_scores', 'precision_at', 'scored_text', 'flag_counts', 'check_pool', 'choose',
+__all__ = ['FORMS', 'ChoiceOptions', 'ift', 'precision_at', 'scored_text', 'flag_too_long', 'flag_counts', 'choose',
            'proponent_images', 'lacking_images']
 
 # %% ../nbs/1_method/40_selection.ipynb #759c9102
@@ -186,15 +186,6 @@ def ift(
     table = study.pool[["text_id", "class_id"]].assign(form=form, ift=sum(parts), influence_part=parts[0], clip_part=parts[1])
     return _ranked(table, study.options.top_k)
 
-# %% ../nbs/1_method/40_selection.ipynb #cd4014a9
-def text_scores(
-    scores: pd.DataFrame,  # rows of the table that `ift` makes
-) -> Tensor:  # (T,)
-    "The sum of those parts of each text's score that differ within its class."
-    parts = scores[["influence_part", "clip_part"]]
-    differs = parts.groupby(scores["class_id"]).transform(lambda part: part.max() > part.min())
-    return torch.tensor(parts.where(differs, 0.).sum(axis=1).to_numpy(copy=True), dtype=torch.float32)
-
 # %% ../nbs/1_method/40_selection.ipynb #df71e8fe
 def _precision_by_class(scores, truth, k, true):
     "Per class (C rows), the share of true texts among its `k` best, among all (chance), and in oracle selection (ceiling)."
@@ -221,9 +212,26 @@ def scored_text(
     "The text (T,) that an encoder reads: the copy without the class name; the text itself in a table without such copies."
     return pool["scored_text" if "scored_text" in pool else "text"]
 
+def _check_pool(pool):
+    "Raise a ValueError that names the columns that the pool lacks."
+    if missing := [c for c in ("text_id", "class_id", "text", "flag") if c not in pool]:
+        raise ValueError(f"pool: no column {', '.join(missing)}; expected the table that `describe` or `from_file` returns")
+
 def _first_alike(pool):
     "For each text the text_id of the first text of its class in the same words."
     return pool.groupby([pool["class_id"], scored_text(pool).map(plain)])["text_id"].transform("first")
+
+# %% ../nbs/1_method/40_selection.ipynb #4950fb1a
+def flag_too_long(
+    pool: pd.DataFrame,  # T candidate sentences
+    tokenizer: Callable,  # of the encoder
+) -> pd.DataFrame:
+    "The pool with a flag 'too long (90 tokens of 77)' for each answer of a language model that the encoder cannot read whole."
+    from datadesc.embed import cut_tokens
+    _check_pool(pool)
+    length, cut = tokenizer.context_length, cut_tokens(scored_text(pool), tokenizer).tolist()
+    return pool.assign(flag=[f"too long ({length + n} tokens of {length})" if n and component and not flag else flag
+                             for n, component, flag in zip(cut, pool["component"], pool["flag"])])
 
 # %% ../nbs/1_method/40_selection.ipynb #ad8d6867
 def _near_duplicates(cosine, threshold):
@@ -285,16 +293,9 @@ def _choose_in_class(rows, x, top_k, diversity, near_duplicate):
     return chosen, why
 
 # %% ../nbs/1_method/40_selection.ipynb #2ac98488
-def check_pool(
-    pool: pd.DataFrame,  # T candidate sentences
-) -> None:
-    "Raise a ValueError that names the columns that the pool lacks."
-    if missing := [c for c in ("text_id", "class_id", "text", "flag") if c not in pool]:
-        raise ValueError(f"pool: no column {', '.join(missing)}; expected the table that `describe` or `from_file` returns")
-
 def _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate):
     "Raise a ValueError that names what cannot be right."
-    check_pool(pool)
+    _check_pool(pool)
     if not np.array_equal(scores["text_id"], pool["text_id"]):
         raise ValueError("scores: its text_id differ from those of the pool; expected what `ift` made of the same table")
     if len(pool) != len(text_emb):

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .fewshot import FewShotSplit, take_shots
 from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_features, modality_mean, train_head
 from .influence import Influence, influence
-from .selection import ChoiceOptions, check_pool, choose, ift, scored_text, text_scores
+from .selection import ChoiceOptions, choose, flag_too_long, ift, scored_text
 
 if TYPE_CHECKING:
     from datadesc.data import ImageSet
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from datadesc.store import Store
 
 # %% auto #0
-__all__ = ['flag_too_long', 'Study']
+__all__ = ['Study']
 
 # %% ../nbs/1_method/60_study.ipynb #b78bb372
 class _Heads:
@@ -71,18 +72,6 @@ class _Heads:
         if top_k not in self._influence: self._influence[top_k] = influence(x["train"], y["train"], x["val"], y["val"], self.scorer, top_k)
         return self._influence[top_k]
 
-# %% ../nbs/1_method/60_study.ipynb #ef549d9f
-def flag_too_long(
-    pool: pd.DataFrame,  # T candidate sentences
-    tokenizer,  # of the encoder
-) -> pd.DataFrame:
-    "The pool with a flag 'too long (90 tokens of 77)' for each answer of a language model that the encoder cannot read whole."
-    from datadesc.embed import cut_tokens
-    check_pool(pool)
-    length, cut = tokenizer.context_length, cut_tokens(scored_text(pool), tokenizer).tolist()
-    return pool.assign(flag=[f"too long ({length + n} tokens of {length})" if n and component and not flag else flag
-                             for n, component, flag in zip(cut, pool["component"], pool["flag"])])
-
 # %% ../nbs/1_method/60_study.ipynb #74f7aa7e
 def _embed_once(
     embed: Callable[[list[str]], Tensor],  # texts -> (n, D)
@@ -106,9 +95,9 @@ class Study:
         labels: Mapping[str, Tensor],  # the same splits -> (N,)
         pool: pd.DataFrame,  # T candidate sentences, as `describe` makes them
         embed: Callable[[list[str]], Tensor],  # texts -> (n, D), rows of length one
-        options: ChoiceOptions = ChoiceOptions(),
+        options: ChoiceOptions = ChoiceOptions(),  # how sentences are scored and chosen
         split: FewShotSplit | None = None,  # of a study of few images
-        image_influence: Influence | None = None,  # of the train on the validation images, if it comes from another model than the scorer
+        image_influence: Influence | None = None,  # of the train on the validation images, if from another model than the scorer
     ):
         self.classes, self.pool, self.options, self.split = tuple(classes), pool, options, split
         self.image_emb = {name: check_features(x, f"image_emb[{name!r}]", unit=True) for name, x in image_emb.items()}
@@ -117,25 +106,6 @@ class Study:
         self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence)
         self.image_set = self.encoder = None
         self._scores, self._chosen = {}, {}
-
-    @classmethod
-    def of(
-        cls,
-        image_set: ImageSet,
-        encoder: Encoder,
-        pool: pd.DataFrame,  # T candidate sentences, as `describe` makes them
-        options: ChoiceOptions = ChoiceOptions(),
-        store: Store | None = None,  # keeps the embeddings for the next run
-        image_influence: Influence | None = None,  # from another model than the scorer, a network for instance
-        progress: bool = True,  # show a bar if embedding takes more than a few seconds
-    ) -> Study:
-        "The study of an image set, with `flag_too_long`; its images are embedded now, through the store if there is one."
-        pool = flag_too_long(pool, encoder.tokenizer)
-        image_emb = encoder.embed_set(image_set, progress=progress, store=store)
-        labels = {split: image_set.labels(split) for split in image_emb}
-        study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence)
-        study.image_set, study.encoder = image_set, encoder
-        return study
 
     def __repr__(self):
         counts = ", ".join(f"{len(y)} {split}" for split, y in self.labels.items())
@@ -148,28 +118,14 @@ class Study:
     @cached_property
     def features(self) -> dict[str, Tensor]:
         "Split -> (N, D) image embeddings, centred by the train images' mean; as embedded if the options say so."
-        made = self._heads.features
-        return {split: made[split] if split in made else self._heads.seen(x) for split, x in self.image_emb.items()}
-
-    @property
-    def classifier(self) -> list[Checkpoint]:
-        "Checkpoints of the head that classifies."
-        return self._heads.classifier
-
-    @property
-    def scorer(self) -> list[Checkpoint]:
-        "Checkpoints of the head that influence and scores come from."
-        return self._heads.scorer
-
-    @property
-    def influence(self) -> Influence:
-        "Influence of the train images on the validation images."
-        return self._heads.influence(max(50, self.options.top_m))
+        centred = self._heads.features
+        return {split: centred[split] if split in centred else self._heads.seen(x) for split, x in self.image_emb.items()}
 
     @cached_property
     def text_emb(self) -> Tensor:
         "(T, D) embeddings of the pool's scored texts, as embedded."
-        return check_features(self.embed(list(scored_text(self.pool))), "text_emb", unit=True).to(self.image_emb["train"].device)
+        emb = check_features(self.embed(list(scored_text(self.pool))), "text_emb", unit=True)
+        return emb.to(self.image_emb["train"].device)
 
     @cached_property
     def text_class(self) -> Tensor:
@@ -181,69 +137,132 @@ class Study:
         "(T, D) features of the sentences, centred by their mean; as embedded if the options say so."
         return center(self.text_emb) if self.options.centered else self.text_emb
 
-    def scores(
-        self,
-        form: str | None = None,  # default: that of the options
-    ) -> pd.DataFrame:
-        "Score of every sentence, as `selection.ift` returns it."
-        form = self._form(form)
-        if form not in self._scores: self._scores[form] = ift(form, self)
-        return self._scores[form]
+# %% ../nbs/1_method/60_study.ipynb #173e864a
+@patch(cls_method=True)
+def of(
+    cls: Study,
+    image_set: ImageSet,  # all of its splits
+    encoder: Encoder,  # of images and sentences
+    pool: pd.DataFrame,  # T candidate sentences, as `describe` makes them
+    options: ChoiceOptions = ChoiceOptions(),  # how sentences are scored and chosen
+    store: Store | None = None,  # keeps the embeddings for the next run
+    image_influence: Influence | None = None,  # from another model than the scorer, a network for instance
+    progress: bool = True,  # show a bar if embedding takes more than a few seconds
+) -> Study:
+    "The study of an image set, with `flag_too_long`; its images are embedded now, through the store if there is one."
+    pool = flag_too_long(pool, encoder.tokenizer)
+    image_emb = encoder.embed_set(image_set, progress=progress, store=store)
+    labels = {split: image_set.labels(split) for split in image_emb}
+    study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence)
+    study.image_set, study.encoder = image_set, encoder
+    return study
 
-    def chosen(
-        self,
-        form: str | None = None,  # default: that of the options
-    ) -> pd.DataFrame:
-        "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `selection.choose` returns it."
-        form, o = self._form(form), self.options
-        if form not in self._chosen:
-            self._chosen[form] = choose(self.scores(form), self.pool, self.text_emb, o.top_k, o.diversity, o.near_duplicate)
-        return self._chosen[form]
+# %% ../nbs/1_method/60_study.ipynb #1fa3f6ce
+@patch(as_prop=True)
+def classifier(self: Study) -> list[Checkpoint]:
+    "Checkpoints of the head that classifies."
+    return self._heads.classifier
 
-    def texts(
-        self,
-        form: str | None = None,  # default: that of the options
-    ) -> pd.DataFrame:
-        "The chosen rows of the pool, with `score`: the part of a sentence's score that differs within its class."
-        chosen = self.chosen(form).proponent.to_numpy()
-        return self.pool[chosen].assign(score=text_scores(self.scores(form)).numpy()[chosen])
+@patch(as_prop=True)
+def scorer(self: Study) -> list[Checkpoint]:
+    "Checkpoints of the head that influence and scores come from."
+    return self._heads.scorer
 
-    def with_options(
-        self,
-        **changes,  # of `ChoiceOptions`
-    ) -> Study:
-        "A study under other options, of the same values: embeddings, `image_influence`, and heads unless `centered` changes."
-        return self._like_this(options=replace(self.options, **changes))
+@patch(as_prop=True)
+def influence(self: Study) -> Influence:
+    "Influence of the train images on the validation images."
+    return self._heads.influence(max(50, self.options.top_m))
 
-    def few_shot(
-        self,
-        shots: int | str,  # images per class, or "all"
-        seed: int = 0,  # which images
-    ) -> Study:
-        "The study of one few-shot episode: its train and validation images only. With 'all' it shares heads and influence with this one."
-        if self.split is not None:
-            raise ValueError(f"This study has {self.split.shots} images per class already; draw from the study of all images")
-        split = take_shots(self.labels, shots, seed)
-        rows = dict(train=("train", split.fit), val=(split.val_from, split.val))
-        def part_of(values): return {name: values[s] if split.shots == "all" else values[s][i] for name, (s, i) in rows.items()}
-        emb, labels = part_of(self.image_emb), part_of(self.labels)
-        changes = dict(split=split, image_emb=emb, labels=labels, image_set=None)
-        if split.shots == "all": return self._like_this(**changes, _scores=self._scores, _chosen=self._chosen)
-        return self._like_this(**changes, _heads=_Heads(emb, labels, self.n_classes, self.options, seed))
+# %% ../nbs/1_method/60_study.ipynb #7d514e68
+@patch
+def _form(self: Study, form): return self.options.form if form is None else replace(self.options, form=form).form
 
-    def with_scorer(
-        self,
-        scorer: list[Checkpoint],  # as `train_head` returns them
-    ) -> Study:
-        "A study of the same values whose influence and scores come from this head."
-        return self._like_this(_heads=self._heads.scored_by(scorer))
+@patch
+def scores(
+    self: Study,
+    form: str | None = None,  # default: that of the options
+) -> pd.DataFrame:  # T rows
+    "Score of every sentence, as `selection.ift` returns it; ValueError for an unknown form."
+    form = self._form(form)
+    if form not in self._scores: self._scores[form] = ift(form, self)
+    return self._scores[form]
 
-    def _form(self, form): return self.options.form if form is None else replace(self.options, form=form).form
+@patch
+def chosen(
+    self: Study,
+    form: str | None = None,  # default: that of the options
+) -> pd.DataFrame:  # T rows
+    "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `selection.choose` returns it."
+    form, o = self._form(form), self.options
+    if form not in self._chosen:
+        self._chosen[form] = choose(self.scores(form), self.pool, self.text_emb, o.top_k, o.diversity, o.near_duplicate)
+    return self._chosen[form]
 
-    def _like_this(self, **changes):
-        "A copy with these attributes; what depends on them is computed anew."
-        other, stale = copy(self), {"features", "_scores", "_chosen"}
-        other.__dict__ = {name: value for name, value in vars(self).items() if name not in stale} | dict(_scores={}, _chosen={}) | changes
-        if other.options.centered != self.options.centered: other.__dict__.pop("text", None)
-        other._heads = other._heads.under(other.options)
-        return other
+# %% ../nbs/1_method/60_study.ipynb #241b2376
+def _differing_parts(scores):
+    "The sum (T,) of those parts of each text's score that differ within its class."
+    parts = scores[["influence_part", "clip_part"]]
+    differs = parts.groupby(scores["class_id"]).transform(lambda part: part.max() > part.min())
+    return torch.tensor(parts.where(differs, 0.).sum(axis=1).to_numpy(copy=True), dtype=torch.float32)
+
+@patch
+def text_scores(
+    self: Study,
+    form: str | None = None,  # default: that of the options
+) -> Tensor:  # (T,)
+    "The part of every sentence's score that differs within its class: its weight in training."
+    return _differing_parts(self.scores(form))
+
+@patch
+def texts(
+    self: Study,
+    form: str | None = None,  # default: that of the options
+) -> pd.DataFrame:
+    "The chosen rows of the pool, with `score`: the part of a sentence's score that differs within its class."
+    chosen = self.chosen(form).proponent.to_numpy()
+    return self.pool[chosen].assign(score=self.text_scores(form).numpy()[chosen])
+
+# %% ../nbs/1_method/60_study.ipynb #183213df
+@patch
+def _like_this(self: Study, **changes):
+    "A copy with these attributes; what depends on them is computed anew."
+    other, stale = copy(self), {"features", "_scores", "_chosen"}
+    other.__dict__ = {name: value for name, value in vars(self).items() if name not in stale} | dict(_scores={}, _chosen={}) | changes
+    if other.options.centered != self.options.centered: other.__dict__.pop("text", None)
+    other._heads = other._heads.under(other.options)
+    return other
+
+@patch
+def with_options(
+    self: Study,
+    **changes,  # of `ChoiceOptions`
+) -> Study:
+    "A study under other options, of the same values: embeddings, `image_influence`, and heads unless `centered` changes."
+    return self._like_this(options=replace(self.options, **changes))
+
+# %% ../nbs/1_method/60_study.ipynb #19a455ec
+@patch
+def few_shot(
+    self: Study,
+    shots: int | str,  # images per class, or "all"
+    seed: int = 0,  # which images
+) -> Study:
+    "The study of one few-shot episode: its train and validation images only; 'all' shares heads and influence. ValueError in an episode."
+    if self.split is not None:
+        raise ValueError(f"This study has {self.split.shots} images per class already; draw from the study of all images")
+    split = take_shots(self.labels, shots, seed)
+    rows = dict(train=("train", split.fit), val=(split.val_from, split.val))
+    def part_of(values): return {name: values[s] if split.shots == "all" else values[s][i] for name, (s, i) in rows.items()}
+    emb, labels = part_of(self.image_emb), part_of(self.labels)
+    changes = dict(split=split, image_emb=emb, labels=labels, image_set=None)
+    if split.shots == "all": return self._like_this(**changes, _scores=self._scores, _chosen=self._chosen)
+    return self._like_this(**changes, _heads=_Heads(emb, labels, self.n_classes, self.options, seed))
+
+# %% ../nbs/1_method/60_study.ipynb #0a01b19f
+@patch
+def with_scorer(
+    self: Study,
+    scorer: list[Checkpoint],  # as `train_head` returns them
+) -> Study:
+    "A study of the same values whose influence and scores come from this head."
+    return self._like_this(_heads=self._heads.scored_by(scorer))

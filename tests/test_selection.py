@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from datadesc.head import center, modality_mean
 from datadesc.influence import influence, influence_matrix
-from datadesc.selection import FORMS, ChoiceOptions, choose, flag_counts, ift, precision_at, proponent_images, text_scores, _precision_by_class
-from datadesc.study import Study
+from datadesc.selection import FORMS, ChoiceOptions, choose, flag_counts, ift, precision_at, proponent_images, _precision_by_class
+from datadesc.study import Study, _differing_parts
 
 C, D = 4, 8
 
@@ -302,7 +302,7 @@ def test_an_unknown_form_is_named(world):
 
 def test_text_scores_leave_out_what_is_the_same_for_all():
     scores = pd.DataFrame(dict(class_id=[0, 0, 1, 1], influence_part=[.7, .7, .2, .2], clip_part=[.1, .3, .2, -.1]))
-    torch.testing.assert_close(text_scores(scores), torch.tensor([.1, .3, .2, -.1]))
+    torch.testing.assert_close(_differing_parts(scores), torch.tensor([.1, .3, .2, -.1]))
 
 
 READ_A_CLASS = [form for form in FORMS if form not in ("eq2", "random")]

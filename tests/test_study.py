@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from datadesc import study as module
-from datadesc.selection import FORMS, ChoiceOptions
-from datadesc.study import Study, flag_too_long
+from datadesc.selection import FORMS, ChoiceOptions, flag_too_long
+from datadesc.study import Study
 
 torch.set_num_threads(1)
 C, D, SIZES = 3, 8, dict(train=12, val=5, test=7)
