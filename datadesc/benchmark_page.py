@@ -231,7 +231,7 @@ def zero_shot(self: BenchmarkPage) -> None:
     bars = bars.assign(**{"class score": "mean of cosines"})
     _saved(figures.accuracy_bars(bars, by="class score", over="class names"), self.out, "zero_shot")
     display(Markdown(f"Dashed line: class names alone. Chance: {1 / self.study.n_classes:.1%}. The table has accuracies in percent by "
-                     "class score (mean of cosines, cosine of the mean embedding, maximum cosine), without and with class names in the texts:"))
+                     "class score (mean of cosines, cosine of the mean embedding, maximum cosine), without and with class names:"))
     display(typed_table(_zero_shot_table(lines).style.format("{:.1f}", na_rep="")))
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #d6cb1353

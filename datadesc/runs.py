@@ -24,8 +24,8 @@ from .files import default_root, no_room, writable_folder, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import REMOVED, RENAMED, Parameter, check_parameters, heading, parameters, read_cells, renamed
-from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_place, is_running, mark_of, note_inputs, put, remove, source_of,
-                                 working_folder)
+from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_place, is_running, mark_of, note_inputs, put,
+                                 remove, source_of, working_folder)
 
 # %% ../nbs/4_pages/55_runs.ipynb #bccee543
 def sources() -> tuple[Path, Path]:  # (run notebooks, parameter files)
@@ -147,7 +147,7 @@ def _keep_failed(
     work: Path,  # folder of a run that did not finish
     place: Path,  # where its result would belong
 ) -> Path:
-    "Keeps the half report of `work` and returns where it is: in `place`, or elsewhere where that holds an earlier result."
+    "Keeps the unfinished report of `work` and returns its path: in `place`, or elsewhere if that holds an earlier result."
     from datadesc.kernel import tidy
     for result in _RESULTS.values(): (work/result).unlink(missing_ok=True)
     report, failed = _executed(work), beside(place.parent, "failed", place.name)
@@ -167,7 +167,7 @@ def _attempt(
     manager: "SocketKernelManager",  # of a kernel that was started
     page: str = "report",  # what it makes: "report" or "benchmark"
 ) -> Path:
-    "Executes `notebook`, puts the result in `place` and returns it; `RunFailed`, with the half report kept, if that does not work out."
+    "Executes `notebook`, puts the result in `place` and returns it; `RunFailed`, with the unfinished report kept, if that fails."
     from papermill.exceptions import PapermillExecutionError
     from datadesc.kernel import execute
     try:
@@ -203,11 +203,12 @@ def known_parameters(
 def _divided(params, notebook):
     "(parameters of the report, parameters of the benchmark)"
     own = _own_parameters(notebook)
-    return {name: value for name, value in params.items() if name not in own}, {name: value for name, value in params.items() if name in own}
+    return {name: params[name] for name in params if name not in own}, {name: params[name] for name in params if name in own}
 
 # %% ../nbs/4_pages/55_runs.ipynb #759ee762
-_MANNER = (  # how a result is come by, not what it is
-    "data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout", "answers", "store")
+_EXECUTION_ONLY = (  # parameters of execution only: they do not change a result
+    "data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout",
+    "answers", "store")
 
 def _had(place, page="report"):
     "The values that the notebook of the page was given."
@@ -216,13 +217,16 @@ def _had(place, page="report"):
 def _changes(place, params, known, page="report"):
     "The parameters that differ between the page at `place` and one with the values `params`: one `name: old -> new` each."
     had = renamed(_had(place, page), known, quiet=True)
-    same = {*_MANNER, "benchmark"} | ({"dataset"} if own_images(params) else set())  # a folder of images is the same from wherever one looks at it
+    same = {*_EXECUTION_ONLY, "benchmark"}
+    if own_images(params): same.add("dataset")  # a path to one folder depends on where the run was started
     default = {name: parameter.default for name, parameter in known.items() if name not in same}
-    return [f"{name}: {had.get(name, value)} -> {params.get(name, value)}" for name, value in default.items() if had.get(name, value) != params.get(name, value)]
+    values = {name: (had.get(name, value), params.get(name, value)) for name, value in default.items()}
+    return [f"{name}: {before} -> {now}" for name, (before, now) in values.items() if before != now]
 
 def _is_finished(place, page="report"):
     "Whether the page at `place` was made to its end, by this version."
-    return all((place/file).exists() for file in (MARK, _RESULTS[page], f"{page}.ipynb", f"{page}.html"))  # 0.1 left no mark, git keeps no page
+    files = (MARK, _RESULTS[page], f"{page}.ipynb", f"{page}.html")  # version 0.1 left no mark, git keeps no page
+    return all((place/file).exists() for file in files)
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f3e62d0
 def _is_current(
@@ -256,10 +260,12 @@ def _resolve(
     "(the run's folder, values by name, the parameters that there are): the dataset's own values and those given, checked for their types."
     (called, own), params = _find_dataset(name_or_path, root), params or {}
     if (name := name or called) == _SUMMARY:
-        raise ValueError(f"'{_SUMMARY}' is the folder in which `datadesc summary` puts its page: choose another name for the run with --name.")
+        raise ValueError(f"'{_SUMMARY}' is the folder of `datadesc summary`: choose another name for the run with --name.")
     if "model" in params: own.pop("checkpoint", None)  # weights are of one model
     on_server = {"llm_model", "llm_base_url"} & {*params}
-    if on_server and "llm_gguf" in params: raise ValueError(f"llm_gguf is a language model of this machine, {' and '.join(sorted(on_server))} one of a server: expected one of the two")
+    if on_server and "llm_gguf" in params:
+        raise ValueError(f"llm_gguf is a language model of this machine, {' and '.join(sorted(on_server))} one of a server: "
+                         "expected one of the two")
     if on_server: own.pop("llm_gguf", None)
     known = known_parameters(notebook)
     values = renamed(own, known) | renamed(params, known)
@@ -275,7 +281,8 @@ def _check_all(name_or_path, place, params, known, dry_run=False):
     "(what the run is of, what lies in the user's images or None) once everything has been checked and nothing written."
     listing, own = check(params, dry_run), own_images(params)
     if "llm_model" in known and not dry_run: check_answers(params)
-    paths = [*input_files(params), ("data_root", params.get("data_root")), ("store", params.get("store") or default_root()), ("images", own)]
+    paths = [*input_files(params), ("data_root", params.get("data_root"))]
+    paths += [("store", params.get("store") or default_root()), ("images", own)]
     named = name_or_path in _parameter_files(place.parent) or kind_of(name_or_path) in ("hf", "wds")
     source = name_or_path if named else source_of(own, place)
     folder = own if own and Path(own).is_dir() else None
@@ -297,7 +304,7 @@ def run(
     notebook: str | Path | None = None,  # a run notebook; None: the package's describe.ipynb
     name: str | None = None,  # what to call the run; None: as the dataset is called
 ) -> Path:
-    "Makes the report of one dataset, and its benchmark if that is asked for, unless that is done; `ValueError` before it starts, `RunFailed` after."
+    "Makes the report of a dataset, and the benchmark if asked for, unless finished; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
     asked = {RENAMED.get(parameter, parameter) for parameter in params or {}}
     place, params, known = _resolve(name_or_path, params, root, notebook, name)
@@ -312,7 +319,7 @@ def run(
         if unused: print(f"Not used, since they are the benchmark's: {', '.join(unused)} (--benchmark makes it).", flush=True)
         inputs = _inputs(ours, listing)
         if not done and not force: _say_changes(place, ours, _divided(known, notebook)[0])
-        if done and (done := _reads_the_same(place, inputs)): remove(beside(root, "failed", place.name))  # a later attempt is not the latest any more
+        if done and (done := _reads_the_same(place, inputs)): remove(beside(root, "failed", place.name))  # it is the latest again
         if not done: _describe(place, source, ours, inputs, notebook, kernel_up)
         if params.get("benchmark"): done &= _add_benchmark(place, theirs, ours.get("store"), notebook, kernel_up, force)
     if done: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
@@ -334,15 +341,16 @@ def _add_benchmark(place, params, store, notebook, kernel_up, force=False):
     "Adds the benchmark to the run at `place`; True where the one that it has is the same."
     notebook, known, inputs = notebook.with_name(_BENCHMARK[1]), _own_parameters(notebook), [path for _, path in input_files(params)]
     if not force and _is_current(place, params, known, "benchmark") and _reads_the_same(place, inputs, "benchmark"):
-        remove(beside(place.parent, "failed", place.name))  # a later attempt is not the latest any more
+        remove(beside(place.parent, "failed", place.name))  # the finished one is the latest again
         return True
     if not force: _say_changes(place, params, known, "benchmark")
-    given = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(place)} | ({"store": store} if store else {})
+    values = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(place)}
+    if store: values["store"] = store
     source = mark_of(place)["source"]
-    if own_images(_had(place)): given["images_at"] = _from_here(place, _had(place))["dataset"]
+    if own_images(_had(place)): values["images_at"] = _from_here(place, _had(place))["dataset"]
     with working_folder(place.parent, place.name, source) as work:
         note_inputs(work, place, inputs, "benchmark")
-        _attempt(notebook, work, place, given, kernel_up(), "benchmark")
+        _attempt(notebook, work, place, values, kernel_up(), "benchmark")
     return False
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f823cd5
@@ -353,7 +361,8 @@ class FinishedRun:
     name: str  # of the run
 
     def __post_init__(self):
-        if not (self.folder/"result.json").exists(): raise ValueError(f"No finished run '{self.name}' in {self.root}: datadesc run {self.name}")
+        if (self.folder/"result.json").exists(): return
+        raise ValueError(f"No finished run '{self.name}' in {self.root}: datadesc run {self.name}")
 
     @classmethod
     def at(cls, name: str, root: str | Path = RUNS) -> "FinishedRun":
@@ -411,12 +420,12 @@ def _from_here(place, params):
     if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(place), mark_of(place)["source"]))}
     then = os.path.realpath(os.path.join(os.path.realpath(place), mark_of(place).get("start") or "nowhere"))
     if then == os.getcwd(): return params
-    moved = {name: os.path.relpath(os.path.join(then, path)) for name, path in params.items()
-             if name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint") and path and os.path.exists(os.path.join(then, path))}
-    return params | moved
+    paths = {name: params.get(name) for name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint")}
+    there = {name: os.path.join(then, path) for name, path in paths.items() if path}
+    return params | {name: os.path.relpath(path) for name, path in there.items() if os.path.exists(path)}
 
 # %% ../nbs/4_pages/55_runs.ipynb #88b480fe
-_ASSUMED = "Where parts are not cached, {parts} are assumed for each kind of thing; articles that were not fetched yet fill their quotation."
+_ASSUMED = "Where parts are not cached, {parts} per superclass are assumed; articles not fetched yet are assumed to fill their quotation."
 
 def dry_run(
     name_or_path: str,  # a dataset name, a folder of images, a CSV, hf:NAME or wds:SHARDS
@@ -425,7 +434,7 @@ def dry_run(
     notebook: str | Path | None = None,  # a run notebook; None: the package's describe.ipynb
     name: str | None = None,  # what to call the run; None: as the dataset is called
 ) -> str:
-    "What a run would see in the user's images, what it would ask of its language model, and what that would cost, as lines of text. Nothing is asked or written."
+    "Dry run: the user's images and the cost estimate of a run, as lines of text. Nothing is asked or written."
     notebook, root = Path(notebook or _run_notebook()), Path(root)
     place, params, known = _resolve(name_or_path, params, root, notebook, name)
     _check_all(name_or_path, place, params, known, dry_run=True)
@@ -449,8 +458,9 @@ def _state(
     if is_running(root, name): return "running", _progress(_executed(work))[0]
     for folder in (work, beside(root, "failed", name), place):
         if not mark_of(folder) or (folder/"result.json").exists(): continue
-        if (place/"result.json").exists() and _executed(folder).stem == "benchmark": return "done", f"its benchmark {_unfinished(_executed(folder))}"
-        return "failed", _unfinished(_executed(folder))
+        notebook = _executed(folder)
+        if (place/"result.json").exists() and notebook.stem == "benchmark": return "done", f"its benchmark {_unfinished(notebook)}"
+        return "failed", _unfinished(notebook)
     return ("done", str(place/"report.html")) if mark_of(place) else ("never", f"datadesc run {name}")
 
 # %% ../nbs/4_pages/55_runs.ipynb #6b7f821f
@@ -499,7 +509,8 @@ def class_names(
     for name, (ids, _) in meant.items():
         if len(ids) == 1: continue
         some = ", ".join(classes[:10]) + " ..." * (len(classes) > 10)
-        raise ValueError(f"No class '{name}' in this run" + (f", did you mean '{near}'?" if (near := nearest_name(name, classes)) else f": it has {some}"))
+        near = nearest_name(name, classes)
+        raise ValueError(f"No class '{name}' in this run" + (f", did you mean '{near}'?" if near else f": it has {some}"))
     return [classes[ids[0]] for ids, _ in meant.values()]
 
 @patch
@@ -529,7 +540,7 @@ def publish(
     cached = Cache(default_root()/"answers.sqlite")
     if name is None: return cached.write_export(file), None, 0
     tables, beside = FinishedRun(root, name).folder/"tables", file.with_name(file.name.split(".")[0] + ".articles.jsonl.gz")
-    asked = [key for of in ("questions", "benchmark_questions") if (table := tables/f"{of}.parquet").exists() for key in read_file(table).key]
+    asked = [key for table in sorted(tables.glob("*questions.parquet"), reverse=True) for key in read_file(table).key]
     answers = cached.write_export(file, list(dict.fromkeys(asked)))
     if not (tables/"articles.parquet").exists(): return answers, None, 0
     articles = read_file(tables/"articles.parquet")
@@ -543,7 +554,7 @@ def repeat_command(self: FinishedRun) -> str:
     had = _had(place) | ({"benchmark": True} | _had(place, "benchmark") if _is_finished(place, "benchmark") else {})
     from_file = _read_parameter_file(files[name]) if name in files else {}
     had, from_file = (renamed(values, known_parameters(), quiet=True) for values in (had, from_file))
-    away = {*_MANNER, *REMOVED, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
+    away = {*_EXECUTION_ONLY, *REMOVED, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
     params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
     target = name if name in files else had.get("dataset") or _had(place).get("dataset") or name
     named = ["--name", name] if target != name and _default_name(target) != name else []
@@ -555,7 +566,8 @@ def finished(
     root: str | Path,  # folder that holds the runs
 ) -> list[str]:
     "The runs in `root` that have come to their end, in order of their names."
-    return sorted(file.parent.name for file in Path(root).glob("[!.]*/result.json") if file.parent.name != _SUMMARY and mark_of(file.parent))
+    folders = [file.parent for file in Path(root).glob("[!.]*/result.json")]
+    return sorted(folder.name for folder in folders if folder.name != _SUMMARY and mark_of(folder))
 
 def summarise(
     names: list[str] = (),  # finished runs; none: all there are

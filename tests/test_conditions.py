@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import datadesc
-from datadesc.conditions import _described, _one_label, _whole_texts, _BUTTERFLIES_ONLY, _DEPENDS, check_conditions, encoder_warning, label_clashes, measure, reason_to_fold, undescribed
+from datadesc.conditions import _described, _one_label, _whole_texts, _BUTTERFLIES_ONLY, _DEPENDS, check_conditions, encoder_warning, label_clashes, Measures, reason_to_fold, undescribed
 from datadesc.selection import ChoiceOptions
 from datadesc.study import Study
 
@@ -46,7 +46,7 @@ def study_of(parts):
 
 def verdicts(parts, warning=None):
     study = study_of(parts)
-    return {c.name: c.verdict for c in check_conditions(study, measure(study), warning)}
+    return {c.name: c.verdict for c in check_conditions(study, Measures.of(study), warning)}
 
 
 def random_rows(n, seed=3): return F.normalize(torch.randn(n, D, generator=torch.Generator().manual_seed(seed)), dim=1)
@@ -108,7 +108,7 @@ def test_an_encoder_of_butterflies_fails_by_name(parts):
 def test_a_dependent_failure_names_its_cause(parts):
     images_of_nothing(parts)
     study = study_of(parts)
-    checked = {c.name: c for c in check_conditions(study, measure(study))}
+    checked = {c.name: c for c in check_conditions(study, Measures.of(study))}
     assert checked["sentences"].because == ("classifier",) and checked["classifier"].because == ()
     assert reason_to_fold(list(checked.values()), "labels") == checked["classifier"].sentence
 
