@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from datadesc.stats import _correct_matrix, summary
 from datadesc.fewshot import FewShotSplit, take_shots
 from datadesc.head import Checkpoint, HeadOptions
-from datadesc.transfer import PAPER, _EpisodeHeads, TransferOptions, batches, _best_epoch, shuffled_rows, train_stage, text_features, train_heads, transfer
+from datadesc.transfer import (TransferOptions, batches, shuffled_rows, text_features, train_heads, train_stage, transfer,
+                               _best_epoch, _EpisodeHeads)
 from two_modalities import CLASSES, WIDTH, two_modalities
 
 torch.set_num_threads(1)  # these layers are so small that a second thread only waits
+PAPER = TransferOptions.paper()
 QUICK = TransferOptions(image=HeadOptions(lr=1., epochs=10, batch_size=16), text=HeadOptions(lr=.3, epochs=4, batch_size=16, schedule="constant"), steps=3)
 
 

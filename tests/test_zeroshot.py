@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import top_k_accuracy_score
 
-from datadesc.accuracy import top_k_accuracy
+from datadesc.accuracy import accuracy
 from datadesc.stats import _correct_matrix, summary
 from datadesc.zeroshot import AGGREGATIONS, class_scores, names_only, with_names, zero_shot
 
@@ -56,8 +56,8 @@ def test_what_cannot_be_scored_is_named(world):
 def test_the_first_places_agree_with_scikit_learn(world):
     image, text, ids, labels = world
     scores = class_scores(image, text, ids, 4)
-    for k in (1, 2, 3): assert top_k_accuracy(scores, labels, k) == pytest.approx(top_k_accuracy_score(labels, scores, k=k))
-    with pytest.raises(ValueError, match="one label per image"): top_k_accuracy(scores, labels[:-1], k=2)
+    for k in (1, 2, 3): assert accuracy(scores, labels, k) == pytest.approx(top_k_accuracy_score(labels, scores, k=k))
+    with pytest.raises(ValueError, match="one label per image"): accuracy(scores, labels[:-1], k=2)
 
 
 def test_names_may_hold_braces_and_templates_must_hold_fields():
