@@ -81,7 +81,7 @@ def result(here, stopped):
 def test_a_dry_run_asks_nothing_and_names_the_price(estimate):
     assert estimate.returncode == 0 and "describe" in estimate.stdout and "$" in estimate.stdout and "gpt-4o-mini" in estimate.stdout, estimate.stdout + estimate.stderr
     assert re.search("describe +100 +0 ", estimate.stdout), estimate.stdout
-    assert "10 are assumed" in estimate.stdout and re.search("total +111 +0 ", estimate.stdout)
+    assert "10 per superclass are assumed" in estimate.stdout and re.search("total +111 +0 ", estimate.stdout)
 
 
 def test_a_budget_stops_the_run_cleanly(here, stopped, result):
