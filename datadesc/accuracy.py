@@ -58,7 +58,7 @@ def accuracy_row(
     labels: Tensor,  # (N,) true class
     **facts,  # the columns of ROW_KEY and whatever else belongs to the row
 ) -> dict:
-    "One row of the accuracies table: the facts, accuracy, mean_per_class, top5 (fractions; NaN up to 5 classes), n_test, packed correctness."
+    "One row of the accuracies table: the facts, accuracy, mean_per_class, top5 (fractions; NaN up to 5 classes), n_test, correct (packed)."
     right = correct(scores, labels)
     top5 = accuracy(scores, labels, k=5) if scores.shape[1] > 5 else float("nan")
     per_class = per_class_accuracy(right, labels, scores.shape[1])
