@@ -134,7 +134,7 @@ def _excerpt(article, part, max_tokens):
 # %% ../nbs/1_method/10_describe.ipynb #a0d03f4f
 def _knowledge_for(knowledge, article):
     'The kind of knowledge that is available: the one asked for, or "none".'
-    has = article and {"text": any(map(_clean_line, article["passages"])), "url": isinstance(article["url"], str) and article["url"]}
+    has = article and {"text": any(map(_clean_line, article["passages"])), "url": isinstance(article.get("url"), str) and article["url"]}
     return knowledge if has and has.get(knowledge) else "none"
 
 # %% ../nbs/1_method/10_describe.ipynb #d01a57bb
