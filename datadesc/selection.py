@@ -326,7 +326,7 @@ def choose(
 
 # %% ../nbs/1_method/40_selection.ipynb #f74a006d
 def proponent_images(
-    study: Study,
+    study: Study,  # its influence and features
     top_k: int = 5,  # images per text
 ) -> tuple[Tensor, Tensor]:  # (T, k) train images, (T, k) what each adds to the score
     "The train images that add most to each text's score in the form `weighted`, and how much. ValueError without positive_by_class."

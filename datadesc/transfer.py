@@ -282,23 +282,23 @@ class _EpisodeHeads:
 
 # %% ../nbs/1_method/55_transfer.ipynb #57471009
 @patch
-def fine_tune(self: _EpisodeHeads, texts, steps, lr) -> _Trajectories:
+def fine_tune(self: _EpisodeHeads, texts: list, steps: int, lr: Tensor) -> _Trajectories:
     "Fine-tune on sentences: `texts` has for each seed those of M methods."
     return self._from_base(texts, steps, lr, self.options.mix)
 
 @patch
-def control_longer(self: _EpisodeHeads, steps, lr) -> _Trajectories:
+def control_longer(self: _EpisodeHeads, steps: int, lr: Tensor) -> _Trajectories:
     "Train on images alone for as many steps as the text stage takes."
     return self._from_base([], steps, lr, 1.)
 
 # %% ../nbs/1_method/55_transfer.ipynb #c18b757a
 @patch
-def train_jointly(self: _EpisodeHeads, texts) -> _Trajectories:
+def train_jointly(self: _EpisodeHeads, texts: list) -> _Trajectories:
     "Train from zeros on images and sentences together (Lin et al. 2023): `texts` has for each seed those of M methods."
     return self._on_images([self.zero for of_seed in texts for _ in of_seed], self.options.image, texts, _JOINT_MIX)
 
 @patch
-def init_from_texts(self: _EpisodeHeads, texts) -> _Trajectories:
+def init_from_texts(self: _EpisodeHeads, texts: list) -> _Trajectories:
     "Initialise from the mean sentence of every class and train on images: `texts` has for each seed those of M methods."
     means = [class_means(x, y, self.n_classes) for of_seed in texts for x, y, _ in of_seed]
     return self._on_images([self._head(F.normalize(m, dim=1)) for m in means], self.options.image)
