@@ -97,23 +97,23 @@ def _run(
                    download=download or None, bad_images=bad_images, benchmark=benchmark)
     params = _assignments(parameter) | {name: value for name, value in options.items() if value is not None}
     if dry_run: return print(runs.dry_run(name_or_folder, params, root=out, name=name))
-    place = runs.run(name_or_folder, params, root=out, kernel=kernel, force=force, name=name)
-    _print_findings(place, strict)
+    folder = runs.run(name_or_folder, params, root=out, kernel=kernel, force=force, name=name)
+    _print_findings(folder, strict)
 
-def _print_findings(place, strict=False):
+def _print_findings(folder, strict=False):
     "Prints the end of a run; exit code 1 with `strict` if a condition failed."
     from datadesc import results
-    print("", *results.closing_lines(place), *_benchmark_lines(place), sep="\n")
-    if strict and (failed := results.read(place).failed()):
+    print("", *results.closing_lines(folder), *_benchmark_lines(folder), sep="\n")
+    if strict and (failed := results.read(folder).failed()):
         print(f"datadesc: --strict: {len(failed)} of the report's conditions failed", file=sys.stderr)
         raise typer.Exit(1)
 
-def _benchmark_lines(place):
+def _benchmark_lines(folder):
     "The two comparisons of a run's benchmark, and where its page lies."
-    if not (place/"benchmark.json").exists(): return []
-    compared = json.loads((place/"benchmark.json").read_text(encoding="utf-8")).get("comparisons", [])
+    if not (folder/"benchmark.json").exists(): return []
+    compared = json.loads((folder/"benchmark.json").read_text(encoding="utf-8")).get("comparisons", [])
     sentences = [textwrap.fill(row["sentence"], 100, subsequent_indent="  ") for row in compared]
-    return [*sentences, f"Benchmark: {place / 'benchmark.html'}"]
+    return [*sentences, f"Benchmark: {folder / 'benchmark.html'}"]
 
 # %% ../nbs/4_pages/65_cli.ipynb #68bee332
 @_app.command(name="benchmark")
@@ -127,9 +127,9 @@ def _benchmark(
     "Compare the sentences of a finished run with other methods: benchmark.html beside its report."
     from datadesc import runs
     run = runs.FinishedRun.at(name, out)
-    place = runs.benchmark(run.name, _assignments(parameter), root=run.root, kernel=kernel, force=force)
+    folder = runs.benchmark(run.name, _assignments(parameter), root=run.root, kernel=kernel, force=force)
     warning = run.result.get("warning")
-    print("", *[f"Warning: {warning}"] * bool(warning), *_benchmark_lines(place), sep="\n")
+    print("", *[f"Warning: {warning}"] * bool(warning), *_benchmark_lines(folder), sep="\n")
 
 # %% ../nbs/4_pages/65_cli.ipynb #104cedce
 @_app.command(name="params")
@@ -232,8 +232,8 @@ def _show(
 def _summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished runs; default: all of them.")] = None, out: _Root = _HERE):
     "All finished runs on one page, with one table of every figure: OUT/summary/."
     from datadesc import runs
-    place = runs.summarise(names or [], root=out)
-    print(f"\nReport: {place / 'report.html'}\nFigures: {place / 'results.csv'}")
+    folder = runs.summarise(names or [], root=out)
+    print(f"\nReport: {folder / 'report.html'}\nFigures: {folder / 'results.csv'}")
 
 # %% ../nbs/4_pages/65_cli.ipynb #778d25d5
 _cache = typer.Typer(help="Cached answers of language models: give them to others, take theirs.", no_args_is_help=True)

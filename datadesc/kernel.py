@@ -137,11 +137,11 @@ def execute(
 def tidy(
     report: Path,  # an executed notebook, written anew
     work: Path,  # the folder it was executed for
-    place: Path,  # the folder that this becomes
+    target: Path,  # the folder that this becomes
 ) -> dict:  # the notebook
     "Rewrites `report` without progress bars and timestamps, with paths as they are after the move, and returns it."
     import nbformat
-    notebook = nbformat.reads(report.read_text(encoding="utf-8").replace(str(work), str(place)), as_version=4)
+    notebook = nbformat.reads(report.read_text(encoding="utf-8").replace(str(work), str(target)), as_version=4)
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
         if cell.cell_type == "code": cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

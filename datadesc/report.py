@@ -114,7 +114,9 @@ class Findings:
     drawn: bool = False  # whether the images are drawn butterflies of this package
 
     @cached_property
-    def measures(self) -> Measures: return conditions.Measures.of(self.study)
+    def measures(self) -> Measures:
+        "The predictions on the test images."
+        return conditions.Measures.of(self.study)
 
     @cached_property
     def twins(self) -> torch.Tensor:
@@ -122,22 +124,34 @@ class Findings:
         return conditions.same_pictures(self.study.image_emb["test"], self.study.image_emb["train"])
 
     @cached_property
-    def comparisons(self) -> list[results.Comparison]: return [] if "comparison" in self.withheld else _named_comparisons(self)
+    def comparisons(self) -> list[results.Comparison]:
+        "The two planned comparisons; [] if a condition that they depend on failed."
+        return [] if "comparison" in self.withheld else _named_comparisons(self)
 
     @cached_property
-    def warning(self) -> str | None: return conditions.encoder_warning(self.params.get("model"), self.drawn)
+    def warning(self) -> str | None:
+        "The warning about the encoder, or None."
+        return conditions.encoder_warning(self.params.get("model"), self.drawn)
 
     @cached_property
-    def clashes(self) -> conditions.Clashes: return conditions.label_clashes(self.study)
+    def clashes(self) -> conditions.Clashes:
+        "Near-duplicates under different labels."
+        return conditions.label_clashes(self.study)
 
     @cached_property
-    def conditions(self) -> list: return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes)
+    def conditions(self) -> list[conditions.Condition]:
+        "The conditions of the report with their verdicts."
+        return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes)
 
     @cached_property
-    def withheld(self) -> dict: return _withheld(self.conditions)
+    def withheld(self) -> dict[str, str]:
+        "Part of the report -> why it is folded or left out."
+        return _withheld(self.conditions)
 
     @cached_property
-    def undescribed(self) -> list[bool]: return conditions.undescribed(self.study.pool, self.study.n_classes).tolist()
+    def undescribed(self) -> list[bool]:
+        "Which classes (C,) have no usable sentence."
+        return conditions.undescribed(self.study.pool, self.study.n_classes).tolist()
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
@@ -181,7 +195,9 @@ class Findings:
         return per_class_accuracy(right, self.measures.labels.cpu(), self.study.n_classes).tolist()
 
     @cached_property
-    def thumbnail(self) -> "_Pictures": return _Pictures(self.study.image_set, 144 if self.study.n_classes <= 60 else 112)
+    def thumbnail(self) -> "_Pictures":
+        "Thumbnails of the images as HTML, by split and row."
+        return _Pictures(self.study.image_set, 144 if self.study.n_classes <= 60 else 112)
 
     def separating(self, a: int, b: int) -> tuple[str, float] | None:
         "The sentence about class `a` that separates it best from `b`, and its AUC on validation images; None if no sentence does."
@@ -618,7 +634,9 @@ _LIBRARIES = ("datadesc", "torch", "open_clip_torch", "numpy", "pandas", "scikit
 
 class Clock:
     "Seconds of each stage of a run."
-    def __init__(self): self.seconds, self._start = {}, time.perf_counter()
+    def __init__(self):
+        "Starts the clock."
+        self.seconds, self._start = {}, time.perf_counter()
 
     def lap(self, stage: str) -> None:
         "Notes how long the stage took that ends here."

@@ -24,7 +24,7 @@ from .files import default_root, no_room, writable_folder, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import REMOVED, RENAMED, Parameter, check_parameters, heading, parameters, read_cells, renamed
-from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_place, is_running, mark_of, note_inputs, put,
+from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_target, is_running, mark_of, note_inputs, put,
                                  remove, source_of, working_folder)
 
 # %% ../nbs/4_pages/55_runs.ipynb #bccee543
@@ -130,30 +130,30 @@ _RESULTS = {"report": "result.json", "benchmark": "benchmark.json"}  # what the 
 
 def _finish(
     work: Path,  # folder of an executed run
-    place: Path,  # where it belongs
-    page: str,  # "report", or "benchmark", which is added to the run at `place`
+    target: Path,  # where it belongs
+    page: str,  # "report", or "benchmark", which is added to the run at `target`
 ) -> Path:
-    "Makes `work` the result at `place`, which is returned; `RunFailed` if the notebook left no result."
+    "Makes `work` the result at `target`, which is returned; `RunFailed` if the notebook left no result."
     from datadesc.kernel import report_html, tidy
     if not (work/_RESULTS[page]).exists(): raise RunFailed(f"ended without writing {_RESULTS[page]}")
-    if page == "benchmark" and not (place/"result.json").exists(): raise RunFailed("lost the run that it belongs to")
-    notebook = tidy(work/f"{page}.ipynb", work, place)
+    if page == "benchmark" and not (target/"result.json").exists(): raise RunFailed("lost the run that it belongs to")
+    notebook = tidy(work/f"{page}.ipynb", work, target)
     write_text(work/f"{page}.html", report_html(notebook))
-    remove(beside(place.parent, "failed", place.name))
-    return put(work, place, add=page == "benchmark")
+    remove(beside(target.parent, "failed", target.name))
+    return put(work, target, add=page == "benchmark")
 
 # %% ../nbs/4_pages/55_runs.ipynb #9e75271c
 def _keep_failed(
     work: Path,  # folder of a run that did not finish
-    place: Path,  # where its result would belong
+    target: Path,  # where its result would belong
 ) -> Path:
-    "Keeps the unfinished report of `work` and returns its path: in `place`, or elsewhere if that holds an earlier result."
+    "Keeps the unfinished report of `work` and returns its path: in `target`, or elsewhere if that holds an earlier result."
     from datadesc.kernel import tidy
     for result in _RESULTS.values(): (work/result).unlink(missing_ok=True)
-    report, failed = _executed(work), beside(place.parent, "failed", place.name)
+    report, failed = _executed(work), beside(target.parent, "failed", target.name)
     with suppress(ValueError, FileNotFoundError):  # it may be torn, or missing
-        tidy(report, work, failed if (place/"result.json").exists() else place)
-    if not (place/"result.json").exists(): return put(work, place)/report.name
+        tidy(report, work, failed if (target/"result.json").exists() else target)
+    if not (target/"result.json").exists(): return put(work, target)/report.name
     remove(failed)
     failed.parent.mkdir(parents=True, exist_ok=True)
     return work.rename(failed)/report.name
@@ -162,23 +162,23 @@ def _keep_failed(
 def _attempt(
     notebook: Path,  # a run notebook
     work: Path,  # folder of its own
-    place: Path,  # where the result belongs
+    target: Path,  # where the result belongs
     params: dict,  # values of its parameters
     manager: "SocketKernelManager",  # of a kernel that was started
     page: str = "report",  # what it makes: "report" or "benchmark"
 ) -> Path:
-    "Executes `notebook`, puts the result in `place` and returns it; `RunFailed`, with the unfinished report kept, if that fails."
+    "Executes `notebook`, puts the result in `target` and returns it; `RunFailed`, with the unfinished report kept, if that fails."
     from papermill.exceptions import PapermillExecutionError
     from datadesc.kernel import execute
     try:
         execute(notebook, work/f"{page}.ipynb", params, manager)
-        return _finish(work, place, page)
+        return _finish(work, target, page)
     except (RunFailed, PapermillExecutionError, OSError, KeyboardInterrupt) as error:
         if isinstance(error, OSError): reason = f"could not be finished: {error.filename or work}: {error.strerror or error}"
         else: reason = str(error) if isinstance(error, RunFailed) else _unfinished(work/f"{page}.ipynb")
-    try: half = f"The {page} so far: {_keep_failed(work, place)}"
+    try: half = f"The {page} so far: {_keep_failed(work, target)}"
     except (OSError, ValueError) as error: half = f"The {page} so far stayed in {work}: {error}"
-    raise RunFailed(f"'{place.name}' {reason}\n{half}")
+    raise RunFailed(f"'{target.name}' {reason}\n{half}")
 
 # %% ../nbs/4_pages/55_runs.ipynb #a6fabac7
 def _run_notebook() -> Path:
@@ -210,43 +210,43 @@ _EXECUTION_ONLY = (  # parameters of execution only: they do not change a result
     "data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout",
     "answers", "store")
 
-def _had(place, page="report"):
+def _had(target, page="report"):
     "The values that the notebook of the page was given."
-    return json.loads((place/f"{page}.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
+    return json.loads((target/f"{page}.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
 
-def _changes(place, params, known, page="report"):
-    "The parameters that differ between the page at `place` and one with the values `params`: one `name: old -> new` each."
-    had = renamed(_had(place, page), known, quiet=True)
+def _changes(target, params, known, page="report"):
+    "The parameters that differ between the page at `target` and one with the values `params`: one `name: old -> new` each."
+    had = renamed(_had(target, page), known, quiet=True)
     same = {*_EXECUTION_ONLY, "benchmark"}
     if own_images(params): same.add("dataset")  # a path to one folder depends on where the run was started
     default = {name: parameter.default for name, parameter in known.items() if name not in same}
     values = {name: (had.get(name, value), params.get(name, value)) for name, value in default.items()}
     return [f"{name}: {before} -> {now}" for name, (before, now) in values.items() if before != now]
 
-def _is_finished(place, page="report"):
-    "Whether the page at `place` was made to its end, by this version."
+def _is_finished(target, page="report"):
+    "Whether the page at `target` was made to its end, by this version."
     files = (MARK, _RESULTS[page], f"{page}.ipynb", f"{page}.html")  # version 0.1 left no mark, git keeps no page
-    return all((place/file).exists() for file in files)
+    return all((target/file).exists() for file in files)
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f3e62d0
 def _is_current(
-    place: Path,  # folder of a run, or nothing
+    target: Path,  # folder of a run, or nothing
     params: dict,  # values asked for
     known: dict[str, Parameter],  # that these may have
     page: str = "report",  # or "benchmark"
 ) -> bool:
-    "Whether `place` holds the finished page with these values."
-    return _is_finished(place, page) and not _changes(place, params, known, page)
+    "Whether `target` holds the finished page with these values."
+    return _is_finished(target, page) and not _changes(target, params, known, page)
 
-def _say_changes(place, params, known, page="report"):
+def _say_changes(target, params, known, page="report"):
     "Prints why a finished page is made again, if other parameters are why."
-    if _is_finished(place, page) and (different := _changes(place, params, known, page)):
-        print(f"{place} was run with other parameters ({'; '.join(different)}): running again", flush=True)
+    if _is_finished(target, page) and (different := _changes(target, params, known, page)):
+        print(f"{target} was run with other parameters ({'; '.join(different)}): running again", flush=True)
 
-def _reads_the_same(place, inputs, page="report"):
-    "Whether the run at `place` read the files that lie there now; prints what is different."
-    if different := changed_inputs(place, inputs, page):
-        print(f"{place} was run with other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)}): running again", flush=True)
+def _reads_the_same(target, inputs, page="report"):
+    "Whether the run at `target` read the files that lie there now; prints what is different."
+    if different := changed_inputs(target, inputs, page):
+        print(f"{target} was run with other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)}): running again", flush=True)
     return not different
 
 # %% ../nbs/4_pages/55_runs.ipynb #a5fbd4a9
@@ -258,17 +258,17 @@ def _resolve(
     name: str | None = None,  # what to call the run; None: as the dataset is called
 ) -> tuple[Path, dict, dict]:
     "(the run's folder, values by name, the parameters that there are): the dataset's own values and those given, checked for their types."
-    (called, own), params = _find_dataset(name_or_path, root), params or {}
+    (called, from_file), params = _find_dataset(name_or_path, root), params or {}
     if (name := name or called) == _SUMMARY:
         raise ValueError(f"'{_SUMMARY}' is the folder of `datadesc summary`: choose another name for the run with --name.")
-    if "model" in params: own.pop("checkpoint", None)  # weights are of one model
+    if "model" in params: from_file.pop("checkpoint", None)  # weights are of one model
     on_server = {"llm_model", "llm_base_url"} & {*params}
     if on_server and "llm_gguf" in params:
         raise ValueError(f"llm_gguf is a language model of this machine, {' and '.join(sorted(on_server))} one of a server: "
                          "expected one of the two")
-    if on_server: own.pop("llm_gguf", None)
+    if on_server: from_file.pop("llm_gguf", None)
     known = known_parameters(notebook)
-    values = renamed(own, known) | renamed(params, known)
+    values = renamed(from_file, known) | renamed(params, known)
     return Path(root)/check_name(name), check_parameters(values, known), known
 
 # %% ../nbs/4_pages/55_runs.ipynb #2c23125c
@@ -277,16 +277,16 @@ def _folders_below(root, listing):
     holding = {os.path.dirname(path) for path, _, _ in listing.rows}
     return {folder for held in holding for folder in (Path(held), *Path(held).parents) if Path(root) in folder.parents}
 
-def _check_all(name_or_path, place, params, known, dry_run=False):
+def _check_all(name_or_path, target, params, known, dry_run=False):
     "(what the run is of, what lies in the user's images or None) once everything has been checked and nothing written."
     listing, own = check(params, dry_run), own_images(params)
     if "llm_model" in known and not dry_run: check_answers(params)
     paths = [*input_files(params), ("data_root", params.get("data_root"))]
     paths += [("store", params.get("store") or default_root()), ("images", own)]
-    named = name_or_path in _parameter_files(place.parent) or kind_of(name_or_path) in ("hf", "wds")
-    source = name_or_path if named else source_of(own, place)
+    named = name_or_path in _parameter_files(target.parent) or kind_of(name_or_path) in ("hf", "wds")
+    source = name_or_path if named else source_of(own, target)
     folder = own if own and Path(own).is_dir() else None
-    check_place(place, source, [(what, path) for what, path in paths if path], folder, _folders_below(folder, listing) if folder else ())
+    check_target(target, source, [(what, path) for what, path in paths if path], folder, _folders_below(folder, listing) if folder else ())
     return source, listing
 
 def _inputs(params, listing):
@@ -307,50 +307,50 @@ def run(
     "Makes the report of a dataset, and the benchmark if asked for, unless finished; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
     asked = {RENAMED.get(parameter, parameter) for parameter in params or {}}
-    place, params, known = _resolve(name_or_path, params, root, notebook, name)
+    target, params, known = _resolve(name_or_path, params, root, notebook, name)
     ours, theirs = _divided(params, notebook)
     unused = [] if params.get("benchmark") else sorted(asked & {*theirs} - {"benchmark"})
-    done = not force and _is_current(place, ours, _divided(known, notebook)[0])
+    done = not force and _is_current(target, ours, _divided(known, notebook)[0])
     with ExitStack() as stack:
         kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, params)))
         if not done: kernel_up()
-        source, listing = _check_all(name_or_path, place, params, known)
+        source, listing = _check_all(name_or_path, target, params, known)
         for line in first_lines(params, listing): print(line, flush=True)
         if unused: print(f"Not used, since they are the benchmark's: {', '.join(unused)} (--benchmark makes it).", flush=True)
         inputs = _inputs(ours, listing)
-        if not done and not force: _say_changes(place, ours, _divided(known, notebook)[0])
-        if done and (done := _reads_the_same(place, inputs)): remove(beside(root, "failed", place.name))  # it is the latest again
-        if not done: _describe(place, source, ours, inputs, notebook, kernel_up)
-        if params.get("benchmark"): done &= _add_benchmark(place, theirs, ours.get("store"), notebook, kernel_up, force)
-    if done: print(f"{place} is finished and has these parameters: nothing to run, --force runs it again")
-    return place
+        if not done and not force: _say_changes(target, ours, _divided(known, notebook)[0])
+        if done and (done := _reads_the_same(target, inputs)): remove(beside(root, "failed", target.name))  # it is the latest again
+        if not done: _describe(target, source, ours, inputs, notebook, kernel_up)
+        if params.get("benchmark"): done &= _add_benchmark(target, theirs, ours.get("store"), notebook, kernel_up, force)
+    if done: print(f"{target} is finished and has these parameters: nothing to run, --force runs it again")
+    return target
 
 def _kernel(name, params):
     "A kernel for these parameters that is coming up."
     from datadesc.kernel import started
     return started(name, one_thread=params.get("model") == "meadow-clip")
 
-def _describe(place, source, params, inputs, notebook, kernel_up):
+def _describe(target, source, params, inputs, notebook, kernel_up):
     "Makes the report."
     writable_folder(params.get("store") or default_root(), make=False)
-    with working_folder(place.parent, place.name, source) as work:
-        note_inputs(work, place, inputs)
-        _attempt(notebook, work, place, params, kernel_up())
+    with working_folder(target.parent, target.name, source) as work:
+        note_inputs(work, target, inputs)
+        _attempt(notebook, work, target, params, kernel_up())
 
-def _add_benchmark(place, params, store, notebook, kernel_up, force=False):
-    "Adds the benchmark to the run at `place`; True where the one that it has is the same."
+def _add_benchmark(target, params, store, notebook, kernel_up, force=False):
+    "Adds the benchmark to the run at `target`; True where the one that it has is the same."
     notebook, known, inputs = notebook.with_name(_BENCHMARK[1]), _own_parameters(notebook), [path for _, path in input_files(params)]
-    if not force and _is_current(place, params, known, "benchmark") and _reads_the_same(place, inputs, "benchmark"):
-        remove(beside(place.parent, "failed", place.name))  # the finished one is the latest again
+    if not force and _is_current(target, params, known, "benchmark") and _reads_the_same(target, inputs, "benchmark"):
+        remove(beside(target.parent, "failed", target.name))  # the finished one is the latest again
         return True
-    if not force: _say_changes(place, params, known, "benchmark")
-    values = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(place)}
+    if not force: _say_changes(target, params, known, "benchmark")
+    values = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(target)}
     if store: values["store"] = store
-    source = mark_of(place)["source"]
-    if own_images(_had(place)): values["images_at"] = _from_here(place, _had(place))["dataset"]
-    with working_folder(place.parent, place.name, source) as work:
-        note_inputs(work, place, inputs, "benchmark")
-        _attempt(notebook, work, place, values, kernel_up(), "benchmark")
+    source = mark_of(target)["source"]
+    if own_images(_had(target)): values["images_at"] = _from_here(target, _had(target))["dataset"]
+    with working_folder(target.parent, target.name, source) as work:
+        note_inputs(work, target, inputs, "benchmark")
+        _attempt(notebook, work, target, values, kernel_up(), "benchmark")
     return False
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f823cd5
@@ -398,27 +398,27 @@ def benchmark(
     "Adds the benchmark to the finished run `name` and returns its folder; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
     FinishedRun(root, name)  # there is one
-    place, own, files = root/name, _own_parameters(notebook), _parameter_files(root)
+    target, own, files = root/name, _own_parameters(notebook), _parameter_files(root)
     own_only = lambda values: {key: value for key, value in values.items() if key in own}
-    before = own_only(renamed(_had(place, "benchmark"), own, quiet=True)) if _is_finished(place, "benchmark") else {}
+    before = own_only(renamed(_had(target, "benchmark"), own, quiet=True)) if _is_finished(target, "benchmark") else {}
     from_file = own_only(renamed(_read_parameter_file(files[name]), own)) if name in files else {}
     theirs = check_parameters(from_file | before | renamed(params or {}, own), own)
-    ours = {key: value for key, value in _had(place).items() if key not in (*own, "out")}
+    ours = {key: value for key, value in _had(target).items() if key not in (*own, "out")}
     with ExitStack() as stack:
         kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, ours)))
-        if force or not _is_current(place, theirs, own, "benchmark"): kernel_up()
-        ours = _from_here(place, ours)
+        if force or not _is_current(target, theirs, own, "benchmark"): kernel_up()
+        ours = _from_here(target, ours)
         listing = check(ours | theirs)
-        if different := changed_inputs(place, _inputs(ours, listing)):
+        if different := changed_inputs(target, _inputs(ours, listing)):
             raise ValueError(f"'{name}' was run with other files ({different[0]}): datadesc run {name} makes it anew")
-        if _add_benchmark(place, theirs, ours.get("store"), notebook, kernel_up, force):
-            print(f"{place} has this benchmark: nothing to run, --force runs it again")
-    return place
+        if _add_benchmark(target, theirs, ours.get("store"), notebook, kernel_up, force):
+            print(f"{target} has this benchmark: nothing to run, --force runs it again")
+    return target
 
-def _from_here(place, params):
-    "The parameters of the run at `place`, with the ways to its files from the folder that one stands in, wherever the run was made."
-    if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(place), mark_of(place)["source"]))}
-    then = os.path.realpath(os.path.join(os.path.realpath(place), mark_of(place).get("start") or "nowhere"))
+def _from_here(target, params):
+    "The parameters of the run at `target`, with the ways to its files from the folder that one stands in, wherever the run was made."
+    if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(target), mark_of(target)["source"]))}
+    then = os.path.realpath(os.path.join(os.path.realpath(target), mark_of(target).get("start") or "nowhere"))
     if then == os.getcwd(): return params
     paths = {name: params.get(name) for name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint")}
     there = {name: os.path.join(then, path) for name, path in paths.items() if path}
@@ -436,8 +436,8 @@ def dry_run(
 ) -> str:
     "Dry run: the user's images and the cost estimate of a run, as lines of text. Nothing is asked or written."
     notebook, root = Path(notebook or _run_notebook()), Path(root)
-    place, params, known = _resolve(name_or_path, params, root, notebook, name)
-    _check_all(name_or_path, place, params, known, dry_run=True)
+    target, params, known = _resolve(name_or_path, params, root, notebook, name)
+    _check_all(name_or_path, target, params, known, dry_run=True)
     own = own_images(params)
     looked = [*look(own, params.get("class_level", "auto")), ""] if own else []
     from datadesc import llm, plan  # heavy: only once everything cheap is right
@@ -454,14 +454,14 @@ def _state(
     name: str,  # of a run
 ) -> tuple[str, str]:
     "How the latest run of `name` stands: 'done', 'failed', 'running' or 'never', and what there is to say."
-    place, work = Path(root)/name, beside(root, "work", name)
+    target, work = Path(root)/name, beside(root, "work", name)
     if is_running(root, name): return "running", _progress(_executed(work))[0]
-    for folder in (work, beside(root, "failed", name), place):
+    for folder in (work, beside(root, "failed", name), target):
         if not mark_of(folder) or (folder/"result.json").exists(): continue
         notebook = _executed(folder)
-        if (place/"result.json").exists() and notebook.stem == "benchmark": return "done", f"its benchmark {_unfinished(notebook)}"
+        if (target/"result.json").exists() and notebook.stem == "benchmark": return "done", f"its benchmark {_unfinished(notebook)}"
         return "failed", _unfinished(notebook)
-    return ("done", str(place/"report.html")) if mark_of(place) else ("never", f"datadesc run {name}")
+    return ("done", str(target/"report.html")) if mark_of(target) else ("never", f"datadesc run {name}")
 
 # %% ../nbs/4_pages/55_runs.ipynb #6b7f821f
 def _run_names(
@@ -550,13 +550,13 @@ def publish(
 @patch
 def repeat_command(self: FinishedRun) -> str:
     "The command that repeats the run, without the addresses of its data, language model and encyclopaedia."
-    place, name, files = self.folder, self.name, _parameter_files(self.root)
-    had = _had(place) | ({"benchmark": True} | _had(place, "benchmark") if _is_finished(place, "benchmark") else {})
+    folder, name, files = self.folder, self.name, _parameter_files(self.root)
+    had = _had(folder) | ({"benchmark": True} | _had(folder, "benchmark") if _is_finished(folder, "benchmark") else {})
     from_file = _read_parameter_file(files[name]) if name in files else {}
     had, from_file = (renamed(values, known_parameters(), quiet=True) for values in (had, from_file))
     away = {*_EXECUTION_ONLY, *REMOVED, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
     params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
-    target = name if name in files else had.get("dataset") or _had(place).get("dataset") or name
+    target = name if name in files else had.get("dataset") or _had(folder).get("dataset") or name
     named = ["--name", name] if target != name and _default_name(target) != name else []
     written = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
     return shlex.join(["datadesc", "run", target, *named, *(word for text in written for word in ("-p", text))])
@@ -580,6 +580,6 @@ def summarise(
     names = list(names) or finished(root)
     if not names: raise ValueError(f"No finished run in {root}: datadesc run meadow makes one")
     for name in names: FinishedRun(root, name)  # each is one
-    check_place(root/_SUMMARY, _SUMMARY)
+    check_target(root/_SUMMARY, _SUMMARY)
     with _kernel(kernel, {}) as manager, working_folder(root, _SUMMARY, _SUMMARY) as work:
         return _attempt(Path(notebook or sources()[0]/"summary.ipynb"), work, root/_SUMMARY, dict(root=str(root), runs=names), manager)
