@@ -2,9 +2,10 @@
 import numpy as np
 import pytest
 
-from datadesc import meadow, renderer
+from datadesc import meadow
 from datadesc.describe import describe
 from datadesc.llm import LLM
+from datadesc.renderer import Look
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +57,20 @@ def test_enough_to_choose_from(which, knowledge, request):
     per_class = truth.groupby("class_id")
     assert per_class.size().min() >= 25
     assert per_class.apply(lambda t: (t.truth == "visible").sum()).min() >= 10
-    assert set(truth.truth) == set(meadow.TRUTHS)
+    assert set(truth.truth) == set(meadow.SyntheticDataset.TRUTHS)
 
 
 def test_the_feature_that_tells_twins_apart_is_told(world):
     "Visible sentences cover every feature of every species when the article was read."
     told = world.truth[(world.truth.truth == "visible") & (world.truth.knowledge == "text")].groupby("class_id").feature.agg(set)
-    assert all(set(renderer.FEATURES) <= features for features in told)
+    assert all(set(Look.FEATURES) <= features for features in told)
 
 
 @pytest.mark.parametrize("knowledge", ["text", "none"])
 def test_both_stages_replay_without_a_key(world, knowledge, monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     llm = LLM("meadow-author", cache=tmp_path/"answers.sqlite", exports=[meadow.exported_answers()])
-    table = describe(world.classes, llm, world.superclass, world.articles, knowledge=knowledge, samples=meadow.SAMPLES)
+    table = describe(world.classes, llm, world.superclass, world.articles, knowledge=knowledge, samples=world.SAMPLES)
     assert len(table) == 720 and set(table.knowledge) == {knowledge}
     assert not (tmp_path/"answers.sqlite").exists()
     truth = world.truth_of(table)
@@ -90,8 +91,8 @@ def test_same_seed_same_world(other):
 
 def test_captions_hold_only_words_for_what_is_there():
     rng = np.random.default_rng(3)
-    look = renderer.Look("tailed", "yellow", "checks", "blue", "plain", "white", "curled")
-    words = {word: value for value, (_, said) in renderer.COLOURS.items() for word in said}
+    look = Look("tailed", "yellow", "checks", "blue", "plain", "white", "curled")
+    words = {word: value for value, (_, said) in Look.COLOURS.items() for word in said}
     for _ in range(200):
         caption = look.caption(rng)
         if any(mark in caption for mark in ("underside", "below", "caterpillar", "larva", "chrysalis", "scent", "leaves", "eggs", "flowers")):
@@ -101,4 +102,4 @@ def test_captions_hold_only_words_for_what_is_there():
 
 def test_a_look_has_known_values():
     with pytest.raises(ValueError, match="No body 'plaid'"):
-        renderer.Look("tailed", "yellow", "checks", "blue", "plain", "plaid", "curled")
+        Look("tailed", "yellow", "checks", "blue", "plain", "plaid", "curled")
