@@ -7,7 +7,7 @@ __all__ = ['LLMError', 'Request', 'Cache', 'export_rows']
 
 # %% ../nbs/5_sources/60_cache.ipynb #030e79d2
 import gzip, json, sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -67,7 +67,7 @@ class Cache:
             raise LLMError(f"The cache '{self.path}' cannot be used ({error}): move that file away, or name another.") from None
 
     def rows(self,
-        keys=None,  # keys of questions; None: all
+        keys: Iterable[str] | None = None,  # keys of questions; None: all
     ) -> Iterator[tuple[str, dict]]:
         "(key, {request, answer, usage}) of those questions that are answered, sorted by key, read one at a time."
         if not self.path.exists(): return
@@ -78,7 +78,7 @@ class Cache:
     def put(self,
         request: Request,  # the question
         answer: str,  # what the model wrote
-        usage=None,  # tokens (sent, received) or (sent, received, sent but cached at the server), if the server told
+        usage: Sequence[int] | None = None,  # tokens (sent, received) or (sent, received, sent but cached at the server), if it told
     ) -> str:
         "The answer in the cache: this one, unless the question was answered before."
         kept = asdict(request)
@@ -93,7 +93,7 @@ class Cache:
 @contextmanager
 def lock(self: Cache,
     key: str,  # of an open question
-):
+) -> Iterator[None]:
     "The question is ours to ask until the block ends; `filelock.Timeout` where somebody else is asking it."
     path = writable_folder(self.path.parent)/f".{self.path.name}.{key}.asked"
     with FileLock(path, blocking=False, thread_local=False):
@@ -104,7 +104,7 @@ def lock(self: Cache,
 @patch
 def write_export(self: Cache,
     path: str | Path,  # a *.jsonl or *.jsonl.gz file
-    keys=None,  # keys of the questions whose answers are wanted; None: all
+    keys: Iterable[str] | None = None,  # keys of the questions whose answers are wanted; None: all
 ) -> int:
     "How many answers were written, one JSON object a line."
     lines = [json.dumps({"key": key} | row) + "\n" for key, row in self.rows(keys)]

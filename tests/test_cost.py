@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from datadesc.llm import LLM, BudgetReached, Costs, cost_estimate, price_basis, read_prices
+from datadesc.llm import LLM, BudgetReached, _Costs, _read_prices, cost_estimate, price_basis
 
 PRICE = {"input": 2.5, "cached": 1.25, "output": 10}
 
@@ -18,7 +18,7 @@ def price(name, table=None): return LLM(name, prices=table).costs.price
 
 
 def test_every_packaged_price_is_complete():
-    prices = read_prices()
+    prices = _read_prices()
     assert len(prices) > 40
     for row in prices.values():
         assert 0 < row["cached"] <= row["input"] <= row["output"] and row["source"] and len(row["as_of"]) == 10 and len(row["shut_down"]) in (0, 10)
@@ -51,7 +51,7 @@ def test_the_stores_own_table_counts_unless_another_is_named(tmp_path):
     ("model,input,output,cached\na,1,2,half\n", "expected dollars")])
 def test_a_wrong_price_table_is_named(tmp_path, text, message):
     (tmp_path/"prices.csv").write_text(text)
-    with pytest.raises(ValueError, match=message) as caught: read_prices(tmp_path/"prices.csv")
+    with pytest.raises(ValueError, match=message) as caught: _read_prices(tmp_path/"prices.csv")
     assert "prices.csv" in str(caught.value)
 
 
@@ -76,11 +76,11 @@ def test_a_model_without_price_is_counted_and_costs_nan():
 
 
 def test_an_empty_account_has_a_total():
-    assert Costs(PRICE).table()[["stage", "calls", "cost"]].values.tolist() == [["total", 0, 0]]
+    assert _Costs(PRICE).table()[["stage", "calls", "cost"]].values.tolist() == [["total", 0, 0]]
 
 
 def test_cached_tokens_cost_what_they_cost():
-    costs = Costs(PRICE)
+    costs = _Costs(PRICE)
     costs.book("s", 1000, 100, 800)
     assert costs.total("cost") == pytest.approx((200 * 2.5 + 800 * 1.25 + 100 * 10) / 1e6) and costs.total("cached_tokens") == 800
 
@@ -101,8 +101,8 @@ def lost(is_lost):
 
 
 def test_a_lost_call_counts_against_the_budget():
-    worst = Costs(PRICE).dollars(40, 300)
-    costs = Costs(PRICE, budget=2.5 * worst)
+    worst = _Costs(PRICE).dollars(40, 300)
+    costs = _Costs(PRICE, budget=2.5 * worst)
     for is_lost in (True, False, True):
         with pytest.raises(OSError): asyncio.run(call(costs, error=lost(is_lost)))
     with pytest.raises(BudgetReached, match="of the budget of"): asyncio.run(call(costs, answer="x"))
@@ -110,14 +110,14 @@ def test_a_lost_call_counts_against_the_budget():
 
 
 def test_a_budget_of_nothing_asks_nothing_that_costs():
-    asyncio.run(call(Costs(dict.fromkeys(PRICE, 0), budget=0), answer="free"))
-    with pytest.raises(BudgetReached): asyncio.run(call(Costs(PRICE, budget=0), answer="x"))
+    asyncio.run(call(_Costs(dict.fromkeys(PRICE, 0), budget=0), answer="free"))
+    with pytest.raises(BudgetReached): asyncio.run(call(_Costs(PRICE, budget=0), answer="x"))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0, .05), st.integers(1, 16), st.integers(0, 2**32))
 def test_no_order_of_calls_exceeds_the_budget(budget, concurrency, seed):
-    rng, costs, ends = random.Random(seed), Costs(PRICE, budget), []
+    rng, costs, ends = random.Random(seed), _Costs(PRICE, budget), []
     replies = [dict(usage=(20, 300, 0)), dict(usage=(20, 5, 10)), dict(answer="some words"), dict(error=lost(True)), dict(error=lost(False))]
     async def work():
         for _ in range(15):
