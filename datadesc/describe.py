@@ -17,7 +17,7 @@ import pandas as pd
 
 from .answers import fault, one_line, parse_list
 from .llm import LLM, LLMError, NOT_DESCRIBED, Request, estimated_tokens
-from .names import composed, parts_of_name, plain, readable
+from .names import composed, plain, readable
 from .sentences import for_classes, read_sentences
 
 # %% ../nbs/1_method/10_describe.ipynb #5299771c
@@ -26,7 +26,8 @@ def _name_pattern(
     superclass: str | None = None,  # what the class is a kind of: swallowed where it follows the name
 ) -> re.Pattern:
     "Finds the name, with its article and plural, in any case and with any spacing."
-    words = r"[\s_’'-]*".join("s?" if part == "s" else re.escape(part) for part in parts_of_name(name)) or re.escape(name)
+    parts = plain(name, fold_case=False).split()
+    words = r"[\s_’'-]*".join("s?" if part == "s" else re.escape(part) for part in parts) or re.escape(name)
     kind = rf"(?:\s+{re.escape(readable(superclass))}(?!\w))?" if superclass else ""
     return re.compile(rf"(?<![\w-])(?:(?:the|an?)\s+)?(?<![\w-]){words}(?:e?s)?(?![\w-]){kind}(?P<own>['’]s?)?", re.I)
 
@@ -73,7 +74,8 @@ def _parts_in(answer, subject):
         head = re.split(r":(?:\s|$)|：|\s[-–—(=|]|（|[,;]\s|\s?[–—→]\s", item)[0] if len(items) > 1 else item
         part = re.sub(r"^(?:the|an?)\s+", "", _name_pattern(subject).sub("", head).strip().lower())
         stems = [word.rstrip("s") for word in re.findall(r"\w+", part)]
-        twice = len(set(stems)) < len(stems) or set(stems) >= {word.rstrip("s") for word in parts_of_name(subject.lower())} > set()
+        named = {word.rstrip("s") for word in plain(subject.lower(), fold_case=False).split()}
+        twice = len(set(stems)) < len(stems) or set(stems) >= named > set()
         sentence = len(head.split()) > 4 or re.search(r"[!?。！？，,;’']|\.(?!$)|\s.*\.$", part)
         if stems and not twice and not sentence and not fault(part): parts.setdefault(tuple(stems), part.rstrip("."))
     return list(parts.values()), len(items)
