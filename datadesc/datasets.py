@@ -21,8 +21,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from tqdm import tqdm
 
 from .catalogue import data_folder, kind_of, published
-from .data import SPLITS, ImageSet, PackedImage, from_files, from_table
-from .folders import images_below, split_names
+from .data import ImageSet, PackedImage, from_files, from_table
+from .folders import Listing
 from .names import printable
 from .files import writable_folder
 
@@ -97,8 +97,8 @@ _READERS = {  # torchvision's class, how to list what it read, and its options f
     "pets": ("OxfordIIITPet", _by_file_name, {"train": {"split": "trainval"}, "test": {"split": "test"}}),
     "eurosat": ("EuroSAT", _by_folder, {"": {"loader": str}}),
     "food101": ("Food101", _by_folder, {split: {"split": split, "loader": str} for split in ("train", "test")}),
-    "flowers102": ("Flowers102", _by_number, {split: {"split": split, "loader": str} for split in SPLITS}),
-    "dtd": ("DTD", _by_folder, {split: {"split": split, "loader": str} for split in SPLITS}),
+    "flowers102": ("Flowers102", _by_number, {split: {"split": split, "loader": str} for split in ImageSet.SPLITS}),
+    "dtd": ("DTD", _by_folder, {split: {"split": split, "loader": str} for split in ImageSet.SPLITS}),
 }
 
 def _read_with_torchvision(name, root):
@@ -126,8 +126,8 @@ def _read_cub(root):
 # %% ../nbs/5_sources/45_datasets.ipynb #70aaf2cf
 def _listed_images(folder):
     "[(image, wnid)] of the three CSVs in the folder."
-    _check_there("mini_imagenet", folder, [f"{split}.csv" for split in SPLITS])
-    table = pd.concat(pd.read_csv(folder/f"{split}.csv", dtype=str) for split in SPLITS)
+    _check_there("mini_imagenet", folder, [f"{split}.csv" for split in ImageSet.SPLITS])
+    table = pd.concat(pd.read_csv(folder/f"{split}.csv", dtype=str) for split in ImageSet.SPLITS)
     return [(str(folder/"images"/file), wnid) for file, wnid in zip(table.filename, table.label)]
 
 def _images_by_wnid(folder):
@@ -138,12 +138,12 @@ def _images_by_wnid(folder):
     if len(here) < len(wnids):
         missing = f"'{folder}' has folders for {len(here)} of {len(wnids)} classes, {min(set(wnids) - here)} is missing"
         raise _Incomplete(f"mini-ImageNet is not complete: {missing}. {_origin('mini_imagenet')}")
-    return [(image, path.name) for path in found for image in images_below(path)]
+    return [(image, path.name) for path in found for image in Listing.images_below(path)]
 
 def _read_mini_imagenet(root):
     "Table of path, folder (the wnid) and split, which is '' throughout."
     folder = Path(root)/"mini-imagenet"
-    listed = any((folder/f"{split}.csv").exists() for split in SPLITS)
+    listed = any((folder/f"{split}.csv").exists() for split in ImageSet.SPLITS)
     return pd.DataFrame(_listed_images(folder) if listed else _images_by_wnid(folder), columns=["path", "folder"]).assign(split="")
 
 # %% ../nbs/5_sources/45_datasets.ipynb #1221384f
@@ -287,9 +287,9 @@ def _read_or_fetch(name, root, progress=True):
 def _split_notes(name, split):
     "How the splits (\"official\" or \"paper_sizes\") were made, a line for each thing to know."
     official, paper = published()[name].counts, published()[name].paper_counts
-    drawn = [part for part in SPLITS if official[part] != paper[part]]
+    drawn = [part for part in ImageSet.SPLITS if official[part] != paper[part]]
     if not official["train"]: return ["no official splits: train, val and test have the paper's sizes, drawn here from seed 0"]
-    rest = "; the rest is official" * (len(drawn) < len(SPLITS))
+    rest = "; the rest is official" * (len(drawn) < len(ImageSet.SPLITS))
     if split == "paper_sizes" and drawn: return [f"{', '.join(drawn)}: the paper's sizes, drawn here from seed 0{rest}"]
     return [] if official["val"] else ["official train and test; val is a fifth of the official train images, drawn here from seed 0"]
 
@@ -378,7 +378,7 @@ def _from_huggingface(address, superclass=None, bad_images="stop", seed=0, store
     parts = _open_huggingface(name, options)
     features = next(iter(parts.values())).features
     image, label = (_column_of(kind, features, options.get(kind), of) for kind, of in (("image", hf.Image), ("label", hf.ClassLabel)))
-    splits = split_names(parts) if len(parts) > 1 else dict.fromkeys(parts, "train")
+    splits = Listing.split_names(parts) if len(parts) > 1 else dict.fromkeys(parts, "train")
     rows = []
     for part, split in splits.items():
         if split: rows += [(*row, split, part) for row in _huggingface_rows(Path(name).name, part, parts[part], image, label)]
@@ -422,7 +422,7 @@ def _samples_in(shard):
 # %% ../nbs/5_sources/45_datasets.ipynb #e26a7402
 _IMAGE_KINDS = "jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff"
 
-def _split_named(name): return split_names([name])[name]
+def _split_named(name): return Listing.split_names([name])[name]
 
 def _split_of(shard):
     "The split that the shard's name begins with, or its folder is called by; '' if neither says."

@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .data import ImageSet, content_keys, image_reader, open_image, pixels_key
+from .data import ImageSet, open_image
 from .hub import encode_in_memory, from_hub, import_open_clip, pick_device, quiet
 from .store import Store, digest, key_of
 
@@ -262,15 +262,15 @@ def embed_texts(
 # %% ../nbs/1_method/15_embed.ipynb #2f52b7a9
 _SHARD = 4096  # rows written at once: what an interrupted run can lose
 
-def _image_rows(store, encoder): return store.rows("image_embeddings", encoder=encoder.fingerprint, reader=image_reader())
+def _image_rows(store, encoder): return store.rows("image_embeddings", encoder=encoder.fingerprint, reader=ImageSet.reader())
 
 def _embed_new(encoder, images, digests, store, batch_size, progress):
     "Embed images, whose digests all differ, and store rows and pixel hashes, also of a run that is interrupted."
     rows, facts, batches, n_kept = _image_rows(store, encoder), store.facts("pixels"), [], 0
-    keys, pixels = content_keys(digests), {}
+    keys, pixels = ImageSet.content_keys(digests), {}
     noted = facts.get(keys)
     def look(number, picture):
-        if keys[number] not in noted: pixels[keys[number]] = pixels_key(picture)
+        if keys[number] not in noted: pixels[keys[number]] = ImageSet.pixels_key(picture)
     def keep():
         nonlocal n_kept
         if not batches: return

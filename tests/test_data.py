@@ -370,25 +370,25 @@ def test_copies_are_found_whatever_holds_them(tmp_path):
     image = Image.fromarray(pixels)
     image.save(tmp_path/"a.png"), image.save(tmp_path/"b.bmp"), image.resize((4, 3)).save(tmp_path/"small.png")
     images = ImageSet("copies", ("x", "y"), {"train": [(tmp_path/"a.png", 0), (pixels.copy(), 0)], "val": [(tmp_path/"small.png", 0), (pixels[::-1], 1)], "test": [(image, 1), (tmp_path/"b.bmp", 0)]})
-    table = data.repeated(images, progress=False)
+    table = images.repeated(progress=False)
     assert list(table.itertuples(index=False, name=None)) == [("train", 0, 0, 0, True, True), ("train", 1, 0, 0, True, True), ("test", 0, 1, 0, True, True), ("test", 1, 0, 0, True, True)]
 
 
 def test_a_copy_in_its_own_split_does_not_span_splits(tmp_path):
     root = album(tmp_path/"album", splits=("train", "val", "test"))
     (root/"train"/"dog"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
-    table = data.repeated(from_files(root), progress=False)
+    table = from_files(root).repeated(progress=False)
     assert set(table.split) == {"train"} and len(table) == 2 and not table.across.any() and not table.labels_differ.any()
     (root/"train"/"cat"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
-    table = data.repeated(from_files(root), progress=False)
+    table = from_files(root).repeated(progress=False)
     assert set(table.split) == {"train"} and len(table) == 3 and table.labels_differ.all() and not table.across.any()
 
 
 def test_a_set_without_copies_gives_an_empty_table(tmp_path):
-    table = data.repeated(from_files(album(tmp_path/"album", splits=("train", "val", "test"))), progress=False)
+    table = from_files(album(tmp_path/"album", splits=("train", "val", "test"))).repeated(progress=False)
     assert len(table) == 0 and list(table) == ["split", "place", "label", "group", "across", "labels_differ"]
 
 
 @clothing
 def test_copies_among_photographs():
-    assert not data.repeated(load(SHARED/"clothing"), progress=False).across.any()
+    assert not load(SHARED/"clothing").repeated(progress=False).across.any()

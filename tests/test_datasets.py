@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from datadesc import data, datasets
-from datadesc.data import PackedImage, open_image
+from datadesc.data import ImageSet, PackedImage, open_image
 from datadesc.catalogue import published as known
 from datadesc.datasets import _FILES, _Incomplete, _load_dataset, _md5_of, split_lists
 from datadesc.hub import import_torchvision
@@ -109,11 +109,11 @@ def flowers102(root, patch, n=10):
     patch.setattr(datasets, "_FILES", datasets._FILES.assign(md5=[mats.get(row.path, row.md5) for row in datasets._FILES.itertuples()]))
 
 def dtd(root, patch, n=6):
-    folder, lines = root/"dtd"/"dtd", {split: [] for split in data.SPLITS}
+    folder, lines = root/"dtd"/"dtd", {split: [] for split in ImageSet.SPLITS}
     for t, texture in enumerate(("banded", "polka-dotted", "zigzagged")):
         for i in range(n):
             plain(folder/"images"/texture/f"{texture}_{i:04}.jpg", 100*t + i)
-            lines[data.SPLITS[i % 3]].append(f"{texture}/{texture}_{i:04}.jpg\n")
+            lines[ImageSet.SPLITS[i % 3]].append(f"{texture}/{texture}_{i:04}.jpg\n")
     for split in lines:
         for partition in range(1, 11): write(folder/"labels"/f"{split}{partition}.txt", "".join(lines[split]))
 
@@ -134,7 +134,7 @@ OFFICIAL = {"cub": [12, 3, 15], "mini_imagenet": [400, 100, 100], "cifar10": [80
 PAPER = {"cub": [12, 3, 15], "mini_imagenet": [400, 100, 100], "cifar10": [80, 20, 20], "cifar100": [400, 100, 500], "pets": [24, 3, 3], "eurosat": [70, 20, 10],
          "food101": [45, 6, 9], "flowers102": [24, 3, 3], "dtd": [6, 6, 6]}
 
-def sizes(images): return [len(images.images(split)) for split in data.SPLITS]
+def sizes(images): return [len(images.images(split)) for split in ImageSet.SPLITS]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_layouts(tmp_path, monkeypatch, name):
@@ -152,7 +152,7 @@ def test_labels_are_those_of_the_files(tmp_path, monkeypatch):
     for name in ("cub", "pets", "food101", "dtd", "eurosat"):
         TREES[name](tmp_path, monkeypatch)
         images, on_disk = _load_dataset(name, tmp_path), {label: folder for folder, label in classes_of(name).items()}
-        for split in data.SPLITS:
+        for split in ImageSet.SPLITS:
             for path, label in images.samples[split]: assert on_disk[images.classes[label]].split(".")[-1] in path
     assert _load_dataset("cub", tmp_path).classes == ("Black-footed Albatross", "Brewer's Blackbird", "Forster's Tern")
     assert _load_dataset("pets", tmp_path).classes == ("Abyssinian", "American Bulldog", "Yorkshire Terrier")
@@ -184,7 +184,7 @@ def test_both_forms_of_mini_imagenet_are_split_alike(tmp_path, monkeypatch):
     mini_folders(tmp_path/"folders", monkeypatch), mini_csv(tmp_path/"lists", monkeypatch)
     one, two = (_load_dataset("mini_imagenet", tmp_path/form) for form in ("folders", "lists"))
     assert sizes(two) == [400, 100, 100] and one.classes[7:8] == ("jellyfish",)
-    for split in data.SPLITS: assert {Path(path).name for path in one.images(split)} == {Path(path).name for path in two.images(split)}
+    for split in ImageSet.SPLITS: assert {Path(path).name for path in one.images(split)} == {Path(path).name for path in two.images(split)}
 
 def test_mini_imagenet_in_folders_of_splits(tmp_path, monkeypatch):
     mini_folders(tmp_path, monkeypatch)
@@ -641,7 +641,7 @@ def test_memory_stays_flat(tmp_path, kind):
     try:
         images = datasets.load(place)
         images.fingerprint
-        for split in data.SPLITS:
+        for split in ImageSet.SPLITS:
             for image in images.images(split): open_image(image)
         held, most = tracemalloc.get_traced_memory()
     finally: tracemalloc.stop()

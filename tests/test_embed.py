@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from datadesc import data, embed
-from datadesc.data import from_files
+from datadesc.data import ImageSet, from_files
 from datadesc.embed import cut_tokens, load_encoder
 from datadesc.hub import import_open_clip, quiet
 from datadesc.store import Store
@@ -241,7 +241,7 @@ def album(tmp_path):
 
 def whole_run(album, store, encoder):
     images = from_files(album, store=store)
-    return images.fingerprint, encoder.embed_set(images, progress=False, store=store), data.repeated(images, progress=False, store=store)
+    return images.fingerprint, encoder.embed_set(images, progress=False, store=store), images.repeated(progress=False, store=store)
 
 def test_a_picture_is_decoded_twice_and_then_never_again(tiny, album, opened, tmp_path):
     store = Store(tmp_path/"store")
@@ -295,7 +295,7 @@ def test_another_reader_of_images_embeds_anew(tiny, album, opened, tmp_path, mon
     opened.clear()
     tiny.embed_set(images, progress=False, store=store)
     assert not opened
-    monkeypatch.setattr(embed, "image_reader", lambda: "another")
+    monkeypatch.setattr(ImageSet, "reader", lambda: "another")
     tiny.embed_set(images, progress=False, store=store)
     assert len(opened) == len(images)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datadesc import data, datasets, folders
-from datadesc.folders import MARK, _split_named, image_formats, look, read_images, split_names
+from datadesc.folders import MARK, Listing, _split_named, image_formats, look, read_images
 
 
 def png(number=0, size=(8, 6)):
@@ -52,7 +52,7 @@ def test_names_of_splits(name, split): assert _split_named(name) == split
     ("train dev test", "train val test"), ("train val dev", "train val "), ("train val eval", "train val test"), ("train dev eval", "train val test"),
     ("train eval test", "train val test"), ("train val test eval", "train val test "), ("train train_small test", "train  test"), ("train training", "train train"),
 ])
-def test_names_of_splits_together(names, splits): assert list(split_names(names.split()).values()) == splits.split(" ")
+def test_names_of_splits_together(names, splits): assert list(Listing.split_names(names.split()).values()) == splits.split(" ")
 
 
 # Layouts
