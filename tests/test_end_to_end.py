@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from datadesc import runs
-from datadesc.hub import import_open_clip
+from datadesc.hub import import_library
 from llm_server import llm_server
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -168,7 +168,7 @@ def datadesc(*arguments, cwd, **env):
 
 def test_photographs_with_an_encoder_of_real_size(tmp_path):
     folder = few(tmp_path, (2, 1, 1))
-    torch_model = import_open_clip().create_model("ViT-B-32")
+    torch_model = import_library("open_clip").create_model("ViT-B-32")
     import torch
     torch.save({k: v.half() for k, v in torch_model.state_dict().items()}, tmp_path/"weights.pt")
     (tmp_path/"sentences.json").write_text(json.dumps({name: said[:2] for name, said in sentences(folder).items()}))
@@ -218,7 +218,7 @@ def test_photographs_in_the_summary(eurosat):
     ours = table[table.source == "measured"]
     assert set(ours.run) == {"eurosat_sample"} and set(ours.dataset) == {"eurosat"} and {"menon", "vdt", "images only"} <= set(ours.method)
     page = (eurosat/"summary"/"report.html").read_text()
-    assert "figures without meaning" in page and "the paper, printed" in page and "39.15" in page
+    assert "figures without meaning" in page and "Kim et al. 2025, published" in page and "39.15" in page
 
 
 def test_photographs_described_by_a_server_and_a_network_that_says_which_of_them_teach(tmp_path):
