@@ -23,7 +23,7 @@ from IPython.display import HTML, Markdown
 from tqdm import tqdm
 
 from . import stats, conditions, results
-from .accuracy import accuracy_row, per_class_accuracy
+from .accuracy import accuracy_row
 from .audit import confusable_pairs, separating_texts, label_issues
 from .stats import interval, paired_test
 from .conditions import Measures
@@ -191,8 +191,8 @@ class Findings:
     @cached_property
     def class_accuracy(self) -> list[float]:
         "Accuracy of the classifier on the test images of each class (fractions); NaN for a class without any."
-        right = torch.as_tensor(self.measures.correct("classifier"))
-        return per_class_accuracy(right, self.measures.labels.cpu(), self.study.n_classes).tolist()
+        right, labels = torch.as_tensor(self.measures.correct("classifier")).double(), self.measures.labels.cpu()
+        return [right[labels == c].mean().item() for c in range(self.study.n_classes)]
 
     @cached_property
     def thumbnail(self) -> "_Pictures":

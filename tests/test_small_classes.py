@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.accuracy import accuracy, confusion, correct, per_class_accuracy
+from datadesc.accuracy import accuracy, confusion, correct
 from datadesc.adapters import adapted, adapters
 from datadesc.audit import auc_of_scores, confusable_pairs, separating_texts, label_issues, label_issue_scores
 from datadesc.benchmark import benchmark, chosen_by, controls
@@ -119,8 +119,7 @@ def test_the_reader_is_told(world):
 
 def test_accuracies_leave_out_what_is_not_tested(world):
     scores, y = class_scores(world.images["test"], world.texts, world.owner, C), world.labels["test"]
-    right = correct(scores, y)
-    by_class = per_class_accuracy(right, y, C)
+    by_class = accuracy(scores, y, per_class=True)
     assert by_class.isnan().tolist() == [c in (3, 5) for c in range(C)]
     (row,) = zero_shot(world.chosen, world.images["test"], y, C).to_dict("records")
     assert row["mean_per_class"] == pytest.approx(np.nanmean(by_class)) and row["accuracy"] == pytest.approx(accuracy(scores, y))
