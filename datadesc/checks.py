@@ -13,7 +13,7 @@ from pathlib import Path
 from . import folders
 from .catalogue import kind_of, published
 from .files import default_root
-from .local_llm import gguf_file, word_on
+from .local_llm import SMALL, gguf_file, local_llm
 from .sentences import for_classes, read_sentences
 
 # %% ../nbs/4_pages/40_checks.ipynb #b4423382
@@ -181,7 +181,13 @@ def first_lines(
 ) -> list[str]:
     "Lines for the terminal before a run: the images, and the language model of this machine if it is used."
     gguf = params.get("llm_gguf") if _asks(params) else None
-    return _image_lines(params, listing) + ([word_on(gguf)] if gguf else [])
+    return _image_lines(params, listing) + ([_model_line(gguf)] if gguf else [])
+
+def _model_line(gguf):
+    "What the language model of this machine is called, and what may be expected of its sentences."
+    small = "a very small one, whose sentences are poor and often wrong: good for a trial, not for a report to rely on"
+    with local_llm(gguf) as options:
+        return f"Language model: {options['model']} on this machine, {small if gguf == SMALL else 'whose sentences are as good as it is'}."
 
 def _image_lines(params, listing):
     "Lines on the number of images and classes, as far as they are known before reading."

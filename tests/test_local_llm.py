@@ -8,9 +8,10 @@ import pytest
 
 from conftest import pictures
 from datadesc import local_llm as module, meadow
+from datadesc.checks import _model_line
 from datadesc.describe import describe
 from datadesc.llm import LLM, LLMError, cost_estimate
-from datadesc.local_llm import SMALL, gguf_file, gguf_name, local_llm, word_on
+from datadesc.local_llm import SMALL, _gguf_name, gguf_file, local_llm
 
 try:
     missing = not gguf_file(SMALL)
@@ -67,9 +68,9 @@ def test_a_run_with_it_needs_no_server_and_is_asked_once(tmp_path):
         return done.stdout
     assert "costs nothing" in run("--dry-run") and not (tmp_path / "store" / "answers.sqlite").exists()
     first = run("--benchmark", "-p", "baselines=menon", "-p", "shots=1", "-p", "paper_shots=[]", "-p", "seeds=1")
-    assert first.splitlines().count(word_on(SMALL)) == 1 and "llama" not in first
+    assert first.splitlines().count(_model_line(SMALL)) == 1 and "llama" not in first
     report = (tmp_path / "papermill_runs" / "photos" / "report.html").read_text()
-    assert gguf_name(SMALL) in report and "All answers came from the cache" not in report
+    assert _gguf_name(SMALL) in report and "All answers came from the cache" not in report
     run("--force")
     assert "All answers came from the cache" in (tmp_path / "papermill_runs" / "photos" / "report.html").read_text()
 
