@@ -271,7 +271,7 @@ def _explain(
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 # %% ../nbs/4_pages/65_cli.ipynb #e6a3befe
-def main():
+def main() -> None:
     "Entry point of the `datadesc` command."
     for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     try: _app()

@@ -49,8 +49,8 @@ def _check_there(name, root, paths):
 # %% ../nbs/5_sources/45_datasets.ipynb #ea2fddde
 def _torchvision_datasets():
     "torchvision's module of readers."
-    from datadesc.hub import import_torchvision   # late: hub brings torch's libraries
-    return import_torchvision().datasets
+    from datadesc.hub import import_library   # late: hub brings torch's libraries
+    return import_library("torchvision").datasets
 
 def _known_digests(name):
     "{file in the data root: MD5} of the files that are read as they were published."

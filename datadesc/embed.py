@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .data import ImageSet, open_image
-from .hub import encode_in_memory, from_hub, import_open_clip, pick_device, quiet
+from .hub import encode_in_memory, hub_or_cache, import_library, pick_device, quiet
 from .store import Store, digest, key_of
 
 # %% ../nbs/1_method/15_embed.ipynb #c5c28deb
@@ -48,11 +48,20 @@ def model_address(
 ) -> str:
     "The name or address by which open_clip finds the model; ValueError with the most similar names for one it does not know."
     if model == _BUNDLED: return f"local-dir:{resources.files('datadesc') / 'assets' / 'clip'}"
-    open_clip = import_open_clip()
+    open_clip = import_library("open_clip")
     if ":" in model or open_clip.get_model_config(model): return model
     near = get_close_matches(model, [_BUNDLED, *open_clip.list_models()])
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"Unknown model '{model}'{hint} `open_clip.list_models()` lists them all.")
+
+# %% ../nbs/1_method/15_embed.ipynb #926925eb
+def _from_hub(name, **weights):
+    "open_clip's model with downloaded weights; a `ConnectionError` says what to do where they cannot be had."
+    with hub_or_cache() as silence:
+        try: return import_library("open_clip").create_model(name, require_pretrained=True, **weights)
+        except Exception as error:
+            raise ConnectionError(f"The weights of {name} are not on this machine and cannot be downloaded: {silence or error}. "
+                                  "Give them as a file with --checkpoint, or choose another encoder with --model.") from error
 
 # %% ../nbs/1_method/15_embed.ipynb #ca1db674
 def _from_tag(
@@ -60,12 +69,12 @@ def _from_tag(
     tag: str,  # one of its published trainings
 ) -> torch.nn.Module:
     "Load the model with published weights and the activation they were trained with; ValueError for an unknown tag."
-    open_clip = import_open_clip()
+    open_clip = import_library("open_clip")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         published = f" or one of {', '.join(tags)}." if tags else "; none are published."
         raise ValueError(f"No weights '{tag}' for {name}: expected --checkpoint with a file{published}")
-    return from_hub(name, pretrained=tag, force_quick_gelu=open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    return _from_hub(name, pretrained=tag, force_quick_gelu=open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
 
 # %% ../nbs/1_method/15_embed.ipynb #9a34f997
 def _published_archive(
@@ -87,7 +96,7 @@ def _misfit(
     path: str | Path,  # the checkpoint that could not be loaded
 ) -> str:
     "Why the checkpoint does not fit, for the error."
-    try: weights = import_open_clip().factory.load_state_dict(str(path))
+    try: weights = import_library("open_clip").factory.load_state_dict(str(path))
     except Exception as error:
         return f"cannot be read as saved weights ({type(error).__name__}). Is the file whole, and saved by torch or as safetensors?"
     shapes = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
@@ -103,7 +112,7 @@ def _from_file(
     path: str | Path,  # the file
 ) -> torch.nn.Module:
     "Load the model with the weights of a file; ValueError if they do not fit."
-    open_clip, archive = import_open_clip(), _published_archive(path)
+    open_clip, archive = import_library("open_clip"), _published_archive(path)
     model = open_clip.create_model(name, load_weights=False, pretrained_text=False, force_quick_gelu=archive)
     try:
         if archive: model.load_state_dict(_archive_weights(path))
@@ -118,7 +127,7 @@ def _tokenizer_of(
     "The model's tokenizer, with the vocabulary `bpe.txt.gz` of a local folder that has one; ImportError names a package it needs."
     vocabulary = Path(name.removeprefix("local-dir:")) / "bpe.txt.gz"
     own = {"bpe_path": str(vocabulary)} if name.startswith("local-dir:") and vocabulary.is_file() else {}
-    try: return import_open_clip().get_tokenizer(name, **own)
+    try: return import_library("open_clip").get_tokenizer(name, **own)
     except ImportError as error:
         raise ImportError(f"{name} reads texts with the package {error.name}, which is not installed: pip install {error.name}") from error
 
@@ -138,11 +147,11 @@ def load_encoder(
     device: str | None = None,  # "cpu", "cuda", "mps"; None: the best there is
 ) -> Encoder:
     "Load an encoder, frozen, in float32; ValueError for an unknown model or tag and for weights that do not fit."
-    open_clip, name, device = import_open_clip(), model_address(model), pick_device(device)
+    open_clip, name, device = import_library("open_clip"), model_address(model), pick_device(device)
     with quiet():
         if checkpoint and Path(checkpoint).is_file(): clip = _from_file(name, checkpoint)
         elif checkpoint or ":" not in name: clip = _from_tag(name, str(checkpoint or "openai"))
-        elif name.startswith("hf-hub:"): clip = from_hub(name)
+        elif name.startswith("hf-hub:"): clip = _from_hub(name)
         else: clip = open_clip.create_model(name, require_pretrained=True)
         tokenizer = _tokenizer_of(name)
     clip = clip.eval().requires_grad_(False)

@@ -235,7 +235,7 @@ def _like_this(self: Study, **changes):
 @patch
 def with_options(
     self: Study,
-    **changes,  # of `ChoiceOptions`
+    **changes: object,  # of `ChoiceOptions`
 ) -> Study:
     "A study under other options, of the same values: embeddings, `image_influence`, and heads unless `centered` changes."
     return self._like_this(options=replace(self.options, **changes))

@@ -12,7 +12,7 @@ from datadesc.audit import _mean_probabilities, _trajectory, auc_of_scores, conf
 from datadesc.data import ImageSet
 from datadesc.figures import label_issue_gallery
 from datadesc.head import center
-from datadesc.influence import influence, influence_matrix
+from datadesc.influence import influence, _influence_matrix
 from datadesc.study import Study
 
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def test_trajectory_by_its_definition(world):
 
 
 def test_harm_is_minus_the_influence_on_the_own_class(world):
-    S = influence_matrix(*world.args)
+    S = _influence_matrix(*world.args)
     want = [-S[z, world.v == world.given[z]].mean().item() for z in range(48)]
     np.testing.assert_allclose(label_issue_scores(world.study).harm, want, atol=1e-5)
 

@@ -14,9 +14,9 @@ from datadesc import data, datasets
 from datadesc.data import ImageSet, PackedImage, open_image
 from datadesc.catalogue import published as known
 from datadesc.datasets import _FILES, _Incomplete, _load_dataset, _md5_of, split_lists
-from datadesc.hub import import_torchvision
+from datadesc.hub import import_library
 
-import_torchvision()
+import_library("torchvision")
 from torchvision import datasets as published
 
 CLASSES = pd.read_csv(Path(datasets.__file__).parent/"assets"/"datasets"/"classes.csv", dtype=str, keep_default_na=False)

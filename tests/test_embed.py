@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from datadesc import data, embed
 from datadesc.data import ImageSet, from_files
 from datadesc.embed import cut_tokens, load_encoder
-from datadesc.hub import import_open_clip, quiet
+from datadesc.hub import import_library, quiet
 from datadesc.store import Store
 
-open_clip = import_open_clip()
+open_clip = import_library("open_clip")
 
 SHARED = Path(__file__).parents[2]/"shared"/"data"
 LAYERS = {"embed_dim": 16,

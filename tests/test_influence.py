@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from datadesc.head import Checkpoint, HeadOptions, center, modality_mean, train_head
-from datadesc.influence import (block_rows, collect, influence, influence_matrix, mean_influence, self_influence,
+from datadesc.influence import (block_rows, collect, influence, _influence_matrix, mean_influence, self_influence,
                                 text_influence, top)
 
 C, D = 4, 6
@@ -47,7 +47,7 @@ def autograd_influence(x, y, v, w, checkpoints):
 def test_closed_form_is_autograd(bias, scale):
     x, y, v, w, ck = world(torch.float64, bias=bias, logit_scale=scale)
     want = autograd_influence(x, y, v, w, ck)
-    assert (influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-9
+    assert (_influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-9
     found = influence(x, y, v, w, ck, top_k=5)
     assert (found.proponent_scores - want.T.topk(5).values).abs().max() < 1e-9
     assert (found.opponent_scores + (-want.T).topk(5).values).abs().max() < 1e-9
@@ -63,14 +63,14 @@ def test_closed_form_is_autograd(bias, scale):
 def test_float32_agrees_within_rounding():
     x, y, v, w, ck = world(logit_scale=10.)
     double = [replace(c, weight=c.weight.double(), bias=c.bias.double()) for c in ck]
-    want = influence_matrix(x.double(), y, v.double(), w, double)
-    assert (influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-5 * want.abs().max()
+    want = _influence_matrix(x.double(), y, v.double(), w, double)
+    assert (_influence_matrix(x, y, v, w, ck) - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("memory_mb", [256, .01, .002])
 def test_blocks_change_nothing_beyond_rounding(memory_mb):
     x, y, v, w, ck = world(torch.float64)
-    S = influence_matrix(x, y, v, w, ck).T
+    S = _influence_matrix(x, y, v, w, ck).T
     found = influence(x, y, v, w, ck, top_k=7, memory_mb=memory_mb)
     best, at = top(S, 7)
     worst, worst_at = top(-S, 7)
@@ -171,7 +171,7 @@ def test_captum_agrees_but_for_the_bias(bias):
     data = torch.utils.data.TensorDataset(10. * x, y)
     tracin = TracInCPFast(net, net[0], data, ck, load, torch.nn.CrossEntropyLoss(reduction="sum"), batch_size=len(data))
     bias_term = sum(c.lr * c.errors(x, y) @ c.errors(v, w).T for c in ck) if bias else 0.
-    assert (influence_matrix(x, y, v, w, ck) - (tracin.influence((10. * v, w)).T + bias_term)).abs().max() < 1e-9
+    assert (_influence_matrix(x, y, v, w, ck) - (tracin.influence((10. * v, w)).T + bias_term)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -228,7 +228,7 @@ def bad_rows(x): return x.index_fill(0, torch.tensor([3]), torch.nan)
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], logit_scale=3.)]), "checkpoints: number 3 differs from number 0"),
     (lambda x, y, v, w, ck: (x, y, v, w, [*ck, replace(ck[0], weight=ck[0].weight * torch.nan)]), "checkpoints: number 3 holds NaN or infinity"),
 ])
-@pytest.mark.parametrize("function", [influence, influence_matrix, mean_influence, text_influence])
+@pytest.mark.parametrize("function", [influence, _influence_matrix, mean_influence, text_influence])
 def test_bad_input_is_named(function, change, message):
     if function is text_influence: message = message.replace("train:", "text_emb:")
     with pytest.raises(ValueError, match=message): function(*change(*world()))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from datadesc.head import center, modality_mean
-from datadesc.influence import influence, influence_matrix
+from datadesc.influence import influence, _influence_matrix
 from datadesc.selection import FORMS, ChoiceOptions, choose, flag_counts, ift, precision_at, proponent_images, _precision_by_class
 from datadesc.study import Study, _differing_parts
 
@@ -53,14 +53,14 @@ def test_clip_is_the_mean_cosine_to_the_classs_images(world):
 
 
 def test_eq2_is_equation_two(world):
-    S = influence_matrix(*world.args)
+    S = _influence_matrix(*world.args)
     cosine = world.text @ world.train.T
     want = torch.stack([(S + row[:, None]).mean() for row in cosine])
     torch.testing.assert_close(numbers(world.ift("eq2").ift), want)
 
 
 def test_proponent_and_weighted_pair_by_pair(world):
-    S = influence_matrix(*world.args)
+    S = _influence_matrix(*world.args)
     cosine = center(world.text) @ center(world.train).T
     near, chosen, weighted = [], [], []
     for row, c in zip(cosine, world.t):
@@ -75,7 +75,7 @@ def test_proponent_and_weighted_pair_by_pair(world):
 
 
 def test_direct_treats_the_text_as_a_train_image(world):
-    S = influence_matrix(center(world.text), world.t, *world.args[2:])
+    S = _influence_matrix(center(world.text), world.t, *world.args[2:])
     own = torch.stack([row[world.w == c].mean() for row, c in zip(S, world.t)])
     torch.testing.assert_close(numbers(world.ift("direct").ift), S.mean(1))
     torch.testing.assert_close(numbers(world.ift("direct_own").ift), own)
@@ -329,7 +329,7 @@ def test_stand_ins_of_the_direct_forms(world):
     without(world, "val", 3)
     s = world.study()
     val, labels = torch.cat([s.features["val"], s.features["train"][world.y == 3]]), torch.cat([world.w, world.y[world.y == 3]])
-    S = influence_matrix(s.text, world.t, val, labels, s.scorer)
+    S = _influence_matrix(s.text, world.t, val, labels, s.scorer)
     tail, scale = world.t == 3, S.abs().max().item()
     torch.testing.assert_close(numbers(world.ift("direct").ift)[tail], S[tail].mean(1), atol=1e-5 * scale, rtol=1e-4)
     torch.testing.assert_close(numbers(world.ift("direct").ift)[~tail], S[~tail][:, labels != 3].mean(1), atol=1e-5 * scale, rtol=1e-4)
