@@ -104,7 +104,7 @@ def _print_findings(folder, strict=False):
     "Prints the end of a run; exit code 1 with `strict` if a condition failed."
     from datadesc import results
     print("", *results.closing_lines(folder), *_benchmark_lines(folder), sep="\n")
-    if strict and (failed := results.read(folder).failed()):
+    if strict and (failed := results.Result.read(folder).failed()):
         print(f"datadesc: --strict: {len(failed)} of the report's conditions failed", file=sys.stderr)
         raise typer.Exit(1)
 

@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from tqdm import tqdm
 
 from .catalogue import data_folder, kind_of, published
-from .data import ImageSet, PackedImage, from_files, from_table
+from .data import ImageSet, PackedImage
 from .folders import Listing
 from .names import printable
 from .files import writable_folder
@@ -302,7 +302,7 @@ def _load_dataset(name, data_root=None, split="official", download=False, progre
     table, notes = _read_or_fetch(name, root, progress) if download and name in set(_FILES.dataset) else _read_published(name, root)
     if split == "paper_sizes" or not dataset.counts["train"]: table = _paper_splits(table, name)
     folders = {label: folder for folder, label in dataset.classes.items()}
-    return from_table(table, name, superclass or dataset.superclass, bad_images, classes=folders,
+    return ImageSet.from_table(table, name, superclass or dataset.superclass, bad_images, classes=folders,
                       notes=notes + _split_notes(name, split), progress=progress, raw_names=folders, store=store)
 
 # %% ../nbs/5_sources/45_datasets.ipynb #c1413595
@@ -387,7 +387,7 @@ def _from_huggingface(address, superclass=None, bad_images="stop", seed=0, store
     skipped = [f"split '{part}': not called like train, val or test" for part, split in splits.items() if not split]
     skipped += [f"{count:,} images of split '{part}': their class is not given" for part, count in unlabelled.items()]
     names, table = getattr(features[label], "names", None), table.dropna(subset="label", ignore_index=True)
-    return from_table(table, Path(name).name, superclass, bad_images, seed, skipped, names, store=store)
+    return ImageSet.from_table(table, Path(name).name, superclass, bad_images, seed, skipped, names, store=store)
 
 # %% ../nbs/5_sources/45_datasets.ipynb #98e865ed
 def _shards_of(pattern):
@@ -465,7 +465,7 @@ def _from_webdataset(pattern, superclass=None, bad_images="stop", seed=0, store=
     if "" in set(table.split): table["split"] = ""   # as soon as one shard does not say, none is believed
     folder = Path(shards[0]).resolve().parent
     name = folder.parent.name if _split_named(folder.name) else folder.name
-    return from_table(table, name, superclass, bad_images, seed, skipped, store=store)
+    return ImageSet.from_table(table, name, superclass, bad_images, seed, skipped, store=store)
 
 # %% ../nbs/5_sources/45_datasets.ipynb #f3175f02
 def synthetic(
@@ -490,6 +490,6 @@ def load(
         case "published": return _load_dataset(name, data_root, split, download, **options)
         case "hf": return _from_huggingface(name.removeprefix("hf:"), **options)
         case "wds": return _from_webdataset(name.removeprefix("wds:"), **options)
-    if path.is_dir() or path.suffix.lower() == ".csv": return from_files(path, class_level=class_level, **options)
+    if path.is_dir() or path.suffix.lower() == ".csv": return ImageSet.from_files(path, class_level=class_level, **options)
     raise FileNotFoundError(f"No dataset '{name}': expected meadow, a folder <root>/<class>/<image>.jpg, a CSV with columns path, label "
                             f"and perhaps split, hf:NAME_OR_FOLDER, wds:SHARDS, or one of {', '.join(published())}.")

@@ -112,7 +112,7 @@ def _long_articles(classes, tokens):
 def dry_run(
     params: dict,  # of a run
 ) -> LLM:
-    "Dry run: an LLM whose ledger holds the estimated calls, tokens and cost of the run (see `llm.cost_estimate`)."
+    "Dry run: an LLM whose ledger holds the estimated calls, tokens and cost of the run (see `cost_estimate`)."
     from datadesc.describe import describe
     from datadesc.baselines import BASELINES
     classes, superclass, synthetic = _subject(params)

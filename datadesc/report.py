@@ -31,7 +31,7 @@ from .data import open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
 from .files import write_text
-from .llm import LLM, price_basis
+from .llm import LLM
 from .names import printable
 from .plan import find_articles, kinds, language_model
 from .selection import flag_counts, flag_too_long, lacking_images, precision_at, proponent_images, scored_text
@@ -85,10 +85,10 @@ def with_influence_of(
     "The study itself, or one whose influence comes from the network that the parameters name."
     name = params["influence_model"]
     if name == "linear": return study
-    from datadesc.network import NetworkOptions, load_network
+    from datadesc.network import NetworkOptions, Network
     image_set, options = study.image_set, NetworkOptions(epochs=params["influence_epochs"])
     pixels = max(open_image(image_set.images("train")[0]).size)
-    network = load_network(name, study.n_classes, side=pixels if pixels < 224 else None, device=params["device"])
+    network = Network.load(name, study.n_classes, side=pixels if pixels < 224 else None, device=params["device"])
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
     training = network.train(image_set, folder, options)
     influence = network.influence(training.checkpoints, image_set, study.features["train"])
@@ -136,7 +136,7 @@ class Findings:
     @cached_property
     def clashes(self) -> conditions.Clashes:
         "Near-duplicates under different labels."
-        return conditions.label_clashes(self.study)
+        return conditions.Clashes.of(self.study)
 
     @cached_property
     def conditions(self) -> list[conditions.Condition]:
@@ -700,7 +700,7 @@ def _asked(findings):
     rows = [(r.stage, f"{r.calls:,}", f"{r.cached:,}", f"{r.prompt_tokens:,}", f"{r.completion_tokens:,}", _dollars(r.cost))
             for r in asked_of.itertuples() if r.calls or r.cached]
     if not rows: return "<p>No language model was asked.</p>"
-    words = html.escape(price_basis(llm)) if asked.calls.sum() else "All answers came from the cache."
+    words = html.escape(llm.price_basis()) if asked.calls.sum() else "All answers came from the cache."
     if worth: words += f" All answers used, those of earlier runs included, cost ${worth:.4f}."
     gone = f"<p>{_counted(len(lost), 'question')} without an answer; <code>datadesc run --force</code> asks again.</p>"
     gone = gone + _table(lost.head(10).itertuples(index=False), lost.columns) if len(lost) else ""
@@ -824,7 +824,7 @@ def write_files(
     if not self.drawn: write_file(tables/"splits.parquet", split_lists(study.image_set, root))
     usable = study.pool[study.pool.flag == ""].groupby("class_id")
     results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable if not self.undescribed[c]}, study.image_set.skipped)
-    results.write_classes(out, result)
+    result.write_classes(out)
     if self.suspects is None: return
     write_file(tables/"suspects.parquet", self.suspects)
     rows = [(_path(self, "train", s.image), study.classes[s.given], study.classes[s.suggested], s.score)

@@ -23,7 +23,7 @@ from .checks import check, check_answers, first_lines, input_files, needs, own_i
 from .files import default_root, no_room, writable_folder, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
-from .parameters import REMOVED, RENAMED, Parameter, check_parameters, heading, parameters, read_cells, renamed
+from .parameters import Parameter, check_parameters, heading, parameters, read_cells, renamed
 from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_target, is_running, mark_of, note_inputs, put,
                                  remove, source_of, working_folder)
 
@@ -306,7 +306,7 @@ def run(
 ) -> Path:
     "Makes the report of a dataset, and the benchmark if asked for, unless finished; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
-    asked = {RENAMED.get(parameter, parameter) for parameter in params or {}}
+    asked = {*renamed(params or {}, known_parameters(), quiet=True)}
     target, params, known = _resolve(name_or_path, params, root, notebook, name)
     ours, theirs = _divided(params, notebook)
     unused = [] if params.get("benchmark") else sorted(asked & {*theirs} - {"benchmark"})
@@ -446,7 +446,7 @@ def dry_run(
     if values.get("descriptions") and not values["baselines"]:
         return "\n".join([*looked, f"Nothing will be asked: the sentences come from {values['descriptions']}."])
     asked = plan.dry_run(values)
-    return "\n".join([*looked, llm.cost_estimate(asked), *[_ASSUMED.format(**values)] * bool(asked.costs.total("calls"))])
+    return "\n".join([*looked, asked.cost_estimate(), *[_ASSUMED.format(**values)] * bool(asked.costs.total("calls"))])
 
 # %% ../nbs/4_pages/55_runs.ipynb #4f003185
 def _state(
@@ -553,9 +553,10 @@ def repeat_command(self: FinishedRun) -> str:
     folder, name, files = self.folder, self.name, _parameter_files(self.root)
     had = _had(folder) | ({"benchmark": True} | _had(folder, "benchmark") if _is_finished(folder, "benchmark") else {})
     from_file = _read_parameter_file(files[name]) if name in files else {}
-    had, from_file = (renamed(values, known_parameters(), quiet=True) for values in (had, from_file))
-    away = {*_EXECUTION_ONLY, *REMOVED, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
-    params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
+    known = known_parameters()
+    had, from_file = (renamed(values, known, quiet=True) for values in (had, from_file))
+    away = {*_EXECUTION_ONLY, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
+    params = {key: value for key, value in had.items() if key in known and key not in away and from_file.get(key, ...) != value}
     target = name if name in files else had.get("dataset") or _had(folder).get("dataset") or name
     named = ["--name", name] if target != name and _default_name(target) != name else []
     written = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import pictures
 from datadesc import kernel, runs
-from datadesc.run_folder import beside, write_mark
+from datadesc.run_folder import beside, _write_mark
 from test_run_folder import snapshot
 
 QUICK = ["--model", "meadow-clip"]
@@ -140,7 +140,7 @@ def pond(datadesc):
     texts = ["wide mouth", "a newt, *wet*", "loud at night", "<b>orange</b> belly"]
     pd.DataFrame(dict(text_id=range(4), class_id=[0, 1, 0, 1], text=texts)).to_parquet(folder / "tables" / "descriptions.parquet")
     pd.DataFrame(dict(text_id=range(4), class_id=[0, 1, 0, 1], form="direct", ift=[-0.12, 0.2, 1e-5, 12.3], rank=[2, 2, 1, 1], proponent=True)).to_parquet(folder / "tables" / "ift.parquet")
-    write_mark(folder, "pond", "pond")
+    _write_mark(folder, "pond", "pond")
     return lambda *arguments: datadesc("show", *arguments)
 
 
@@ -271,7 +271,7 @@ def earlier():
     place = Path("papermill_runs/photos")
     place.mkdir(parents=True)
     (place / "result.json").write_text("{}")
-    write_mark(place, "photos", "../../photos")
+    _write_mark(place, "photos", "../../photos")
     return place
 
 
@@ -306,7 +306,7 @@ def test_a_real_run_over_an_earlier_one_with_notes(disk):
     begin, end, compare = disk
     place = earlier()
     (place / "descriptions.json").write_text(Path("said.json").read_text())
-    write_mark(place, "photos", "../../photos")
+    _write_mark(place, "photos", "../../photos")
     (place / "tables").mkdir()
     (place / "notes.txt").write_text("mine")
     (place / "tables" / "mine.csv").write_text("mine")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import datadesc
-from datadesc.conditions import _described, _one_label, _whole_texts, _BUTTERFLIES_ONLY, _DEPENDS, check_conditions, encoder_warning, label_clashes, Measures, reason_to_fold, undescribed
+from datadesc.conditions import _described, _one_label, _whole_texts, _BUTTERFLIES_ONLY, _DEPENDS, check_conditions, encoder_warning, Clashes, Measures, reason_to_fold, undescribed
 from datadesc.selection import ChoiceOptions
 from datadesc.study import Study
 
@@ -120,14 +120,14 @@ def test_a_name_in_place_of_a_sentence_is_no_description(parts):
 
 def test_pictures_with_two_labels_are_listed_once(parts):
     two_labels(parts)
-    clashes = label_clashes(study_of(parts))
+    clashes = Clashes.of(study_of(parts))
     assert sorted(clashes.pairs) == [("val", i, "val", 40 + i) for i in range(8)] and clashes.images == 16
 
 
 def test_collapsed_embeddings_clash_in_every_image_and_few_pairs_are_listed():
     emb = {split: F.normalize(torch.ones(n, D) + 1e-4 * torch.randn(n, D, generator=G), dim=1) for split, n in dict(train=1500, test=1000).items()}
     labels = {split: torch.arange(len(x)) % C for split, x in emb.items()}
-    clashes = label_clashes(SimpleNamespace(image_emb=emb, labels=labels), block=400)
+    clashes = Clashes.of(SimpleNamespace(image_emb=emb, labels=labels), block=400)
     assert clashes.images == 2500 and len(clashes.pairs) == 20 and ("train", 0, "train", 1) in clashes.pairs
     condition = _one_label(clashes, 2500)
     assert condition.figure == 1 and condition.verdict == "fail"

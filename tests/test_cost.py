@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from datadesc.llm import LLM, BudgetReached, _Costs, _read_prices, cost_estimate, price_basis
+from datadesc.llm import LLM, BudgetReached, _Costs, _read_prices
 
 PRICE = {"input": 2.5, "cached": 1.25, "output": 10}
 
@@ -41,7 +41,7 @@ def test_the_stores_own_table_counts_unless_another_is_named(tmp_path):
     both = lambda row: (row["input"], row["cached"], row["output"])
     assert both(price("mine")) == (0, 0, 0) and both(price("gpt-4o")) == (9, 9, 9)
     assert both(price("mine", tmp_path/"other.csv")) == (1, .5, 2) and both(price("gpt-4o", tmp_path/"other.csv")) == (2.5, 1.25, 10)
-    assert "$0 a million sent, $0 a million received (your own price table)" in price_basis(LLM("mine"))
+    assert "$0 a million sent, $0 a million received (your own price table)" in LLM("mine").price_basis()
 
 
 @pytest.mark.parametrize("text, message", [
@@ -72,7 +72,7 @@ def test_a_model_without_price_is_counted_and_costs_nan():
     llm = LLM("mine")
     llm.costs.book("s", 10, 5)
     assert llm.costs.table()["cost"].isna().all() and llm.costs.total("prompt_tokens") == 10
-    assert "$" not in cost_estimate(llm) and "price is unknown" in cost_estimate(llm)
+    assert "$" not in llm.cost_estimate() and "price is unknown" in llm.cost_estimate()
 
 
 def test_an_empty_account_has_a_total():

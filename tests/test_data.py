@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datadesc import data
-from datadesc.data import ImageSet, from_files, open_image
+from datadesc.data import ImageSet, open_image
 from datadesc.datasets import load
 
 SHARED = Path(__file__).parents[2]/"shared"/"data"
@@ -67,7 +67,7 @@ def test_fewer_bits_in_sixteen(tmp_path, top, bits):
 def test_twelve_bits_in_sixteen_are_said(tmp_path):
     album(tmp_path)
     for i in range(2): Image.fromarray(np.full((4, 4), 3000 + i, dtype=np.uint16)).save(tmp_path/"cat"/f"dim{i}.png")
-    assert from_files(tmp_path).notes == (f"2 images with fewer than 16 bits in 16: scaled by the white of those bits ({tmp_path}/cat/dim0.png, {tmp_path}/cat/dim1.png).",)
+    assert ImageSet.from_files(tmp_path).notes == (f"2 images with fewer than 16 bits in 16: scaled by the white of those bits ({tmp_path}/cat/dim0.png, {tmp_path}/cat/dim1.png).",)
 
 def test_colours_whose_upper_bits_are_empty_are_said(tmp_path):
     "PNGs of 16 bits a colour, written by hand: 2 x 1 pixels of 12 bits, and of 16"
@@ -77,7 +77,7 @@ def test_colours_whose_upper_bits_are_empty_are_said(tmp_path):
         pixels = b"\0" + b"".join(value.to_bytes(2, "big") for value in (top, 0, 0, 0, top // 2, 0))
         header = b"\0\0\0\2\0\0\0\1\x10\2\0\0\0"
         (tmp_path/"cat"/f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b""))
-    notes = from_files(tmp_path).notes
+    notes = ImageSet.from_files(tmp_path).notes
     assert len(notes) == 1 and notes[0].startswith("1 image of 16 bits a colour, nearly black") and "dim.png" in notes[0]
 
 def test_a_tiff_says_its_bits(tmp_path):
@@ -91,7 +91,7 @@ def test_a_tiff_says_its_bits(tmp_path):
 def test_the_first_of_several_frames_is_used_and_said(tmp_path):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
     for name in ("a.gif", "b.tif", "c.webp"): frames[0].save(picture(album(tmp_path)/"cat"/name), save_all=True, append_images=frames[1:])
-    images = from_files(tmp_path)
+    images = ImageSet.from_files(tmp_path)
     assert images.notes == (f"3 images of several frames or pages: the first one is used ({tmp_path}/cat/a.gif, {tmp_path}/cat/b.tif, {tmp_path}/cat/c.webp).",)
     assert open_image(tmp_path/"cat"/"a.gif").getpixel((0, 0))[0] > 250
 
@@ -152,7 +152,7 @@ def test_unreadable(tmp_path, content, why):
 # Folders
 
 def test_flat_folder(tmp_path):
-    images = from_files(album(tmp_path/"pets", n=10), superclass="animal")
+    images = ImageSet.from_files(album(tmp_path/"pets", n=10), superclass="animal")
     assert (images.name, images.classes, images.superclass, images.skipped) == ("pets", ("cat", "dog"), "animal", ())
     assert {split: len(samples) for split, samples in images.samples.items()} == {"train": 12, "val": 4, "test": 4}
     assert all(torch.equal(images.labels(split).bincount(), torch.full((2,), len(images.images(split))//2)) for split in images.samples)
@@ -160,19 +160,19 @@ def test_flat_folder(tmp_path):
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Validation"])
 def test_split_folders(tmp_path, val):
-    images = from_files(album(tmp_path, splits=("train", val, "test"), n=2))
+    images = ImageSet.from_files(album(tmp_path, splits=("train", val, "test"), n=2))
     assert all(Path(image).parts[-3] == folder for split, folder in zip(images.samples, ("train", val, "test")) for image in images.images(split))
 
 def test_missing_val_and_test_are_drawn(tmp_path):
-    images = from_files(album(tmp_path, splits=("train", "test"), n=10))
+    images = ImageSet.from_files(album(tmp_path, splits=("train", "test"), n=10))
     assert [len(images.images(split)) for split in images.samples] == [16, 4, 20]
     assert all("train" in image for image in images.images("val"))
-    images = from_files(album(tmp_path/"other", splits=("train", "val"), n=10))
+    images = ImageSet.from_files(album(tmp_path/"other", splits=("train", "val"), n=10))
     assert [len(images.images(split)) for split in images.samples] == [16, 20, 4]
 
 def test_splits_are_disjoint_stratified_and_repeatable(tmp_path):
     album(tmp_path, ("cat", "dog", "eel"), n=7)
-    once, again, other = from_files(tmp_path), from_files(tmp_path), from_files(tmp_path, seed=1)
+    once, again, other = ImageSet.from_files(tmp_path), ImageSet.from_files(tmp_path), ImageSet.from_files(tmp_path, seed=1)
     paths = [image for split in once.samples for image in once.images(split)]
     assert len(paths) == len(set(paths)) == 21
     assert once.samples == again.samples != other.samples
@@ -184,14 +184,14 @@ def test_extensions_clutter_and_hidden_files(tmp_path):
     for name in (".DS_Store", "cat/.hidden.png", "cat/notes.txt", "cat/Thumbs.db", "README.md"): (tmp_path/name).write_text("x")
     (tmp_path/"__MACOSX"/"cat").mkdir(parents=True)
     (tmp_path/".git").mkdir()
-    images = from_files(tmp_path)
+    images = ImageSet.from_files(tmp_path)
     assert images.classes == ("cat", "dog") and len(images) == 7
     assert sorted(line.removeprefix(f"{tmp_path}/") for line in images.skipped) == ["README.md: not in a class folder", "cat/notes.txt: not an image"]
 
 def test_folders_inside_a_class_belong_to_it(tmp_path):
     album(tmp_path, n=3)
     picture(tmp_path/"cat"/"siamese"/"old"/"0.png")
-    assert from_files(tmp_path).classes == ("cat", "dog") and len(from_files(tmp_path)) == 7
+    assert ImageSet.from_files(tmp_path).classes == ("cat", "dog") and len(ImageSet.from_files(tmp_path)) == 7
 
 def test_links_and_unicode(tmp_path):
     album(tmp_path/"real", ("Café", "猫 z"), n=3)                    # composed é; the link's name is decomposed
@@ -199,25 +199,25 @@ def test_links_and_unicode(tmp_path):
     os.symlink(tmp_path/"real"/"Café", tmp_path/"linked"/"Cafe\u0301")
     os.symlink(tmp_path/"real"/"猫 z", tmp_path/"linked"/"猫 z")
     os.symlink(tmp_path/"real", tmp_path/"real"/"猫 z"/"up")          # leads back up
-    images = from_files(tmp_path/"linked")
+    images = ImageSet.from_files(tmp_path/"linked")
     assert images.classes == ("Café", "猫 z")
     assert images.labels("train").bincount()[0] == 1
 
 def test_a_broken_link_is_named(tmp_path):
     album(tmp_path)
     os.symlink(tmp_path/"gone.png", tmp_path/"cat"/"9.png")
-    with pytest.raises(ValueError, match="9.png: there is no such file"): from_files(tmp_path)
+    with pytest.raises(ValueError, match="9.png: there is no such file"): ImageSet.from_files(tmp_path)
 
 def test_classes_called_like_splits(tmp_path):
-    assert from_files(album(tmp_path/"a", ("bus", "train"))).classes == ("bus", "train")
-    with pytest.raises(ValueError, match="No class folder in '.*b' holds an image: expected .*b/<split>/<class>/"): from_files(album(tmp_path/"b", ("test", "train")))
+    assert ImageSet.from_files(album(tmp_path/"a", ("bus", "train"))).classes == ("bus", "train")
+    with pytest.raises(ValueError, match="No class folder in '.*b' holds an image: expected .*b/<split>/<class>/"): ImageSet.from_files(album(tmp_path/"b", ("test", "train")))
     album(tmp_path/"c", splits=("train", "test"))
     picture(tmp_path/"c"/"labels"/"0.png")
-    images = from_files(tmp_path/"c")
+    images = ImageSet.from_files(tmp_path/"c")
     assert [line.split("/")[-1] for line in images.skipped] == ["0.png: not in a split's folder"] and "labels (1 image)" in images.notes[0]
 
 def test_two_folders_for_one_split(tmp_path):
-    with pytest.raises(ValueError, match="2 folders for the split 'val': val, valid. Keep one"): from_files(album(tmp_path, splits=("train", "val", "valid")))
+    with pytest.raises(ValueError, match="2 folders for the split 'val': val, valid. Keep one"): ImageSet.from_files(album(tmp_path, splits=("train", "val", "valid")))
 
 @pytest.mark.parametrize("make, error, says", [
     (lambda root: root/"nowhere", FileNotFoundError, "No folder '.*nowhere': expected"),
@@ -229,13 +229,13 @@ def test_two_folders_for_one_split(tmp_path):
     (lambda root: album(album(root, splits=("test", "val")), ("cat",), ("train",)), ValueError, "Only one class of '.*' has training images, 'cat'"),
 ], ids=["missing", "empty", "loose", "one class", "one image each", "two images each", "one class to learn"])
 def test_folders_that_cannot_be(tmp_path, make, error, says):
-    with pytest.raises(error, match=says): from_files(make(tmp_path))
+    with pytest.raises(error, match=says): ImageSet.from_files(make(tmp_path))
 
 def test_rare_classes_are_named_in_the_notes(tmp_path):
     album(tmp_path)
     for name, n in (("eel", 1), ("fox", 2), ("gnu", 3)):
         for i in range(n): picture(tmp_path/name/f"{i}.png", (7, 60*i, len(name) + ord(name[0])))
-    images = from_files(tmp_path)
+    images = ImageSet.from_files(tmp_path)
     counts = {split: images.labels(split).bincount(minlength=5).tolist() for split in images.samples}
     assert images.classes == ("cat", "dog", "eel", "fox", "gnu") and counts == {"train": [3, 3, 1, 1, 1], "val": [1, 1, 0, 0, 1], "test": [1, 1, 0, 1, 1]}
     assert images.notes == ("No validation image of 2 classes (eel, fox): what is measured there says nothing about them.", "No test image of 1 class (eel): what is measured there says nothing about it.")
@@ -243,21 +243,21 @@ def test_rare_classes_are_named_in_the_notes(tmp_path):
 def test_classes_missing_from_a_split_that_is_there(tmp_path):
     album(tmp_path, splits=("train", "val", "test"))
     picture(tmp_path/"test"/"eel"/"0.png"), picture(tmp_path/"train"/"gnu"/"0.png", (1, 2, 3))
-    images = from_files(tmp_path)
+    images = ImageSet.from_files(tmp_path)
     assert images.classes == ("cat", "dog", "eel", "gnu") and [split for split, _ in images.samples.items() if 2 in images.labels(split)] == ["test"]
     assert [note.partition(":")[0] for note in images.notes] == ["No training image of 1 class (eel)", "No validation image of 2 classes (eel, gnu)", "No test image of 1 class (gnu)"]
 
 def test_an_empty_class_folder_is_left_out(tmp_path):
     album(tmp_path), (tmp_path/"eel").mkdir()
-    images = from_files(tmp_path)
+    images = ImageSet.from_files(tmp_path)
     assert images.classes == ("cat", "dog") and images.skipped == (f"{tmp_path}/eel: holds no image",) and images.notes == ("1 folder without an image, left out: eel.",)
 
 def test_numbers_before_names_are_off_and_kept_in_the_raw_names(tmp_path):
-    images = from_files(album(tmp_path/"birds", ("001.Black_footed_Albatross", "009.Brewer_Blackbird")))
+    images = ImageSet.from_files(album(tmp_path/"birds", ("001.Black_footed_Albatross", "009.Brewer_Blackbird")))
     assert images.classes == ("Black_footed_Albatross", "Brewer_Blackbird") and images.raw_names == ("001.Black_footed_Albatross", "009.Brewer_Blackbird")
     assert Path(images.samples["test"][0][0]).parent.name == images.raw_names[images.samples["test"][0][1]]
     assert len(images.notes) == 1 and "'Black_footed_Albatross' for '001.Black_footed_Albatross'" in images.notes[0]
-    plain = from_files(album(tmp_path/"pets"))
+    plain = ImageSet.from_files(album(tmp_path/"pets"))
     assert plain.raw_names == plain.classes == ("cat", "dog") and plain.notes == ()
 
 def test_bad_images_stop_or_are_skipped(tmp_path):
@@ -265,19 +265,19 @@ def test_bad_images_stop_or_are_skipped(tmp_path):
     (tmp_path/"cat"/"5.png").write_bytes(b"")
     whole = picture(tmp_path/"dog"/"5.jpg", size=(200, 200))
     whole.write_bytes(whole.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cat/5.png: the file is empty \(and 1 more\).*bad_images='skip'"): from_files(tmp_path)
-    images = from_files(tmp_path, bad_images="skip")
+    with pytest.raises(ValueError, match=r"cat/5.png: the file is empty \(and 1 more\).*bad_images='skip'"): ImageSet.from_files(tmp_path)
+    images = ImageSet.from_files(tmp_path, bad_images="skip")
     assert len(images) == 10 and "empty" in images.skipped[0] and "truncated" in images.skipped[1]
-    with pytest.raises(ValueError, match="bad_images is 'ignore': expected 'stop' or 'skip'"): from_files(tmp_path, bad_images="ignore")
+    with pytest.raises(ValueError, match="bad_images is 'ignore': expected 'stop' or 'skip'"): ImageSet.from_files(tmp_path, bad_images="ignore")
 
 def test_a_split_whose_images_are_all_bad(tmp_path):
     for file in album(tmp_path, splits=("train", "test")).glob("test/*/*"): file.write_bytes(b"")
-    with pytest.raises(ValueError, match="No image of '.*' in test can be read: .*the file is empty"): from_files(tmp_path, bad_images="skip")
+    with pytest.raises(ValueError, match="No image of '.*' in test can be read: .*the file is empty"): ImageSet.from_files(tmp_path, bad_images="skip")
 
 def test_a_class_whose_images_are_all_bad(tmp_path):
     album(tmp_path)
     for file in (tmp_path/"cat").iterdir(): file.write_bytes(b"")
-    with pytest.raises(ValueError, match="Only one class of .* has images that can be read, 'dog': expected two or more. .*cat/0.png: the file is empty"): from_files(tmp_path, bad_images="skip")
+    with pytest.raises(ValueError, match="Only one class of .* has images that can be read, 'dog': expected two or more. .*cat/0.png: the file is empty"): ImageSet.from_files(tmp_path, bad_images="skip")
 
 
 # Lists
@@ -285,14 +285,14 @@ def test_a_class_whose_images_are_all_bad(tmp_path):
 def test_csv(tmp_path):
     album(tmp_path/"img", ("NA", "007"), n=3)
     lines = [f"img/{label}/{i}.png , {label},{split}" for label in ("NA", "007") for i, split in enumerate(("train", "Validation", "test"))]
-    images = from_files(listing(tmp_path, ["\ufeffPath, Label,split", *lines]), superclass="agent")
+    images = ImageSet.from_files(listing(tmp_path, ["\ufeffPath, Label,split", *lines]), superclass="agent")
     assert (images.name, images.classes, images.superclass) == ("list", ("007", "NA"), "agent")
     assert [len(images.images(split)) for split in images.samples] == [2, 2, 2]
 
 def test_csv_without_splits_and_with_absolute_paths(tmp_path):
     album(tmp_path/"img")
-    images = from_files(listing(tmp_path, ["label,path", *(f"{file.parent.name},{file}" for file in sorted((tmp_path/"img").rglob("*.png")))]))
-    assert images.fingerprint == from_files(tmp_path/"img").fingerprint
+    images = ImageSet.from_files(listing(tmp_path, ["label,path", *(f"{file.parent.name},{file}" for file in sorted((tmp_path/"img").rglob("*.png")))]))
+    assert images.fingerprint == ImageSet.from_files(tmp_path/"img").fingerprint
 
 @pytest.mark.parametrize("lines, says", [
     ([""], "No column 'path' in '.*list.csv', which has no columns"),
@@ -306,22 +306,22 @@ def test_csv_without_splits_and_with_absolute_paths(tmp_path):
     (["path,label", "0.png,a", "1.png,b"], "0.png: there is no such file"),
 ], ids=["empty", "no rows", "columns", "no label", "no path", "split", "no split", "twice", "missing file"])
 def test_csvs_that_cannot_be(tmp_path, lines, says):
-    with pytest.raises(ValueError, match=says): from_files(listing(tmp_path, lines))
+    with pytest.raises(ValueError, match=says): ImageSet.from_files(listing(tmp_path, lines))
 
 def test_csv_in_another_encoding(tmp_path):
     (tmp_path/"list.csv").write_bytes("path,label\n0.png,Café".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"Line 2 of '.*list.csv' is not UTF-8 \(byte 0xe9\): save the file as CSV in UTF-8"): from_files(tmp_path/"list.csv")
+    with pytest.raises(ValueError, match=r"Line 2 of '.*list.csv' is not UTF-8 \(byte 0xe9\): save the file as CSV in UTF-8"): ImageSet.from_files(tmp_path/"list.csv")
 
 
 # The value
 
 def test_fingerprint_follows_content_only(tmp_path):
-    first, second = from_files(album(tmp_path/"a")), from_files(album(tmp_path/"b"))
+    first, second = ImageSet.from_files(album(tmp_path/"a")), ImageSet.from_files(album(tmp_path/"b"))
     assert first.fingerprint == second.fingerprint
     picture(Path(second.images("val")[0]), (1, 2, 3))
-    assert first.fingerprint != from_files(tmp_path/"b").fingerprint
+    assert first.fingerprint != ImageSet.from_files(tmp_path/"b").fingerprint
     os.rename(tmp_path/"a"/"cat", tmp_path/"a"/"cow")
-    assert first.fingerprint != from_files(tmp_path/"a").fingerprint
+    assert first.fingerprint != ImageSet.from_files(tmp_path/"a").fingerprint
 
 def test_images_in_memory():
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
@@ -336,18 +336,18 @@ def test_fingerprint_sees_the_palette():
     assert len({ImageSet("tiny", ("a",), {"train": [(image, 0)]}).fingerprint for image in (red, blue)}) == 2
 
 def test_samples_stay_paths(tmp_path):
-    images = from_files(album(tmp_path))
+    images = ImageSet.from_files(album(tmp_path))
     assert all(type(image) is str for split in images.samples for image in images.images(split))
 
 def test_load(tmp_path):
     album(tmp_path/"pets")
-    assert load(tmp_path/"pets", seed=3).samples == from_files(tmp_path/"pets", seed=3).samples
+    assert load(tmp_path/"pets", seed=3).samples == ImageSet.from_files(tmp_path/"pets", seed=3).samples
     with pytest.raises(FileNotFoundError, match="No dataset 'pasture'"): load("pasture")
     with pytest.raises(FileNotFoundError, match="No file '.*list.csv'"): load(tmp_path/"list.csv")
 
 @clothing
 def test_clothing():
-    images = from_files(SHARED/"clothing", superclass="clothing")
+    images = ImageSet.from_files(SHARED/"clothing", superclass="clothing")
     assert len(images.classes) == 10 and len(images) == 450 and [line.split("/")[-1] for line in images.skipped] == ["LICENSE: not in a split's folder"]
 
 @clothing
@@ -358,7 +358,7 @@ def test_grocery_list(tmp_path):
         for line in (root/f"{split}.txt").read_text().splitlines():
             path = line.split(",")[0].strip()
             lines.append(f"{root/path},{Path(path).parent.name},{split}")
-    images = from_files(listing(tmp_path, lines))
+    images = ImageSet.from_files(listing(tmp_path, lines))
     assert len(images.classes) == 28 and len(images) == len(lines) - 1
 
 
@@ -377,15 +377,15 @@ def test_copies_are_found_whatever_holds_them(tmp_path):
 def test_a_copy_in_its_own_split_does_not_span_splits(tmp_path):
     root = album(tmp_path/"album", splits=("train", "val", "test"))
     (root/"train"/"dog"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
-    table = from_files(root).repeated(progress=False)
+    table = ImageSet.from_files(root).repeated(progress=False)
     assert set(table.split) == {"train"} and len(table) == 2 and not table.across.any() and not table.labels_differ.any()
     (root/"train"/"cat"/"again.png").write_bytes((root/"train"/"dog"/"3.png").read_bytes())
-    table = from_files(root).repeated(progress=False)
+    table = ImageSet.from_files(root).repeated(progress=False)
     assert set(table.split) == {"train"} and len(table) == 3 and table.labels_differ.all() and not table.across.any()
 
 
 def test_a_set_without_copies_gives_an_empty_table(tmp_path):
-    table = from_files(album(tmp_path/"album", splits=("train", "val", "test"))).repeated(progress=False)
+    table = ImageSet.from_files(album(tmp_path/"album", splits=("train", "val", "test"))).repeated(progress=False)
     assert len(table) == 0 and list(table) == ["split", "place", "label", "group", "across", "labels_differ"]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from datadesc import data, embed
-from datadesc.data import ImageSet, from_files
+from datadesc.data import ImageSet
 from datadesc.embed import cut_tokens, load_encoder
 from datadesc.hub import import_library, quiet
 from datadesc.store import Store
@@ -212,7 +212,7 @@ def test_real_size_on_photographs(tmp_path):
     torch.save({key: torch.empty(value.shape, dtype=torch.half).uniform_(-.05, .05) for key, value in shapes.items()}, tmp_path/"ViT-B-32.pt")
     encoder = load_encoder("ViT-B-32", checkpoint=tmp_path/"ViT-B-32.pt", device="cpu")
     assert encoder.dim == 512 and "QuickGELU" not in repr(encoder.model)
-    clothing = from_files(SHARED/"clothing", superclass="clothing")
+    clothing = ImageSet.from_files(SHARED/"clothing", superclass="clothing")
     for split in clothing.samples: clothing.samples[split][:] = clothing.samples[split][::80]
     embedded = encoder.embed_set(clothing)
     texts = encoder.embed_texts(clothing.classes[:4], template="a photo of a {}")
@@ -240,7 +240,7 @@ def album(tmp_path):
     return tmp_path/"photos"
 
 def whole_run(album, store, encoder):
-    images = from_files(album, store=store)
+    images = ImageSet.from_files(album, store=store)
     return images.fingerprint, encoder.embed_set(images, progress=False, store=store), images.repeated(progress=False, store=store)
 
 def test_a_picture_is_decoded_twice_and_then_never_again(tiny, album, opened, tmp_path):
@@ -250,7 +250,7 @@ def test_a_picture_is_decoded_twice_and_then_never_again(tiny, album, opened, tm
     opened.clear()
     _, again, _ = whole_run(album, store, tiny)
     assert not opened and all(torch.equal(first[split], again[split]) for split in first)
-    plain = tiny.embed_set(from_files(album))
+    plain = tiny.embed_set(ImageSet.from_files(album))
     assert all(torch.allclose(first[split], plain[split], atol=1e-5) for split in first)
 
 def test_only_what_changed_is_decoded(tiny, album, opened, tmp_path):
@@ -272,13 +272,13 @@ def test_only_what_changed_is_decoded(tiny, album, opened, tmp_path):
 def test_what_cannot_be_read_is_remembered_too(album, opened, tmp_path):
     (album/"ape"/"bad.png").write_bytes(b"no image")
     time.sleep(.15)
-    look = lambda: from_files(album, bad_images="skip", store=Store(tmp_path/"store")).skipped
+    look = lambda: ImageSet.from_files(album, bad_images="skip", store=Store(tmp_path/"store")).skipped
     first = look()
     opened.clear()
     assert look() == first and first[0].endswith("bad.png: it is not an image") and not opened
 
 def test_an_interrupted_run_keeps_what_it_embedded(tiny, album, opened, tmp_path, monkeypatch):
-    images, store, encoder = from_files(album), Store(tmp_path/"store"), replace(tiny, fingerprint="of another")
+    images, store, encoder = ImageSet.from_files(album), Store(tmp_path/"store"), replace(tiny, fingerprint="of another")
     encode, calls = tiny.model.encode_image, []
     def interrupted(batch):
         calls.append(len(batch))
@@ -290,7 +290,7 @@ def test_an_interrupted_run_keeps_what_it_embedded(tiny, album, opened, tmp_path
     assert sum(calls) - 8 == len(images)   # the batch that was interrupted came twice
 
 def test_another_reader_of_images_embeds_anew(tiny, album, opened, tmp_path, monkeypatch):
-    images, store = from_files(album), Store(tmp_path/"store")
+    images, store = ImageSet.from_files(album), Store(tmp_path/"store")
     tiny.embed_set(images, progress=False, store=store)
     opened.clear()
     tiny.embed_set(images, progress=False, store=store)
@@ -302,7 +302,7 @@ def test_another_reader_of_images_embeds_anew(tiny, album, opened, tmp_path, mon
 def test_facts_are_written_once(tiny, album, tmp_path, monkeypatch):
     "With a shard a batch, each picture's fact is put once, and all are there."
     monkeypatch.setattr(embed, "_SHARD", 8)
-    images, store = from_files(album), Store(tmp_path/"store")
+    images, store = ImageSet.from_files(album), Store(tmp_path/"store")
     written, put = [], type(store.facts("pixels")).put
     monkeypatch.setattr(type(store.facts("pixels")), "put", lambda facts, values: written.extend(values) or put(facts, values))
     tiny.embed_set(images, batch_size=8, progress=False, store=store)

@@ -154,16 +154,16 @@ def test_names_that_are_no_utf8(tmp_path):
         for i in range(3):
             with open(os.path.join(os.fsencode(tmp_path), folder, b"b\xe4r%d.png" % i), "wb") as file: file.write(png(i + len(folder)))
     lay(tmp_path, "dog/notes.txt")
-    images = data.from_files(tmp_path)
+    images = data.ImageSet.from_files(tmp_path)
     assert images.classes == ("caf\\xe9", "dog") and len(images) == 6 and images.fingerprint
     assert data.open_image(images.images("val")[0]).size == (8, 6)
     for line in look(tmp_path): line.encode()
     from datadesc.datasets import split_lists
     split_lists(images, tmp_path).to_csv(tmp_path/"lists.csv")
     with open(os.path.join(os.fsencode(tmp_path), b"dog", b"b\xe4d.png"), "wb"): pass
-    with pytest.raises(ValueError, match=r"dog/b\\xe4d.png: the file is empty") as error: data.from_files(tmp_path)
+    with pytest.raises(ValueError, match=r"dog/b\\xe4d.png: the file is empty") as error: data.ImageSet.from_files(tmp_path)
     str(error.value).encode()
-    "".join(data.from_files(tmp_path, bad_images="skip").skipped).encode()
+    "".join(data.ImageSet.from_files(tmp_path, bad_images="skip").skipped).encode()
 
 def test_one_form_of_unicode(tmp_path):
     lay(tmp_path, "Cafe\u0301/0.png", "Café/1.png", "bar/0.png")

@@ -6,7 +6,7 @@ from threading import Lock
 
 import pytest
 
-from datadesc.cache import Cache, export_rows
+from datadesc.cache import Cache
 from datadesc.llm import LLM, NOT_DESCRIBED, LLMError
 from llm_server import completion, llm_server, surroundings
 
@@ -170,7 +170,7 @@ def test_an_interrupt_ends_the_run(tmp_path):
 def test_any_answer_comes_back_as_it_was(tmp_path, text):
     llm = LLM("m", client=lambda request: text)
     assert llm.ask(questions(llm, 1)) == llm.ask(questions(llm, 1)) == [text]
-    assert llm.cache.write_export(tmp_path/"b.jsonl.gz") == 1 and [row["answer"] for _, row in export_rows(tmp_path/"b.jsonl.gz")] == [text]
+    assert llm.cache.write_export(tmp_path/"b.jsonl.gz") == 1 and [row["answer"] for _, row in Cache.export_rows(tmp_path/"b.jsonl.gz")] == [text]
 
 
 def test_an_export_replays_and_has_the_same_bytes(tmp_path):
@@ -178,7 +178,7 @@ def test_an_export_replays_and_has_the_same_bytes(tmp_path):
     answers = llm.ask(questions(llm, 5))
     one, two = tmp_path/"x"/"a.jsonl.gz", tmp_path/"y"/"a.jsonl.gz"
     assert llm.cache.write_export(one) == llm.cache.write_export(two) == 5 and one.read_bytes() == two.read_bytes()
-    assert "für question 4" in [row["answer"] for _, row in export_rows(one)]
+    assert "für question 4" in [row["answer"] for _, row in Cache.export_rows(one)]
     assert LLM("m", cache=tmp_path/"none"/"r.sqlite", exports=[one]).ask(questions(llm, 5)) == answers
     assert not (tmp_path/"none").exists()
     assert json.loads(gzip.open(one).readline())["request"]["model"] == "m"

@@ -154,7 +154,7 @@ def test_a_value_that_is_refused_is_left_out_and_said():
     with llm_server(lambda chat: refusal if "temperature" in chat else "ok") as (url, server):
         llm = LLM("m", url, temperature=3)
         assert llm.ask(questions(llm, 1)) == ["ok"] and len(server.chats) == 2
-    assert "does not take temperature: left out" in client.price_basis(llm)
+    assert "does not take temperature: left out" in llm.price_basis()
 
 
 def test_a_temperature_of_none_is_not_sent():

@@ -10,7 +10,7 @@ from conftest import pictures
 from datadesc import local_llm as module, meadow
 from datadesc.checks import _model_line
 from datadesc.describe import describe
-from datadesc.llm import LLM, LLMError, cost_estimate
+from datadesc.llm import LLM, LLMError
 from datadesc.local_llm import SMALL, _gguf_name, gguf_file, local_llm
 
 try:
@@ -84,7 +84,7 @@ def test_a_cached_answer_starts_no_server(llm, server, monkeypatch):
         assert LLM(**options, cache=llm.cache).ask([request]) == answer
         plan = LLM(**options, cache=llm.cache, dry_run=True, budget=0)
         plan.ask([plan.request(QUESTION, sample=1)])
-        assert "costs nothing" in cost_estimate(plan)
+        assert "costs nothing" in plan.cost_estimate()
 
 
 @real

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import datadesc.network
 from datadesc.data import ImageSet, open_image
-from datadesc.network import (NetworkOptions, load_network, _augmented, _check_name, _gradient_blocks, _last_layer_blocks,
+from datadesc.network import (NetworkOptions, Network, _augmented, _check_name, _gradient_blocks, _last_layer_blocks,
                               _layer_parameters, _sample_gradients)
 from datadesc.store import read_file, write_file
 
@@ -34,7 +34,7 @@ def pictures(n=25):
 
 @cache
 def network(name="test_resnet", side=32):
-    return load_network(name, 3, side=side, device="cpu")
+    return Network.load(name, 3, side=side, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_unknown_names_are_met_with_the_nearest():
 
 
 def test_squeezenet_has_no_linear_end():
-    with pytest.raises(ValueError, match="does not end in a linear layer"): load_network("torchvision/squeezenet1_1", 3, side=64)
+    with pytest.raises(ValueError, match="does not end in a linear layer"): Network.load("torchvision/squeezenet1_1", 3, side=64)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -80,7 +80,7 @@ def test_squeezenet_has_no_linear_end():
 def test_weights_from_a_file_fit_but_for_the_head(suffix, n_classes, tmp_path):
     file, state = tmp_path / f"saved.{suffix}", {k: w + 1 if w.is_floating_point() else w for k, w in network().model.state_dict().items()}
     write_file(file, state) if suffix == "safetensors" else torch.save({"state_dict": {f"module.{k}": w for k, w in state.items()}}, file)
-    loaded = load_network("test_resnet", n_classes, file, side=32, device="cpu").model.state_dict()
+    loaded = Network.load("test_resnet", n_classes, file, side=32, device="cpu").model.state_dict()
     assert torch.equal(loaded["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
     assert torch.equal(loaded["fc.weight"], state["fc.weight"]) if n_classes == 3 else len(loaded["fc.weight"]) == 7
 
@@ -92,7 +92,7 @@ class Evil:
 def test_a_pickle_that_runs_programs_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"fc.weight": Evil()}, "evil.pth")
-    with pytest.raises(ValueError, match="'evil.pth' cannot be read as saved weights"): load_network("test_resnet", 3, "evil.pth", side=32)
+    with pytest.raises(ValueError, match="'evil.pth' cannot be read as saved weights"): Network.load("test_resnet", 3, "evil.pth", side=32)
     assert os.listdir() == ["evil.pth"]
 
 
@@ -102,7 +102,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     write_file(tmp_path / "b.safetensors", state | {"layer1.0.conv1.weight": torch.zeros(2)})
     write_file(tmp_path / "c.safetensors", state | {"extra": torch.zeros(2)})
     for name, message in (("a", "conv1.weight is missing"), ("b", r"conv1.weight is \(2,\), expected \(32, 32, 3, 3\)"), ("c", "extra is not part of it")):
-        with pytest.raises(ValueError, match=f"belong to another network: .*{message} .1 tensors differ"): load_network("test_resnet", 3, tmp_path / f"{name}.safetensors", side=32)
+        with pytest.raises(ValueError, match=f"belong to another network: .*{message} .1 tensors differ"): Network.load("test_resnet", 3, tmp_path / f"{name}.safetensors", side=32)
 
 
 def test_published_weights_come_from_the_cache_or_an_error_says_what_to_do(tmp_path):
@@ -110,11 +110,11 @@ def test_published_weights_come_from_the_cache_or_an_error_says_what_to_do(tmp_p
     snapshot = tmp_path / "hf" / "hub" / "models--timm--test_resnet.r160_in1k" / "snapshots" / ("0" * 40)
     program = f"""
 from pathlib import Path
-from datadesc.network import load_network
+from datadesc.network import Network
 import timm, torch, torchvision
 from datadesc.store import write_file
 for name in ("test_resnet", "torchvision/shufflenet_v2_x0_5"):
-    try: load_network(name, 3, True, side=32)
+    try: Network.load(name, 3, True, side=32)
     except ConnectionError as error: assert "are not on this machine and cannot be downloaded" in str(error) and "weights=None" in str(error), error
     else: raise SystemExit("no error")
 snapshot, hub = Path({str(snapshot)!r}), Path({str(tmp_path / 'torch')!r}) / "hub" / "checkpoints"
@@ -124,9 +124,9 @@ for folder in (snapshot, hub): folder.mkdir(parents=True, exist_ok=True)
 published = timm.create_model("test_resnet")
 write_file(snapshot / "model.safetensors", published.state_dict())
 torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), hub / torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT.url.rsplit("/")[-1])
-network = load_network("test_resnet", 3, True, side=32)
+network = Network.load("test_resnet", 3, True, side=32)
 assert torch.equal(network.model.state_dict()["layer4.0.conv1.weight"], published.state_dict()["layer4.0.conv1.weight"])
-assert load_network("torchvision/shufflenet_v2_x0_5", 3, True, side=32).n_classes == 3
+assert Network.load("torchvision/shufflenet_v2_x0_5", 3, True, side=32).n_classes == 3
 """
     away = {"HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch"), "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", program], env=os.environ | away, check=True)
@@ -178,7 +178,7 @@ def deadly(path, value):
     return write(path, value)
 network.write_file = deadly
 torch.set_num_threads(1)
-start = network.load_network("test_resnet", 3, side=32, device="cpu")
+start = network.Network.load("test_resnet", 3, side=32, device="cpu")
 start.train(pictures(), sys.argv[1], network.NetworkOptions(lr=.05, epochs=4, batch_size=8, n_checkpoints=2), progress=False)
 """
 
@@ -225,8 +225,8 @@ def test_without_momentum_it_resumes_too(tmp_path, monkeypatch):
     ("options", lambda n, s, o: (n, s, replace(o, seed=1))),
     ("images", lambda n, s, o: (n, pictures(26), o)),
     ("images", lambda n, s, o: (n, replace(s, samples=s.samples | {"train": [(image, (label + 1) % 3) for image, label in s.samples["train"]]}), o)),
-    ("network", lambda n, s, o: (load_network("test_resnet", 3, side=32, device="cpu", seed=1), s, o)),
-    ("network", lambda n, s, o: (load_network("test_resnet", 3, side=48, device="cpu"), s, o)),
+    ("network", lambda n, s, o: (Network.load("test_resnet", 3, side=32, device="cpu", seed=1), s, o)),
+    ("network", lambda n, s, o: (Network.load("test_resnet", 3, side=48, device="cpu"), s, o)),
     ("network and options", lambda n, s, o: (network("test_convnext"), s, replace(o, lr=.01)))])
 def test_another_training_is_refused(what, change, trained):
     start, few, training = trained
@@ -351,7 +351,7 @@ def test_bad_input_is_named(trained, tmp_path):
     cloud, checkpoints = torch.randn(25, 6), training.checkpoints
     with pytest.raises(ValueError, match="train_embeddings: 24 rows, expected one for each of the 25 train images"): start.influence(checkpoints, few, cloud[1:])
     with pytest.raises(ValueError, match="checkpoints: the list is empty"): start.influence([], few, cloud)
-    with pytest.raises(ValueError, match=r"loaded for 3 classes, but noise has 2: load_network\('test_resnet', 2\)"): start.train(replace(few, classes=("red", "green")), tmp_path)
+    with pytest.raises(ValueError, match=r"loaded for 3 classes, but noise has 2: Network.load\('test_resnet', 2\)"): start.train(replace(few, classes=("red", "green")), tmp_path)
     with pytest.raises(ValueError, match="loaded for 3 classes, but noise has 4"): start.influence(checkpoints, replace(few, classes=("a", "b", "c", "d")), cloud)
     with pytest.raises(ValueError, match="belong to another network"): network("test_convnext").influence(checkpoints, few, cloud)
     with pytest.raises(ValueError, match="no layer 'layr4' with weights: did you mean layer4"): start.influence(checkpoints, few, cloud, layers=["fc", "layr4"])

@@ -109,7 +109,7 @@ def test_doubtful_labels_between_classes_that_are_not_separated_are_counted(tmp_
     page = sections(findings)
     assert n and "Not listed: " in page.select_one("#labels").find_next("p").text
     assert f"and {n} between classes that the classifier does not separate" in page.select_one(".tiles").text and page.select_one('nav a[href="#labels"]')
-    results.write(tmp_path, findings.result({}))
+    findings.result({}).write(tmp_path)
     assert f"Likely label issues: 0, and {n} between classes that the classifier does not separate" in results.closing_lines(tmp_path)
 
 
@@ -158,7 +158,7 @@ def test_the_warning_about_the_encoder_stands_everywhere(tmp_path):
     for section in (report.Findings.first_screen, report.Findings.class_section, report.Findings.label_section, report.Findings.pair_section):
         assert "was trained on rendered butterflies only" in section(findings).data
     result = findings.result({})
-    results.write(tmp_path, result)
+    result.write(tmp_path)
     assert "was trained on rendered butterflies" in " ".join(results.closing_lines(tmp_path))
 
 
@@ -247,9 +247,9 @@ def test_many_classes_fold_and_very_many_go_to_pages(tmp_path):
 def test_files_to_use(tmp_path):
     findings = findings_of(NAMES, tmp_path, spread=1.2)
     result = findings.result({"images": 1.})
-    results.write(tmp_path, result)
+    result.write(tmp_path)
     findings.write_files(result)
-    assert results.read(tmp_path) == result and "store" not in result.parameters and "/secret" not in (tmp_path / "result.json").read_text()
+    assert results.Result.read(tmp_path) == result and "store" not in result.parameters and "/secret" not in (tmp_path / "result.json").read_text()
     assert json.loads((tmp_path / "descriptions.json").read_text())["kind 0"][0] == "sentence 0 of class 0"
     assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
     assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1 + result.suspects

@@ -22,7 +22,7 @@ def result():
 
 
 def test_committed_run_is_read():
-    found = results.read(REPO / "papermill_runs" / "meadow")
+    found = results.Result.read(REPO / "papermill_runs" / "meadow")
     assert found.dataset == "meadow" and len(found.classes) == 24 and found.accuracy and found.conditions
     texts = runs.FinishedRun(REPO / "papermill_runs", "meadow").chosen_texts()
     assert {row["class"]: row["text"] for row in reversed(texts)} == {name: sentences[0] for name, sentences in found.chosen.items()}
@@ -33,7 +33,7 @@ def test_a_result_of_0_1_is_read(tmp_path):
     old = dict(dataset="meadow", classes=["a", "b"], parameters=dict(form="direct"), asked=[], answers_cost=0.0, unanswered=[], versions=dict(datadesc="0.1.0"),
                images=dict(train=4, val=2, test=2), repeated_across_splits=0, sources=["author"], seconds=dict(data=1.0), accuracy=[line])
     (tmp_path / "result.json").write_text(json.dumps(old))
-    found = results.read(tmp_path)
+    found = results.Result.read(tmp_path)
     assert found.accuracy[0].mean == .9 and found.accuracy[0].significant and found.raw_names == ["a", "b"] and found.conditions == []
 
 
@@ -42,21 +42,21 @@ def test_a_result_of_0_1_is_read(tmp_path):
     ('{"schema_version": "9"}', "schema version 9"), ('{"schema_version": "2", "dataset": 3}', "cannot be read")])
 def test_other_files_are_refused_by_name(tmp_path, content, message):
     (tmp_path / "result.json").write_text(content)
-    with pytest.raises(ValueError, match=message): results.read(tmp_path)
+    with pytest.raises(ValueError, match=message): results.Result.read(tmp_path)
 
 
 def test_missing_result_is_named(tmp_path):
-    with pytest.raises(ValueError, match="No result in"): results.read(tmp_path)
+    with pytest.raises(ValueError, match="No result in"): results.Result.read(tmp_path)
 
 
 def test_round_trip(tmp_path, result):
-    results.write(tmp_path, result)
-    assert results.read(tmp_path) == result
+    result.write(tmp_path)
+    assert results.Result.read(tmp_path) == result
     assert json.loads((tmp_path / "result.json").read_text())["schema_version"] == "2"
 
 
 def test_three_sentences_of_the_first_classes(tmp_path, result):
-    results.write(tmp_path, result)
+    result.write(tmp_path)
     lines = results.closing_lines(tmp_path)
     assert sum(line.startswith("  - ") for line in lines) == 18 and "... and 18 more" in lines
     assert any("class 0 and class 1 (30%)" in line for line in lines) and any("Likely label issues: 3" in line for line in lines)
@@ -67,7 +67,7 @@ def test_warnings_failures_and_reasons_are_said(tmp_path, result):
     failed = _ConditionLine(name="classifier", verdict="fail", figure=.1, limit=.2, sentence="It guesses.")
     changed = result.model_copy(update=dict(warning="The encoder knows butterflies only.", conditions=[failed], suspects=None,
                                             withheld={"labels": "The classifier guesses.", "sentences": "Nothing fits."}))
-    results.write(tmp_path, changed)
+    changed.write(tmp_path)
     text = "\n".join(results.closing_lines(tmp_path))
     assert text.startswith("Warning: The encoder knows butterflies only.") and "Failed: classifier. It guesses." in text
     assert "not judged. The classifier guesses." in text and "has mark" not in text
@@ -78,7 +78,7 @@ def test_formulas_and_markup_stay_text(tmp_path, result):
     text = results.write_suspects(tmp_path, rows).read_text()
     assert '"a,b.jpg",\'=SUM(A1),<b>,1' in text and "'-1" in text
     odd = result.model_copy(update=dict(chosen={"# *x*": ["<script>\n# head"]}))
-    assert "## \\# \\*x\\*" in (page := results.write_classes(tmp_path, odd).read_text()) and "- \\<script\\> \\# head" in page
+    assert "## \\# \\*x\\*" in (page := odd.write_classes(tmp_path).read_text()) and "- \\<script\\> \\# head" in page
 
 
 def test_reading_imports_nothing_heavy():

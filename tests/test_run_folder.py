@@ -133,7 +133,7 @@ def made(folder, name, source, words="{}"):
     (folder / "result.json").write_text('{"old": true}')
     (folder / "descriptions.json").write_text(words)
     nbformat.write(nbformat.v4.new_notebook(metadata=dict(papermill=dict(parameters=dict(dataset="", out=str(folder))))), folder / "report.ipynb")
-    run_folder.write_mark(folder, name, source)
+    run_folder._write_mark(folder, name, source)
 
 
 def before(disk, place, layout, images):

@@ -18,7 +18,7 @@ from datadesc.fewshot import take_shots
 from datadesc.figures import accuracy_table, image_rows, proponent_gallery, label_issue_gallery, text_class_heatmap, tsne_figure
 from datadesc.head import center
 from datadesc.influence import text_influence
-from datadesc.network import NetworkOptions, load_network
+from datadesc.network import NetworkOptions, Network
 from datadesc.selection import FORMS, ChoiceOptions, lacking_images, proponent_images
 from datadesc.study import Study
 from datadesc.transfer import transfer
@@ -181,7 +181,7 @@ def test_the_benchmark_ends(world, shots, paper):
 def test_a_network_is_trained_on_what_there_is(world, tmp_path):
     rng = np.random.default_rng(0)
     samples = {split: [(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), int(c)) for c in y] for split, y in world.labels.items()}
-    images, network = ImageSet("tail", CLASSES, samples), load_network("resnet10t", C, side=32, device="cpu")
+    images, network = ImageSet("tail", CLASSES, samples), Network.load("resnet10t", C, side=32, device="cpu")
     training = network.train(images, tmp_path, NetworkOptions(epochs=1, n_checkpoints=1), progress=False)
     found = network.influence(training.checkpoints, images, world.train)
     assert found.by_class.isnan().all(1).tolist() == [c in NO_VAL + UNSEEN for c in range(C)]
