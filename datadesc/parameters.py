@@ -100,11 +100,12 @@ def _accepts(parameter, value):
 def renamed(
     params: dict,  # values by name, perhaps by an old one
     known: dict[str, Parameter],  # from `parameters`
-    quiet: bool = False,  # print nothing
+    quiet: bool = False,  # print nothing, and leave out what is gone: the values are of an older run
 ) -> dict:
     "The values by their names of today, old values replaced; prints each change. `ValueError` if an old and its new name are both given."
     current = {}
     for name, value in params.items():
+        if quiet and name in _REMOVED: continue
         new = _RENAMED[name] if name not in known and _RENAMED.get(name) in known else name
         if new != name and new in params: raise ValueError(f"Parameter '{name}' is now '{new}', both are given: expected one of the two")
         current[new] = _current_value(known.get(new), value)

@@ -553,10 +553,9 @@ def repeat_command(self: FinishedRun) -> str:
     folder, name, files = self.folder, self.name, _parameter_files(self.root)
     had = _had(folder) | ({"benchmark": True} | _had(folder, "benchmark") if _is_finished(folder, "benchmark") else {})
     from_file = _read_parameter_file(files[name]) if name in files else {}
-    known = known_parameters()
-    had, from_file = (renamed(values, known, quiet=True) for values in (had, from_file))
+    had, from_file = (renamed(values, known_parameters(), quiet=True) for values in (had, from_file))
     away = {*_EXECUTION_ONLY, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
-    params = {key: value for key, value in had.items() if key in known and key not in away and from_file.get(key, ...) != value}
+    params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
     target = name if name in files else had.get("dataset") or _had(folder).get("dataset") or name
     named = ["--name", name] if target != name and _default_name(target) != name else []
     written = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
