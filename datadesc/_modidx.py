@@ -165,7 +165,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'datadesc/benchmark_page.py')},
             'datadesc.cache': { 'datadesc.cache.Cache': ('5_sources/cache.html#cache', 'datadesc/cache.py'),
                                 'datadesc.cache.Cache.__init__': ('5_sources/cache.html#cache.__init__', 'datadesc/cache.py'),
-                                'datadesc.cache.Cache.__repr__': ('5_sources/cache.html#cache.__repr__', 'datadesc/cache.py'),
                                 'datadesc.cache.Cache._opened': ('5_sources/cache.html#cache._opened', 'datadesc/cache.py'),
                                 'datadesc.cache.Cache.export_rows': ('5_sources/cache.html#cache.export_rows', 'datadesc/cache.py'),
                                 'datadesc.cache.Cache.lock': ('5_sources/cache.html#cache.lock', 'datadesc/cache.py'),

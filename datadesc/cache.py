@@ -52,8 +52,6 @@ class Cache:
         path: str | Path,  # the SQLite file
     ): self.path = Path(path)
 
-    def __repr__(self): return f"Cache('{self.path}')"
-
     @contextmanager
     def _opened(self):
         "A connection to the file, closed with the block."
@@ -81,8 +79,8 @@ class Cache:
         usage: Sequence[int] | None = None,  # tokens (sent, received) or (sent, received, sent but cached at the server), if it told
     ) -> str:
         "The answer in the cache: this one, unless the question was answered before."
-        kept = asdict(request)
-        for name in ("schema", *(name for name in ("attempt", "extra") if not kept[name])): del kept[name]
+        left_out = {"schema", *(name for name in ("attempt", "extra") if not getattr(request, name))}
+        kept = {name: value for name, value in asdict(request).items() if name not in left_out}
         row = {"request": kept, "answer": answer} | ({"usage": [*usage]} if usage else {})
         with self._opened() as db:
             db.execute("insert or ignore into answers values (?, ?)", [request.key, json.dumps(row)])

@@ -100,8 +100,8 @@ class _Costs:
         "One row a stage and one in total; costs are NaN where the price is unknown; `estimated`: some of its tokens are."
         rows = [{"stage": stage} | {name: counts[name] for name in self.columns} for stage, counts in self.stages.items()]
         table = pd.DataFrame([*rows, {"stage": "total"} | {name: self.total(name) for name in self.columns}])
-        if not self.price: table[["cost", "cost_at_most"]] = float("nan")
-        return table.assign(estimated=table["estimated"] > 0)
+        unknown = {} if self.price else dict.fromkeys(("cost", "cost_at_most"), float("nan"))
+        return table.assign(estimated=table["estimated"] > 0, **unknown)
 
     @asynccontextmanager
     async def call(self,
@@ -504,9 +504,8 @@ def ask(self: LLM,
     self.failures += [(unique[key], str(error)) for key, error in failed.items()]
     if failed and on_failure == "raise":
         key, reason = next(iter(failed.items()))
-        error = LLMError(f"{len(failed)} of {len(unique)} question(s) got no answer, the first ({unique[key]}): {reason}")
-        error.add_note("All other answers are cached: run again to ask what is missing.")
-        raise error
+        raise LLMError(f"{len(failed)} of {len(unique)} question(s) got no answer, the first ({unique[key]}): {reason} "
+                       "All other answers are cached: run again to ask what is missing.")
     return [answers.get(request.key) for request in requests]
 
 # %% ../nbs/5_sources/65_llm.ipynb #db365778
