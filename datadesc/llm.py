@@ -355,10 +355,10 @@ def _stage(request):
     "The stage under which a question is booked; a baseline's questions under its name."
     return request.about.get("baseline") or request.about.get("stage", "questions")
 
-def _cached(llm, requests):
-    "Key -> answer for those questions (by key) that the cache or an export answers, booked as such."
+def _cached(llm, requests, exports=()):
+    "Key -> answer for those questions (by key) that the cache or one of the exports answers, booked as such."
     answers = {key: row["answer"] for key, row in llm.cache.rows(requests)}
-    for path in llm.exports:
+    for path in exports:
         if len(answers) < len(requests): answers = {key: row["answer"] for key, row in Cache.export_rows(path) if key in requests} | answers
     for key in answers: llm.costs.stages[_stage(requests[key])]["cached"] += 1
     return answers
@@ -459,7 +459,7 @@ def _answered(llm, requests, progress):
     "(answers, failures) by key, from the cache, exports and beyond."
     requests = {request.key: request for request in requests}
     llm.asked |= requests
-    answers = _cached(llm, requests)
+    answers = _cached(llm, requests, llm.exports)
     new = [request for key, request in requests.items() if key not in answers]
     if not new: return answers, {}
     if llm.dry_run:
