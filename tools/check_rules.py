@@ -9,7 +9,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-NAMES_IN_MODULE, NAMES_IN_ALL, LINE, PARAGRAPH = 25, 250, 140, 60
+NAMES_IN_MODULE, NAMES_IN_ALL, LINE, PARAGRAPH, LESSONS = 25, 250, 140, 60, 3
 CHAPTERS = "[1-9]_*/*.ipynb"
 
 
@@ -63,6 +63,16 @@ def paragraphs(text):
     return [part for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+]|\d+\.) )", text) if part.strip()]
 
 
+def unshown(cells):
+    "(cell, name) of each public name of a chapter that none of the next `LESSONS` cells of code which are not exported writes."
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    for at, cell in enumerate(code):
+        if not re.search(r"^#\| *exports?\b", source := "".join(cell["source"]), re.M): continue
+        lessons = ["".join(later["source"]) for later in code[at + 1:]]
+        shown = "\n".join([text for text in lessons if not re.search(r"^#\| *(export|hide)", text, re.M)][:LESSONS])
+        yield from ((cell["id"], name) for name in public_names(ast.parse(source)) if not re.search(rf"\b{name}\b", shown))
+
+
 def breaches(root):
     "(rule, place, what) of every breach in the project at `root`."
     total = 0
@@ -85,7 +95,10 @@ def breaches(root):
         for name, text in prose:
             for part in paragraphs(text):
                 if (words := len(part.split())) > PARAGRAPH: yield "long paragraph", f"{place}#{name}", f"{words} words, at most {PARAGRAPH}: {part.strip()[:50]}"
-        if file.match(f"nbs/{CHAPTERS}") and ".ipynb" not in prose[-1][1]: yield "no link at the end", place, "its last text names no page to read next"
+        if not file.match(f"nbs/{CHAPTERS}"): continue
+        for cell, name in unshown(json.loads(file.read_text(encoding="utf-8"))["cells"]):
+            yield "not shown", f"{place}#{cell}", f"no lesson writes {name} in the next {LESSONS} cells"
+        if ".ipynb" not in prose[-1][1]: yield "no link at the end", place, "its last text names no page to read next"
 
 
 if __name__ == "__main__":
