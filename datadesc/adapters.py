@@ -285,6 +285,7 @@ class Adapter:
     grid: tuple[Mapping, ...]  # options to try
     reads_texts: bool = True
 
+# %% ../nbs/2_evidence/30_adapters.ipynb #ca2dd2b7
 def adapters(
     logit_scale: float = 100.,  # the encoder's own; `Encoder.logit_scale`
 ) -> dict[str, Adapter]:  # by name

@@ -37,6 +37,7 @@ class FewShotSplit:
     val: Tensor  # (m,)
     val_from: str = "train"  # the split that `val` indexes; "val": the dataset's own validation images
 
+# %% ../nbs/1_method/20_fewshot.ipynb #cb459f11
 def take_shots(
     labels: Mapping[str, Tensor],  # split -> (N,) class of each image
     shots: int | str,  # images per class, or "all"

@@ -183,35 +183,44 @@ class _Best:
         self.bar = like.new_full((rows, 1), -torch.inf)  # the k-th best so far
         self.scores, self.at = like.new_full((rows, 3 * k), -torch.inf), self.filled.new_zeros(rows, 3 * k)
 
-    def add(self, block, start):
-        "Add a block whose first column is number `start`."
-        better, count, full = self._above(block)
-        if full.any():
-            self._keep(slice(None), *self.best())
-            better, count, full = self._above(block)
-        if full.any():
-            scores, at = top(block[full], self.k)
-            scores, at = torch.cat([self.scores[full], scores], 1), torch.cat([self.at[full], at + start], 1)
-            self._keep(full, *top(scores, self.k, at))
-            better, count = better & ~full[:, None], count.where(~full, 0)
-        row, col = better.nonzero(as_tuple=True)
-        place = torch.arange(len(row), device=row.device) + (self.filled + count - count.cumsum(0))[row]
-        self.scores[row, place], self.at[row, place] = block[row, col], col + start
-        self.filled += count
-
     def best(self): return top(self.scores, self.k, self.at)
 
-    def _above(self, block):
-        "Which scores are above the bar, how many in each row, and which rows have no places for them."
-        better = block > self.bar
-        count = better.sum(1, dtype=torch.int32)
-        return better, count, self.filled + count > self.scores.shape[1]
+# %% ../nbs/1_method/30_influence.ipynb #09c64299
+@patch
+def _above(self: _Best, block):
+    "Which scores are above the bar, how many in each row, and which rows have no places for them."
+    better = block > self.bar
+    count = better.sum(1, dtype=torch.int32)
+    return better, count, self.filled + count > self.scores.shape[1]
 
-    def _keep(self, rows, scores, at):
-        "Replace what the rows hold."
-        self.scores[rows] = -torch.inf
-        self.scores[rows, :self.k], self.at[rows, :self.k], self.bar[rows] = scores, at, scores[:, -1:]
-        self.filled[rows] = (scores > -torch.inf).sum(1)
+@patch
+def _keep(self: _Best, rows, scores, at):
+    "Replace what the rows hold."
+    self.scores[rows] = -torch.inf
+    self.scores[rows, :self.k], self.at[rows, :self.k], self.bar[rows] = scores, at, scores[:, -1:]
+    self.filled[rows] = (scores > -torch.inf).sum(1)
+
+# %% ../nbs/1_method/30_influence.ipynb #629a34f4
+@patch
+def add(
+    self: _Best,
+    block: Tensor,  # (rows, columns)
+    start: int,  # the number of its first column
+) -> None:
+    "Add a block of columns, which come after all columns so far."
+    better, count, full = self._above(block)
+    if full.any():
+        self._keep(slice(None), *self.best())
+        better, count, full = self._above(block)
+    if full.any():
+        scores, at = top(block[full], self.k)
+        scores, at = torch.cat([self.scores[full], scores], 1), torch.cat([self.at[full], at + start], 1)
+        self._keep(full, *top(scores, self.k, at))
+        better, count = better & ~full[:, None], count.where(~full, 0)
+    row, col = better.nonzero(as_tuple=True)
+    place = torch.arange(len(row), device=row.device) + (self.filled + count - count.cumsum(0))[row]
+    self.scores[row, place], self.at[row, place] = block[row, col], col + start
+    self.filled += count
 
 # %% ../nbs/1_method/30_influence.ipynb #ef04cbe9
 def _class_sums(block, labels, n_classes):

@@ -18,8 +18,6 @@ from .accuracy import accuracy_row
 from .names import readable
 
 # %% ../nbs/1_method/50_zeroshot.ipynb #fd1c1cb1
-AGGREGATIONS = ("mean", "mean_embedding", "max")
-
 def class_means(
     text_emb: Tensor,  # (T, D) embeddings of the sentences
     text_class: Tensor,  # (T,) class that each sentence describes
@@ -34,6 +32,8 @@ def class_means(
     return text_emb.new_zeros(n_classes, text_emb.shape[1]).index_add_(0, text_class, text_emb) / counts[:, None]
 
 # %% ../nbs/1_method/50_zeroshot.ipynb #da08dfcc
+AGGREGATIONS = ("mean", "mean_embedding", "max")
+
 def class_scores(
     image_emb: Tensor,  # (N, D), rows of length one
     text_emb: Tensor,  # (T, D), rows of length one
