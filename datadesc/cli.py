@@ -239,6 +239,12 @@ def _summary(names: Annotated[Optional[list[str]], typer.Argument(help="Finished
 _cache = typer.Typer(help="Cached answers of language models: give them to others, take theirs.", no_args_is_help=True)
 _app.add_typer(_cache, name="cache")
 
+def _all_answers():
+    "The cache of this user."
+    from datadesc.cache import Cache
+    from datadesc.files import default_root
+    return Cache(default_root()/"answers.sqlite")
+
 # %% ../nbs/4_pages/65_cli.ipynb #3e71183c
 @_cache.command(name="export")
 def _export_answers(
@@ -247,20 +253,19 @@ def _export_answers(
     out: _Root = _HERE,
 ):
     "Write cached answers to a file for others."
+    if not run: return print(f"{_all_answers().write_export(file)} answers: {file}")
     from datadesc import runs
-    answers, articles, n = runs.publish(file, out, run)
+    finished = runs.FinishedRun(out, run)
+    answers, articles, n = finished.publish(file)
     print(f"{answers} answers: {file}" + f"\n{n} articles: {articles}" * bool(articles))
-    if not run: return
-    command = f"{runs.FinishedRun(out, run).repeat_command()} -p answers={file}" + f" -p wiki_file={articles}" * bool(articles)
+    command = f"{finished.repeat_command()} -p answers={file}" + f" -p wiki_file={articles}" * bool(articles)
     print(f"To repeat the run: {command}")
 
 # %% ../nbs/4_pages/65_cli.ipynb #b2aef3ea
 @_cache.command(name="import")
 def _import_answers(file: Annotated[Path, typer.Argument(help="A *.jsonl or *.jsonl.gz file that `datadesc cache export` wrote.")]):
     "Add the answers in a file to those that are cached; what is cached stays."
-    from datadesc.cache import Cache
-    from datadesc.files import default_root
-    new, known = Cache(default_root()/"answers.sqlite").read_export(file)
+    new, known = _all_answers().read_export(file)
     print(f"{new} answers added, {known} were cached")
 
 # %% ../nbs/4_pages/65_cli.ipynb #21da5a30
