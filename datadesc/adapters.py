@@ -50,7 +50,7 @@ def _one_space(
 
 # %% ../nbs/2_evidence/30_adapters.ipynb #89e87844
 def _train(parameters, scores, x, y, epochs, lr, seed, batch_size=256):
-    "Fit the parameters in map_images, by cross-entropy of `scores` of the features."
+    "Fit the parameters in place, by cross-entropy of `scores` of the features."
     adam, order = torch.optim.Adam(parameters, lr, fused=True), torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs * -(-len(x) // batch_size))
     for _ in range(epochs):
