@@ -99,7 +99,7 @@ def auc_of_scores(
 def label_issues(
     study: Study,
 ) -> pd.DataFrame:  # image, given, suggested, likely, score, p_given, p_suggested, self_influence; highest score first
-    """Every train image with its label-issue score, a class that fits better, and whether its label is likely wrong.
+    """Every train image, and no other, with its label-issue score, a class that fits better, and whether its label is likely wrong.
 
     The score is NaN for the only image of a class. Compare confident learning (Northcutt et al. 2021) and AUM (Pleiss et al. 2020)."""
     trajectory, y, self_influence = _trajectory(study), study.labels["train"], study.influence.self_influence
