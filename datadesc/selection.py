@@ -24,7 +24,7 @@ from .names import plain
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['FORMS', 'ChoiceOptions', 'ift', 'precision_at', 'scored_text', 'flag_too_long', 'flag_counts', 'choose',
+__all__ = ['FORMS', 'ChoiceOptions', 'ift', 'precision_at', 'scored_text', 'flag_too_long', 'excluded', 'flag_counts', 'choose',
            'proponent_images', 'lacking_images']
 
 # %% ../nbs/1_method/40_selection.ipynb #759c9102
@@ -138,15 +138,15 @@ def _form_named(name):
     if name in _FORMER_NAMES:
         warnings.warn(f"form={name!r} is now form={_FORMER_NAMES[name]!r}; the old name will go in the next release", stacklevel=3)
         return _FORMER_NAMES[name]
-    if name not in FORMS: raise ValueError(f"form={name!r}: expected one of {', '.join(FORMS)}")
+    if name not in (*FORMS, "set"): raise ValueError(f"form={name!r}: expected set, or one of {', '.join(FORMS)}")
     return name
 
 # %% ../nbs/1_method/40_selection.ipynb #4d24e6dd
 @dataclass(frozen=True)
 class ChoiceOptions:
     "How sentences are scored and chosen; ValueError for an option that cannot be right."
-    form: str = "direct"  # of the score, one of FORMS
-    top_k: int = 10  # sentences per class
+    form: str = "set"  # "set": sentences chosen together; or one of FORMS, which score each sentence by itself
+    top_k: int | str = "auto"  # sentences per class; "auto": each class as many as lower the loss, ten for FORMS
     diversity: float = 0.  # 0: by score alone; 1: the least similar to the sentences already chosen
     near_duplicate: float | None = None  # centred cosine above which the lower ranked of two sentences is left out; None keeps both
     top_m: int = 10  # proponent images per validation image, for the form "proponent"
@@ -156,11 +156,18 @@ class ChoiceOptions:
     def __post_init__(self):
         object.__setattr__(self, "form", _form_named(self.form))
         _check_choice_options(self.top_k, self.diversity, self.near_duplicate)
+        if self.form == "set" and (self.diversity or self.near_duplicate is not None):
+            raise ValueError("diversity and near_duplicate are for scores of single sentences: form='set' avoids repetition by itself")
         if self.top_m < 1: raise ValueError(f"top_m={self.top_m}: expected at least one proponent per validation image")
+
+    @property
+    def most(self) -> int:
+        "Most sentences per class."
+        return 10 if self.top_k == "auto" else self.top_k
 
 def _check_choice_options(top_k, diversity, near_duplicate):
     "Raise a ValueError that names the option that cannot be right."
-    if top_k < 1: raise ValueError(f"top_k={top_k}: expected at least one text per class")
+    if top_k != "auto" and (isinstance(top_k, str) or top_k < 1): raise ValueError(f"top_k={top_k!r}: expected at least one text per class, or 'auto'")
     if not 0 <= diversity <= 1: raise ValueError(f"diversity={diversity}: expected 0 (by score alone) to 1 (as unlike as possible)")
     if near_duplicate is not None and not 0 < near_duplicate <= 1:
         raise ValueError(f"near_duplicate={near_duplicate}: expected a cosine above 0 and up to 1, or None to keep near duplicates")
@@ -182,9 +189,10 @@ def ift(
     A class without images in a split that the form reads is scored by the other split's images; without any, by NaN.
     ValueError for an unknown form."""
     form = _form_named(form)
+    if form == "set": raise ValueError("form='set' scores no sentence by itself: `sets.choose_set` chooses them together")
     parts = [torch.as_tensor(p, dtype=torch.float64).cpu().expand(len(study.pool)).numpy() for p in FORMS[form](study)]
     table = study.pool[["text_id", "class_id"]].assign(form=form, ift=sum(parts), influence_part=parts[0], clip_part=parts[1])
-    return _ranked(table, study.options.top_k)
+    return _ranked(table, study.options.most)
 
 # %% ../nbs/1_method/40_selection.ipynb #df71e8fe
 def _precision_by_class(scores, truth, k, true):
@@ -261,7 +269,7 @@ def _mmr(score, cosine, k, diversity):
     return chosen
 
 # %% ../nbs/1_method/40_selection.ipynb #c6d03b82
-def _excluded(pool):
+def excluded(pool):
     "Why a text may not be chosen whatever its score (T,): its flag, with the text that a duplicate repeats; '' if it may."
     text_id, first = pool["text_id"].to_numpy(), _first_alike(pool).to_numpy()
     repeats = (pool["flag"] == "duplicate").to_numpy() & (text_id != first)
@@ -314,7 +322,7 @@ def choose(
     "Choose the texts of each class: `proponent` for the chosen, `rank` with the chosen first, `why_not` for each of the others."
     _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate)
     x = center(check_features(text_emb, "text_emb", unit=True)).double().cpu().numpy()
-    why, position, threshold = _excluded(pool), np.full(len(scores), np.inf), np.inf if near_duplicate is None else near_duplicate
+    why, position, threshold = excluded(pool), np.full(len(scores), np.inf), np.inf if near_duplicate is None else near_duplicate
     by_rank = scores["rank"].to_numpy().argsort(kind="stable")
     for c in scores["class_id"].unique():
         at = by_rank[(scores["class_id"].to_numpy()[by_rank] == c) & (why[by_rank] == "")]

@@ -20,6 +20,7 @@ from .fewshot import FewShotSplit, take_shots
 from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_features, modality_mean, train_head
 from .influence import Influence, influence
 from .selection import ChoiceOptions, choose, flag_too_long, ift, scored_text
+from .sets import choose_set
 
 if TYPE_CHECKING:
     from datadesc.data import ImageSet
@@ -98,8 +99,9 @@ class Study:
         options: ChoiceOptions = ChoiceOptions(),  # how sentences are scored and chosen
         split: FewShotSplit | None = None,  # of a study of few images
         image_influence: Influence | None = None,  # of the train on the validation images, if from another model than the scorer
+        logit_scale: float = 100.,  # factor on cosines in a softmax, for the form "set"; most CLIPs have learned 100
     ):
-        self.classes, self.pool, self.options, self.split = tuple(classes), pool, options, split
+        self.classes, self.pool, self.options, self.split, self.logit_scale = tuple(classes), pool, options, split, logit_scale
         self.image_emb = {name: check_features(x, f"image_emb[{name!r}]", unit=True) for name, x in image_emb.items()}
         self.embed = _embed_once(embed, self.image_emb["train"].shape[1])
         self.labels, seed = dict(labels), split.seed if split else 0
@@ -153,7 +155,8 @@ def of(
     pool = flag_too_long(pool, encoder.tokenizer)
     image_emb = encoder.embed_set(image_set, progress=progress, store=store)
     labels = {split: image_set.labels(split) for split in image_emb}
-    study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence)
+    study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence,
+                encoder.logit_scale)
     study.image_set, study.encoder = image_set, encoder
     return study
 
@@ -184,6 +187,7 @@ def scores(
 ) -> pd.DataFrame:  # T rows
     "Score of every sentence, as `selection.ift` returns it; ValueError for an unknown form."
     form = self._form(form)
+    if form == "set": return self.chosen(form).drop(columns="why_not")
     if form not in self._scores: self._scores[form] = ift(form, self)
     return self._scores[form]
 
@@ -195,7 +199,8 @@ def chosen(
     "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `selection.choose` returns it."
     form, o = self._form(form), self.options
     if form not in self._chosen:
-        self._chosen[form] = choose(self.scores(form), self.pool, self.text_emb, o.top_k, o.diversity, o.near_duplicate)
+        self._chosen[form] = choose_set(self) if form == "set" else choose(
+            self.scores(form), self.pool, self.text_emb, o.most, o.diversity, o.near_duplicate)
     return self._chosen[form]
 
 # %% ../nbs/1_method/60_study.ipynb #241b2376
