@@ -138,7 +138,7 @@ def _form_named(name):
     if name in _FORMER_NAMES:
         warnings.warn(f"form={name!r} is now form={_FORMER_NAMES[name]!r}; the old name will go in the next release", stacklevel=3)
         return _FORMER_NAMES[name]
-    if name not in (*FORMS, "set"): raise ValueError(f"form={name!r}: expected set, or one of {', '.join(FORMS)}")
+    if name not in (*FORMS, "set"): raise ValueError(f"form={name!r}: expected set, {', '.join(FORMS)}")
     return name
 
 # %% ../nbs/1_method/40_selection.ipynb #4d24e6dd
@@ -157,7 +157,8 @@ class ChoiceOptions:
         object.__setattr__(self, "form", _form_named(self.form))
         _check_choice_options(self.top_k, self.diversity, self.near_duplicate)
         if self.form == "set" and (self.diversity or self.near_duplicate is not None):
-            raise ValueError("diversity and near_duplicate are for scores of single sentences: form='set' avoids repetition by itself")
+            raise ValueError("diversity and near_duplicate are for scores of single sentences, such as form='direct': "
+                             "form='set' avoids repetition by itself")
         if self.top_m < 1: raise ValueError(f"top_m={self.top_m}: expected at least one proponent per validation image")
 
     @property
@@ -167,7 +168,8 @@ class ChoiceOptions:
 
 def _check_choice_options(top_k, diversity, near_duplicate):
     "Raise a ValueError that names the option that cannot be right."
-    if top_k != "auto" and (isinstance(top_k, str) or top_k < 1): raise ValueError(f"top_k={top_k!r}: expected at least one text per class, or 'auto'")
+    if top_k != "auto" and (isinstance(top_k, str) or top_k < 1):
+        raise ValueError(f"top_k={top_k!r}: expected at least one text per class, or 'auto'")
     if not 0 <= diversity <= 1: raise ValueError(f"diversity={diversity}: expected 0 (by score alone) to 1 (as unlike as possible)")
     if near_duplicate is not None and not 0 < near_duplicate <= 1:
         raise ValueError(f"near_duplicate={near_duplicate}: expected a cosine above 0 and up to 1, or None to keep near duplicates")
@@ -269,8 +271,10 @@ def _mmr(score, cosine, k, diversity):
     return chosen
 
 # %% ../nbs/1_method/40_selection.ipynb #c6d03b82
-def excluded(pool):
-    "Why a text may not be chosen whatever its score (T,): its flag, with the text that a duplicate repeats; '' if it may."
+def excluded(
+    pool: pd.DataFrame,  # T texts with their flags
+) -> np.ndarray:  # (T,) of strings
+    "Why a text may not be chosen whatever its score: its flag, with the text that a duplicate repeats; '' if it may."
     text_id, first = pool["text_id"].to_numpy(), _first_alike(pool).to_numpy()
     repeats = (pool["flag"] == "duplicate").to_numpy() & (text_id != first)
     return np.where(repeats, [f"duplicate of {f}" for f in first], pool["flag"]).astype(object)

@@ -92,7 +92,7 @@ class _Visit:
 _LEAST = 1e-7  # a smaller change of the loss is rounding
 
 @patch
-def grow(self: _Visit, most, stop):
+def _grow(self: _Visit, most, stop):
     "Add the best candidate until there are `most`, or with `stop` until none lowers the loss."
     before = self.loss(self.members) if self.members else np.inf
     while len(self.members) < min(most, len(self.all)):
@@ -102,14 +102,14 @@ def grow(self: _Visit, most, stop):
         before = after
 
 @patch
-def swap(self: _Visit):
+def _swap(self: _Visit):
     "Exchange each sentence for the candidate that lowers the loss most, where one does."
     for at in range(len(self.members)):
         after, i = self.best(self.members[:at] + self.members[at + 1:], self.all)
         if after < self.loss(self.members) - _LEAST: self.members[at] = i
 
 @patch
-def drop(self: _Visit):
+def _drop(self: _Visit):
     "Remove the sentence without which the loss is lowest, until each one lowers it."
     while len(self.members) > 1:
         without = [self.loss([i for i in self.members if i != gone]) for gone in self.members]
@@ -118,7 +118,7 @@ def drop(self: _Visit):
 
 # %% ../nbs/1_method/52_sets.ipynb #7223f032
 @patch
-def ordered(self: _Visit):
+def _ordered(self: _Visit):
     "The set in order of choice, and the marginal influence (m,) of every candidate of the class."
     mean = self.sets._vector(self.sets.texts[self.sets.candidates[self.c]])
     column = self.sets.scale * (self.sets.images @ mean)[None]
@@ -150,17 +150,17 @@ def set_influence(
         raise ValueError(f"No text for class {', '.join(map(str, missing[:10]))}: leave out its images, or give it one")
     candidates = [(of_text == c).nonzero()[:, 0] for c in range(len(classes))]
     sets = _Sets(images, torch.searchsorted(classes, labels), texts, candidates, logit_scale, normalised)
-    auto, place, influence = top_k == "auto", torch.zeros(len(texts), dtype=torch.long), torch.full((len(texts),), torch.nan, dtype=torch.float64)
-    seen = sets.labels.unique().tolist()
+    place, influence = torch.zeros(len(texts), dtype=torch.long), torch.full((len(texts),), torch.nan, dtype=torch.float64)
+    seen, auto = sets.labels.unique().tolist(), top_k == "auto"
     for turn in range(1 + _ROUNDS):
         for c in seen:
             visit = _Visit(sets, c)
-            if turn: visit.swap()
-            if turn and auto: visit.drop()
-            if auto or not turn: visit.grow(_MOST if auto else top_k, auto)
+            if turn: visit._swap()
+            if turn and auto: visit._drop()
+            if auto or not turn: visit._grow(_MOST if auto else top_k, auto)
             visit.leave()
     for c, rows in enumerate(candidates):
-        order, gains = _Visit(sets, c).ordered() if c in seen else (range(min(len(rows), _MOST if auto else top_k)), torch.nan)
+        order, gains = _Visit(sets, c)._ordered() if c in seen else (range(min(len(rows), _MOST if auto else top_k)), torch.nan)
         place[rows[list(order)].cpu()] = torch.arange(1, len(order) + 1)
         influence[rows.cpu()] = torch.as_tensor(gains, dtype=torch.float64)
     return place, influence
@@ -178,9 +178,11 @@ def choose_set(
     Gives what `selection.choose` gives: `ift` is the marginal influence, `rank` the order of choice, `why_not` the reason of the others."""
     pool, why = study.pool, excluded(study.pool)
     images, labels = (torch.cat([of["train"], of["val"]]) for of in (study.image_emb, study.labels))
-    at = torch.tensor(np.flatnonzero(why == "")[pool["text_id"].to_numpy()[why == ""].argsort(kind="stable")], device=images.device)
+    by_id = pool["text_id"].argsort(kind="stable").to_numpy()
+    at = torch.tensor(by_id[why[by_id] == ""], device=images.device)
     described = torch.isin(labels, study.text_class[at])
-    place, influence = set_influence(images[described], labels[described], study.text_emb[at], study.text_class[at], study.logit_scale, study.options.top_k)
+    place, influence = set_influence(images[described], labels[described], study.text_emb[at], study.text_class[at],
+                                     study.logit_scale, study.options.top_k)
     position, value, at = np.full(len(pool), np.inf), np.full(len(pool), np.nan), at.cpu().numpy()
     value[at], chosen = influence, at[place > 0]
     position[chosen] = place[place > 0]
