@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
@@ -178,14 +179,14 @@ def influence(self: Study) -> Influence:
 
 # %% ../nbs/1_method/60_study.ipynb #7d514e68
 @patch
-def _form(self: Study, form): return self.options.form if form is None else replace(self.options, form=form).form
+def _form(self: Study, form): return self.options.form if form is None else ChoiceOptions(form).form
 
 @patch
 def scores(
     self: Study,
     form: str | None = None,  # default: that of the options
 ) -> pd.DataFrame:  # T rows
-    "Score of every sentence, as `selection.ift` returns it; ValueError for an unknown form."
+    "Score of every sentence, as `selection.ift` returns it, or its marginal influence on the set; ValueError for an unknown form."
     form = self._form(form)
     if form == "set": return self.chosen(form).drop(columns="why_not")
     if form not in self._scores: self._scores[form] = ift(form, self)
@@ -196,7 +197,7 @@ def chosen(
     self: Study,
     form: str | None = None,  # default: that of the options
 ) -> pd.DataFrame:  # T rows
-    "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `selection.choose` returns it."
+    "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `choose` and `choose_set` return them."
     form, o = self._form(form), self.options
     if form not in self._chosen:
         self._chosen[form] = choose_set(self) if form == "set" else choose(
@@ -215,7 +216,8 @@ def text_scores(
     self: Study,
     form: str | None = None,  # default: that of the options
 ) -> Tensor:  # (T,)
-    "The part of every sentence's score that differs within its class: its weight in training."
+    "The part of every sentence's score that differs within its class: its weight in training. In a set 1 for the chosen, 0 for others."
+    if self._form(form) == "set": return torch.tensor(self.chosen(form).proponent.to_numpy(), dtype=torch.float32)
     return _differing_parts(self.scores(form))
 
 @patch
@@ -223,9 +225,16 @@ def texts(
     self: Study,
     form: str | None = None,  # default: that of the options
 ) -> pd.DataFrame:
-    "The chosen rows of the pool, with `score`: the part of a sentence's score that differs within its class."
-    chosen = self.chosen(form).proponent.to_numpy()
-    return self.pool[chosen].assign(score=self.text_scores(form).numpy()[chosen])
+    "The chosen rows of the pool, with `score` as in `text_scores`; those of a set in order of choice, class by class."
+    listed = self.chosen(form)
+    at = np.flatnonzero(listed["proponent"])
+    if self._form(form) == "set": at = at[np.lexsort((listed["rank"].iloc[at], listed["class_id"].iloc[at]))]
+    return self.pool.iloc[at].assign(score=self.text_scores(form).numpy()[at])
+
+@patch(as_prop=True)
+def n_chosen(self: Study) -> pd.Series:
+    "Number of chosen sentences by class_id, for the classes that the pool has sentences of."
+    return self.chosen().groupby("class_id")["proponent"].sum()
 
 # %% ../nbs/1_method/60_study.ipynb #183213df
 @patch
