@@ -83,7 +83,7 @@ def _as_texts(
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #003d0f4e
 def chosen_by(
-    form: str,  # of IFT, see `selection.FORMS`
+    form: str,  # "set", or one of `selection.FORMS`
 ) -> Callable[[Study], pd.DataFrame]:
     "The method that chooses the sentences of a study by this form, under the study's options."
     return lambda study: study.texts(form)
@@ -91,17 +91,19 @@ def chosen_by(
 # %% ../nbs/2_evidence/40_benchmark.ipynb #03578387
 def top_per_class(
     texts: pd.DataFrame,  # class_id, and `score` where the method has one
-    k: int,  # texts per class
+    k: int | pd.Series,  # texts per class: one number, or one for each class_id
     seed: int = 0,  # of the random choice, where there is no score
 ) -> pd.DataFrame:
-    "At most `k` rows of every class, the best by score or random ones, in their original order."
-    order = texts.sort_values("score", ascending=False, kind="stable") if "score" in texts else texts.sample(frac=1, random_state=seed)
-    return order[order.groupby("class_id").cumcount() < k].sort_index()
+    "At most `k` rows of every class, the best by score (of equals the first) or random ones, in their original order."
+    order = texts.reset_index(drop=True)
+    order = order.sort_values("score", ascending=False, kind="stable") if "score" in texts else order.sample(frac=1, random_state=seed)
+    most = order["class_id"].map(k) if isinstance(k, pd.Series) else k
+    return texts.iloc[np.sort(order.index[order.groupby("class_id").cumcount() < most])]
 
 def _random_choice(study):
-    "As many random sentences of the pool as the study's options say, those with a flag left out."
+    "As many random sentences of each class as the study chooses, those with a flag left out."
     usable = study.pool[study.pool["flag"] == ""].drop(columns="score", errors="ignore")
-    return top_per_class(usable, study.options.top_k, study.split.seed)
+    return top_per_class(usable, study.n_chosen, study.split.seed)
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #5ddcd2a1
 def _shuffled(texts, seed):
@@ -121,14 +123,14 @@ def controls(
     name: str | None = None,  # of the method that is controlled; default: the study's form
     method: Callable[[Study], pd.DataFrame] | None = None,  # that method, if it is not the study's own choice
 ) -> dict[str, _Method]:
-    "The six controls that a method has to beat, each a method itself."
+    "The controls that a method has to beat, each a method itself: six, or five for the form `set`, which has no weights to leave out."
     name = name or study.options.form
     method = method or chosen_by(name)
     names = pd.DataFrame(dict(class_id=range(study.n_classes), prompt=names_only(study.classes)))
-    return {"class names": names, "whole pool": study.pool, "random choice": _random_choice,
-            "random words": lambda few: _random_words(_random_choice(few), few.split.seed),
-            f"{name}, shuffled": lambda few: _shuffled(method(few), few.split.seed),
-            f"{name}, unweighted": lambda few: method(few).drop(columns="score")}
+    of_all = {"class names": names, "whole pool": study.pool, "random choice": _random_choice,
+              "random words": lambda few: _random_words(_random_choice(few), few.split.seed),
+              f"{name}, shuffled": lambda few: _shuffled(method(few), few.split.seed)}
+    return of_all if name == "set" else of_all | {f"{name}, unweighted": lambda few: method(few).drop(columns="score")}
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #f146db5a
 def method_from(
@@ -182,8 +184,9 @@ def _collect_texts(
 
 # %% ../nbs/2_evidence/40_benchmark.ipynb #5015ea43
 def _embedded(texts, names, study):
-    "A method's texts as (T, D) embeddings, (T,) classes and (T,) scores or None, as `zero_shot` and `transfer` take them."
-    score = torch.tensor(texts["score"].to_numpy(copy=True), dtype=torch.float32) if "score" in texts else None
+    "A method's texts as (T, D) embeddings, (T,) classes and (T,) scores or None (none, or all the same), as `transfer` takes them."
+    weighted = "score" in texts and texts["score"].nunique() > 1
+    score = torch.tensor(texts["score"].to_numpy(copy=True), dtype=torch.float32) if weighted else None
     prompts, device = scored_text(texts) if names == "without" and "text" in texts else texts["prompt"], study.image_emb["test"].device
     return study.embed(list(prompts)).to(device), torch.tensor(texts["class_id"].to_numpy(copy=True)).to(device), score
 
