@@ -65,7 +65,7 @@ def _random_correct(study, images, labels, seeds):
     usable, rows_correct = study.pool[study.pool.flag == ""], []
     for seed in range(seeds):
         drawn = usable.sample(frac=1, random_state=seed)
-        drawn = drawn[drawn.groupby("class_id").cumcount() < study.options.top_k]
+        drawn = drawn[drawn.groupby("class_id").cumcount() < drawn["class_id"].map(study.n_chosen)]
         rows = torch.as_tensor(study.pool.index.get_indexer(drawn.index), device=study.text_emb.device)
         scores = _sentence_scores(images, study.text_emb[rows], study.text_class[rows], study.n_classes)
         rows_correct.append(correct(scores, labels).cpu().numpy())
