@@ -112,6 +112,15 @@ def _check_model(params):
     expected = "expected a name that `open_clip.list_models()` lists, local-dir:FOLDER or hf-hub:OWNER/NAME."
     raise ValueError(f"Unknown model '{model}': " + (f"did you mean {' or '.join(near)}?" if near else expected))
 
+# %% ../nbs/4_pages/40_checks.ipynb #ec9609bb
+def _check_choice(params):
+    "`ValueError` for options that cannot be right, or not together; their types are checked before."
+    default = dict(top_k="auto", diversity=0., near_duplicate=None)
+    given = {name: params[name] for name, value in default.items() if params.get(name, value) != value}
+    if not given: return
+    from datadesc.selection import ChoiceOptions  # late: a second of import
+    ChoiceOptions(params["form"], **given)
+
 # %% ../nbs/4_pages/40_checks.ipynb #86ace8c6
 _EXTRAS = {  # library: (extra of this package, parameter, whether its value needs the library)
     "datasets": ("huggingface", "dataset", lambda value: value.startswith("hf:")),
@@ -164,6 +173,7 @@ def check(
     if missing := [*filter(None, [images]), *_missing_files(params)]: raise ValueError(f"These files are not there: {'; '.join(missing)}")
     _check_extras(params)
     _check_model(params)
+    _check_choice(params)
     listing = folders.read_images(path, params.get("class_level", "auto")) if path else None
     _check_content(params, listing)
     return listing

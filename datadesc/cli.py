@@ -167,10 +167,10 @@ def _status(out: _Root = _HERE):
 
 # %% ../nbs/4_pages/65_cli.ipynb #511feeed
 def _scores(values):
-    "The scores aligned on the point, with as many decimals as give the largest three digits."
-    largest = max(map(abs, values), default=0)
+    "The scores aligned on the point, with as many decimals as give the largest three digits; nothing for one that is missing."
+    largest = max((abs(value) for value in values if value is not None), default=0)
     decimals = max(1, 2 - math.floor(math.log10(largest))) if largest else 1
-    written = [f"{value:.{decimals}f}" for value in values]
+    written = ["" if value is None else f"{value:.{decimals}f}" for value in values]
     return [text.rjust(max(map(len, written))) for text in written]
 
 def _by_class(texts):
@@ -182,17 +182,18 @@ def _by_class(texts):
 
 def _as_text(texts, facts):
     "A head line, then class by class its sentences behind their scores."
-    by_class = _by_class(texts)
-    yield (f"{facts['dataset']}: the sentences chosen for {len(by_class)} of {len(facts['classes'])} classes, best first, "
-           f"each behind its score (form {facts['parameters']['form']})")
+    by_class, form = _by_class(texts), facts["parameters"]["form"]
+    order = "chosen together, each behind its marginal influence" if form == "set" else f"best first, each behind its score (form {form})"
+    yield f"{facts['dataset']}: the sentences chosen for {len(by_class)} of {len(facts['classes'])} classes, {order}"
     for name, rows in by_class.items(): yield "\n".join(["", name, *(f"  {score}  {text}" for score, text in rows)])
 
 def _as_markdown(texts, facts):
     "The same as tables, with nothing in them that Markdown would read."
     typed = lambda text: "".join(f"\\{c}" if c in r"\`*_{}[]<>()#+-.!|~&$" else c for c in text)
+    head = f"| {'marginal influence' if facts['parameters']['form'] == 'set' else 'score'} | sentence |"
     for name, rows in _by_class(texts).items():
         lines = [f"| {score.strip()} | {typed(text)} |" for score, text in rows]
-        yield "\n".join([f"### {typed(name)}", "", "| score | sentence |", "|---:|---|", *lines, ""])
+        yield "\n".join([f"### {typed(name)}", "", head, "|---:|---|", *lines, ""])
 
 def _rows_of(texts):
     "class, rank, score and text of each sentence."
@@ -219,7 +220,7 @@ def _show(
     form: Annotated[Literal["text", "csv", "json", "markdown"], typer.Option("--format", help="How to write them.")] = "text",
     out: _Root = _HERE,
 ):
-    "The sentences that a finished run chose, with their scores."
+    "The sentences that a finished run chose, with their scores, or their marginal influence where they were chosen together."
     from datadesc import runs
     run = runs.FinishedRun.at(name, out)
     texts, facts = run.chosen_texts(), run.result
