@@ -6,8 +6,9 @@
 __all__ = ['SyntheticDataset', 'make_synthetic', 'write', 'load', 'exported_answers']
 
 # %% ../nbs/5_sources/35_meadow.ipynb #a182556f
-import gzip, hashlib, io, json, zipfile
-from dataclasses import asdict, dataclass, replace
+import gzip, hashlib, io, json, math, zipfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -37,21 +38,29 @@ def _twins(
     return [other for other in others if other.distinct and other.held_out]
 
 # %% ../nbs/5_sources/35_meadow.ipynb #67c904d2
+def _is_twin(
+    i: int,  # a species
+    every: int,  # every how many-th species is a twin, 0 for none
+) -> bool:
+    "Whether species `i` is a twin of the one before it."
+    return every > 0 and i % every == every - 1
+
 def _species_looks(
     rng: np.random.Generator,  # source of randomness
     n: int = 24,  # number of species
+    twin_every: int = 3,  # every how many-th is a twin, 0 for none
 ) -> list:
-    "`n` held-out looks; looks 2, 5, 8 ... differ from the one before in one feature, all others in three or more."
+    "`n` held-out looks; twins differ in one feature, all others in three or more. ValueError where so many are not found."
     turn, looks = list(rng.permutation(list(Look.VALUES))), []
-    while len(looks) < n:
-        pool = [Look.random(rng)]
-        if len(looks) % 3 == 2:
+    for _ in range(10_000):
+        if len(looks) == n: return looks
+        pool, before = [Look.random(rng)], looks
+        if _is_twin(len(looks), twin_every):
             turn.append(turn.pop(0))
-            pool = _twins(looks[-1], turn[-1])
-        before = looks[:-1] if len(looks) % 3 == 2 else looks
+            pool, before = _twins(looks[-1], turn[-1]), looks[:-1]
         pool = [p for p in pool if p.held_out and all(len(_differences(p, q)) > 2 for q in before)]
         if pool: looks.append(pool[rng.integers(len(pool))])
-    return looks
+    raise ValueError(f"twin_every={twin_every}: only {len(looks)} of {n} species were found; try another seed")
 
 # %% ../nbs/5_sources/35_meadow.ipynb #b3253502
 _KINDS = {"rounded": "Roundwing", "pointed": "Arrowwing", "tailed": "Swallowtail", "scalloped": "Scallopwing", "narrow": "Longwing"}
@@ -67,29 +76,44 @@ def _name_of(
     if telling: return f"{look.colour_word(rng)} {_KINDS[look.shape]}".title()
     return f"{''.join(rng.choice(_SYLLABLES, 2, replace=False))}a {rng.choice(['Nymph', 'Sylph', 'Dryad', 'Naiad', 'Oread'])}".title()
 
+def _named_looks(
+    rng: np.random.Generator,  # source of randomness
+    n: int = 24,  # number of species
+    twin_every: int = 3,  # every how many-th is a twin, 0 for none
+    telling: float = .5,  # share of species with a telling name
+) -> list:
+    "(look, whether its name is telling) of every species. ValueError where no looks are found that can all be named."
+    for _ in range(100):
+        looks = _species_looks(rng, n, twin_every)
+        tells = [math.ceil((i + 1)*telling) > math.ceil(i*telling) for i in range(n)]
+        alike = Counter((look.base, look.shape) for look, tell in zip(looks, tells) if tell)
+        if max(alike.values(), default=0) <= len(Look.COLOURS["red"][1]): return list(zip(looks, tells))
+    raise ValueError(f"telling={telling}: too many of {n} species are alike in colour and outline to be named; try another seed")
+
 def _species_table(
     rng: np.random.Generator,  # source of randomness
     n: int = 24,  # number of species
+    twin_every: int = 3,  # every how many-th is a twin, 0 for none
+    telling: float = .5,  # share of species with a telling name
 ) -> pd.DataFrame:
     "One row per species: class_id, name, telling, twin_of (-1 if none), twin_feature, and the seven features."
-    looks, rows = _species_looks(rng, n), []
-    for i, look in enumerate(looks):
+    looks, rows = _named_looks(rng, n, twin_every, telling), []
+    for i, (look, tells) in enumerate(looks):
         taken = [part for row in rows for part in (row["name"], row["name"].split()[0]*(not row["telling"]))]
-        while {name := _name_of(look, i % 2 == 0, rng), name.split()[0]} & set(taken): pass
-        twin = i - 1 if i % 3 == 2 else i + 1 if i % 3 == 1 and i + 1 < n else -1
-        rows.append(dict(class_id=i, name=name, telling=i % 2 == 0, twin_of=twin,
-                         twin_feature=_differences(look, looks[twin])[0] if twin >= 0 else "", **asdict(look)))
+        while {name := _name_of(look, tells, rng), name.split()[0]} & set(taken): pass
+        twin = i - 1 if _is_twin(i, twin_every) else i + 1 if _is_twin(i + 1, twin_every) and i + 1 < n else -1
+        rows.append(dict(class_id=i, name=name, telling=tells, twin_of=twin,
+                         twin_feature=_differences(look, looks[twin][0])[0] if twin >= 0 else "", **asdict(look)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/5_sources/35_meadow.ipynb #4d42ced9
-_ABERRANT = .2  # share of individuals that differ from their species
-
 def _individual(
     look: Look,  # the species' look
     rng: np.random.Generator,  # source of randomness
+    aberrant: float = .2,  # share of individuals that differ from their species
 ) -> Look:
     "The look of one butterfly of the species: the species' own, or off in one feature."
-    others = _twins(look, str(rng.choice(list(Look.VALUES)))) if rng.random() < _ABERRANT else []
+    others = _twins(look, str(rng.choice(list(Look.VALUES)))) if rng.random() < aberrant else []
     return others[rng.integers(len(others))] if others else look
 
 # %% ../nbs/5_sources/35_meadow.ipynb #454f998a
@@ -98,29 +122,31 @@ _SPLITS = ("train", "val", "test")
 def _photograph(
     look: Look,  # the species' look
     rng: np.random.Generator,  # source of randomness
+    aberrant: float = .2,  # share of individuals that differ from their species
 ) -> bytes:
     "A picture of one butterfly of the species as JPEG bytes."
     file = io.BytesIO()
-    _individual(look, rng).draw(rng).save(file, "JPEG", quality=85, subsampling=0)
+    _individual(look, rng, aberrant).draw(rng).save(file, "JPEG", quality=85, subsampling=0)
     return file.getvalue()
 
 def _looks_of(
     species: pd.DataFrame,  # the species table
 ) -> list:
     "The look of every species."
-    return [Look(*row) for row in species[list(Look.VALUES)].itertuples(index=False, name=None)]
+    return [Look(*values) for values in zip(*(species[feature] for feature in Look.VALUES))]
 
 def _photographs(
     species: pd.DataFrame,  # the species table
     seed: int,  # the dataset's seed
     per_class: tuple[int, int, int],  # pictures per species in train, val and test
+    aberrant: float = .2,  # share of individuals that differ from their species
 ) -> dict:
     "The files of the pictures: `<split>/<name>/<number>.jpg` -> JPEG bytes."
     jpegs = {}
     for s, (split, n) in enumerate(zip(_SPLITS, per_class)):
         for i, (name, look) in enumerate(zip(species["name"], _looks_of(species))):
             rng = np.random.default_rng([seed, s, i])
-            jpegs |= {f"{split}/{name}/{j:03}.jpg": _photograph(look, rng) for j in range(n)}
+            jpegs |= {f"{split}/{name}/{j:03}.jpg": _photograph(look, rng, aberrant) for j in range(n)}
     return jpegs
 
 # %% ../nbs/5_sources/35_meadow.ipynb #d1aea313
@@ -144,15 +170,24 @@ _TRUTHS = ("visible", "generic", "invisible", "wrong", "refusal")
 _SAMPLES = 3  # answers to each question
 
 # %% ../nbs/5_sources/35_meadow.ipynb #6d84ed6e
-_MIX = {"text": ["visible"]*5 + ["generic"]*4 + ["wrong"]*4 + ["refusal"],
-        "none": ["visible"]*3 + ["generic"]*5 + ["wrong"]*5 + ["refusal"]}
+_UNKNOWN = {"text": 0, "none": 2}  # visible answers per species that are missing with an article, and without
+
+def _mix(
+    visible: int,  # visible answers per species with an article
+    knowledge: str,  # "text" (with an article) or "none"
+) -> list:
+    "The kinds of fourteen answers, two per component; the third is visible. What is not visible is generic or wrong, half and half."
+    visible = max(visible - _UNKNOWN[knowledge], 7)
+    others = 20 - visible
+    return ["visible"]*(visible - 7) + ["generic"]*(others - others//2) + ["wrong"]*(others//2) + ["refusal"]
 
 def _deal(
     knowledge: str,  # "text" (with an article) or "none"
     rng: np.random.Generator,  # source of randomness
+    visible: int = 12,  # visible answers per species with an article
 ) -> dict:
     "component -> the kinds of its three answers, in random order."
-    rest = list(rng.permutation(_MIX[knowledge]))
+    rest = list(rng.permutation(_mix(visible, knowledge)))
     seen = (*Look.FEATURES, "overall")
     kinds = {c: ["visible", rest.pop(), rest.pop()] for c, f in _COMPONENTS.items() if f in seen}
     rest = list(rng.permutation(["invisible"]*7 + ["generic", "refusal"]))
@@ -211,12 +246,13 @@ def _answers(
     species: pd.DataFrame,  # the species table
     knowledge: str,  # "text" or "none"
     rng: np.random.Generator,  # source of randomness
+    visible: int = 12,  # visible answers per species with an article
 ) -> pd.DataFrame:
     "Thirty answers per species with their truth: class_id, component, sample, knowledge, text, truth, feature."
     rows = []
     for i, name in species["name"].items():
         used = set()
-        for component, kinds in _deal(knowledge, rng).items():
+        for component, kinds in _deal(knowledge, rng, visible).items():
             for sample, kind in enumerate(kinds):
                 said = next(s for s in _sentences(species, i, component, kind, rng) if kind != "visible" or s not in used)
                 used.add(said)
@@ -292,6 +328,7 @@ class SyntheticDataset:
     images: ImageSet  # train, val and test pictures
     articles: pd.DataFrame  # class, source, page, revision, url, passages
     truth: pd.DataFrame  # class_id, component, sample, knowledge, text, truth, feature
+    factors: dict = field(default_factory=lambda: dict(twin_every=3, telling=.5, visible=12, aberrant=.2))  # what it was made with
     SAMPLES = _SAMPLES  # answers to each question
     TRUTHS = _TRUTHS  # the values of `truth.truth`
     KEYS = ["class_id", "component", "sample", "knowledge"]  # the columns that identify an answer
@@ -333,17 +370,37 @@ def simulated_llm(
     return self._answers[about["class"], about["component"], about["sample"], about["knowledge"]]
 
 # %% ../nbs/5_sources/35_meadow.ipynb #d9af5636
+def _check_factors(per_class, twin_every, telling, visible, aberrant):
+    "Raise a ValueError that names the factor that cannot be right."
+    def whole(n): return isinstance(n, int) and n >= 0
+    checks = {"per_class": (len(per_class) == 3 and all(map(whole, per_class)), per_class, "three whole numbers"),
+              "twin_every": (twin_every in (0, *range(2, 25)), twin_every, "0 for no twins, or 2 to 24"),
+              "telling": (0 <= telling <= 1, telling, "a share between 0 and 1"),
+              "visible": (visible in range(7, 21), visible, "a whole number from 7 to 20"),
+              "aberrant": (0 <= aberrant <= 1, aberrant, "a share between 0 and 1")}
+    for factor, (right, value, expected) in checks.items():
+        if not right: raise ValueError(f"{factor}={value!r}: expected {expected}")
+
 def make_synthetic(
     seed: int,  # another seed, another dataset
     name: str,  # what to call it
     per_class: tuple[int, int, int] = (40, 20, 40),  # pictures per species in train, val and test
+    twin_every: int = 3,  # every how many-th species is a twin of the one before it; 0: none
+    telling: float = .5,  # share of species with a telling name
+    visible: int = 12,  # visible answers per species with an article, 7 to 20 of 30; without one two fewer, but at least 7
+    aberrant: float = .2,  # share of individuals that differ from their species in one feature
 ) -> SyntheticDataset:
-    "A new dataset: 24 held-out species, their pictures, field guide and answers. The same seed gives the same dataset."
+    """A new dataset: 24 held-out species, their pictures, field guide and answers. The same arguments give the same dataset.
+
+    ValueError for a factor that cannot be right, and where a seed has no 24 such species."""
+    _check_factors(per_class, twin_every, telling, visible, aberrant)
     rng = np.random.default_rng(seed)
-    species = _species_table(rng)
-    truth = pd.concat([_answers(species, knowledge, rng) for knowledge in _MIX], ignore_index=True)
+    species = _species_table(rng, twin_every=twin_every, telling=telling)
+    truth = pd.concat([_answers(species, knowledge, rng, visible) for knowledge in _UNKNOWN], ignore_index=True)
     articles = _field_guide(species, rng)
-    return SyntheticDataset(name, species, _image_set(_photographs(species, seed, per_class), name, list(species["name"])), articles, truth)
+    images = _image_set(_photographs(species, seed, per_class, aberrant), name, list(species["name"]))
+    factors = dict(twin_every=twin_every, telling=telling, visible=visible, aberrant=aberrant)
+    return SyntheticDataset(name, species, images, articles, truth, factors)
 
 # %% ../nbs/5_sources/35_meadow.ipynb #58107103
 _FOLDER = Path(str(files("datadesc")/"assets"/"meadow"))  # in the package

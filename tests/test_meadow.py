@@ -1,4 +1,7 @@
 "What is promised about the bundled dataset, its second world and the assets of the package."
+import hashlib
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -103,3 +106,86 @@ def test_captions_hold_only_words_for_what_is_there():
 def test_a_look_has_known_values():
     with pytest.raises(ValueError, match="No body 'plaid'"):
         Look("tailed", "yellow", "checks", "blue", "plain", "plaid", "curled")
+
+
+def digest(*tables):
+    return hashlib.sha256("".join(table.to_json() for table in tables).encode()).hexdigest()[:16]
+
+
+def test_the_defaults_still_draw_meadow(world):
+    "Its tables and, picture by picture, the first of every species."
+    again = meadow.make_synthetic(meadow._SEED, "meadow", per_class=(2, 1, 1))
+    assert meadow._fingerprint() == "fc1f5605f97618e4b3afb6dadc881317619ee2b1022a87e31c558eb8d48cbb65"
+    for table in ("species", "articles", "truth"):
+        assert getattr(again, table).to_dict() == getattr(world, table).to_dict(), table
+    for split, n in {"train": 2, "val": 1, "test": 1}.items():
+        frozen, labels = world.images.images(split), world.images.labels(split)
+        first = [frozen[i] for c in range(24) for i in (labels == c).nonzero().flatten().tolist()[:n]]
+        assert [np.asarray(image).tobytes() for image in again.images.images(split)] == [np.asarray(image).tobytes() for image in first]
+    assert again.factors == world.factors
+
+
+def test_the_defaults_still_draw_heath():
+    heath = meadow.make_synthetic(7, "heath", per_class=(2, 1, 1))
+    assert digest(heath.species, heath.articles, heath.truth) == "6e6f7d4745aad9d6"
+    pictures = b"".join(np.asarray(image).tobytes() for split in heath.images.samples for image in heath.images.images(split))
+    assert hashlib.sha256(pictures).hexdigest()[:16] == "64c4c8e7f101966a"
+
+
+@pytest.mark.parametrize("twin_every, telling, visible, aberrant", [
+    (0, .25, 9, .1), (0, .75, 15, .3), (2, .25, 15, .3), (2, .75, 9, .1), (4, 0, 7, 0), (24, 1, 20, 1)])
+def test_factors(twin_every, telling, visible, aberrant):
+    factors = dict(twin_every=twin_every, telling=telling, visible=visible, aberrant=aberrant)
+    drawn = meadow.make_synthetic(5, "drawn", per_class=(1, 0, 0), **factors)
+    species, looks = drawn.species, meadow._looks_of(drawn.species)
+    assert drawn.factors == factors and species.name.nunique() == 24 and all(look.held_out for look in looks)
+    assert species.telling.sum() == 24*telling
+    assert (species.twin_of >= 0).sum() == (2*(24//twin_every) if twin_every else 0)
+    for i, j in combinations(range(24), 2):
+        apart = meadow._differences(looks[i], looks[j])
+        assert apart == [species.twin_feature[i]] if species.twin_of[i] == j else len(apart) > 2
+    seen = drawn.truth[drawn.truth.feature.isin([*Look.FEATURES, "overall"])]
+    count = (seen.truth == "visible").groupby([seen.knowledge, seen.class_id]).sum()
+    assert set(count["text"]) == {visible} and set(count["none"]) == {max(visible - 2, 7)}
+    assert (seen.truth == "visible").groupby([seen.knowledge, seen.class_id, seen.component]).any().all()
+    texts = seen[seen.truth == "visible"].groupby(["knowledge", "class_id"]).text
+    assert (texts.nunique() == texts.size()).all()
+
+
+def test_factors_change_nothing_else():
+    "The species do not depend on what is said of them, nor the texts on the pictures."
+    plain, other = (meadow.make_synthetic(5, "drawn", (1, 0, 0), **factors) for factors in ({}, dict(visible=9, aberrant=1)))
+    assert plain.species.equals(other.species) and plain.images.fingerprint != other.images.fingerprint
+    more = meadow.make_synthetic(5, "drawn", (2, 0, 0))
+    assert plain.truth.equals(more.truth) and plain.articles.equals(more.articles)
+    kept = [np.asarray(image).tobytes() for image in more.images.images("train")][::2]
+    assert kept == [np.asarray(image).tobytes() for image in plain.images.images("train")]
+
+
+def test_names_are_found_where_one_draw_has_too_many_alike():
+    "With every name telling and every second species a twin, half of the draws have four species of one colour and outline."
+    for seed in range(20):
+        species = meadow._species_table(np.random.default_rng(seed), twin_every=2, telling=1)
+        assert species.name.nunique() == 24 and species.groupby(["base", "shape"]).size().max() <= 3
+
+
+@pytest.mark.parametrize("factor", [
+    dict(twin_every=1), dict(twin_every=-3), dict(twin_every=2.5), dict(twin_every=None), dict(telling=50), dict(telling=float("nan")),
+    dict(visible=6), dict(visible=21), dict(visible=9.5), dict(aberrant=-.1), dict(aberrant=2),
+    dict(per_class=(40, 20)), dict(per_class=(40, 20, -1)), dict(per_class=(1.5, 1, 1))])
+def test_a_factor_that_cannot_be_right_is_named(factor):
+    with pytest.raises(ValueError, match=f"^{next(iter(factor))}="):
+        meadow.make_synthetic(5, "drawn", **factor)
+
+
+def test_looks_that_cannot_be_found_are_an_error(monkeypatch):
+    monkeypatch.setattr(Look, "held_out", False)
+    with pytest.raises(ValueError, match="twin_every=2: only 0 of 24 species were found"):
+        meadow.make_synthetic(5, "drawn", twin_every=2)
+
+
+def test_names_that_cannot_be_found_are_an_error(monkeypatch):
+    looks = meadow._species_looks(np.random.default_rng(0))
+    monkeypatch.setattr(meadow, "_species_looks", lambda rng, n, twin_every: looks[:1]*4 + looks[4:])
+    with pytest.raises(ValueError, match="telling=1: too many of 24 species are alike in colour and outline"):
+        meadow.make_synthetic(5, "drawn", telling=1)
