@@ -24,7 +24,7 @@ from .figures import as_typed, typed_table
 from .llm import LLM
 from .baselines import BASELINES, from_templates, waffle
 from .plan import kinds, language_model, load_images
-from .selection import FORMS, ChoiceOptions, precision_at
+from .selection import FORMS, ChoiceOptions
 from .store import Store, read_file, write_file
 from .study import Study
 from .zeroshot import AGGREGATIONS
@@ -41,7 +41,7 @@ class BenchmarkPage:
 
     @property
     def form(self) -> str:
-        "The form of IFT that chose the sentences, which is their row in the tables."
+        "The form that chose the sentences, which is their row in the tables."
         return self.study.options.form
 
     @classmethod
@@ -76,7 +76,7 @@ def _study_of(params, run, made):
 def _methods_of(study, kind, llm, baselines=(), specs=(), aliases=()):
     "({name: method}, {name: class names of a user's file that had to be matched}); `ValueError` for a name that is taken."
     pool, classes = study.pool, study.classes
-    methods = {form: chosen_by(form) for form in FORMS if form != "random"} | controls(study, study.options.form)
+    methods = {form: chosen_by(form) for form in ("set", *FORMS) if form != "random"} | controls(study, study.options.form)
     if "truth" in pool: methods[_ORACLE] = pool[pool.truth == "visible"]
     for name in baselines: methods[name] = BASELINES[name].table(BASELINES[name].ask(classes, llm, kind), classes, kind)
     methods["clip_templates"] = BASELINES["clip_templates"].table(from_templates(classes), classes).drop(columns="text")
@@ -131,10 +131,9 @@ def compare(
     aliases = image_set.raw_names if image_set is not None else ()
     self.methods, self.matched = _methods_of(study, kind, self.llm, baselines, methods, aliases)
     (ours, paper), self.left_out = _possible_shots(study, shots, paper_shots)
-    scale = study.encoder.logit_scale if study.encoder is not None else 10.
     initialised = ["class names", form]
     self.accuracies = benchmark(study, self.methods, ours, paper, range(seeds), texts_each, start=initialised, joint=initialised,
-                                adapters=_adapters_of(scale, self.methods, form))
+                                adapters=_adapters_of(study.logit_scale, self.methods, form))
     self.texts_each, self.lines, self.comparisons = texts_each, summary(self.accuracies), named_comparisons(self.accuracies, form)
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #d93262c0
@@ -173,10 +172,11 @@ def title(self: BenchmarkPage) -> Markdown:
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #cfbd1313
 _CONTROLS = {
     "class names": "a prompt with the class name only", "whole pool": "all candidate sentences",
-    "random choice": "control: as many sentences, drawn at random from the pool",
+    "random choice": "control: as many sentences of each class, drawn at random from the pool",
     "random words": "control: as many texts of random words from the pool",
     _ORACLE: "control: the sentences that are true and visible (ground truth)"}
 _FORM_WORDS = {
+    "set": "chosen together, each for what it adds to the others (marginal influence on the zero-shot loss)",
     "eq2": "Eq. 2 as printed by Kim, Bae and Kim (EMNLP 2025)", "clip": "mean cosine to the training images of the class",
     "proponent": "mean cosine to the proponents of the validation images of the class",
     "weighted": "cosine to the training images, weighted by their positive influence",
@@ -189,7 +189,7 @@ def _meaning(name, form):
     if name == form: return f"the chosen sentences, form {form}: {_FORM_WORDS[form]}"
     if name == f"{form}, shuffled": return "control: the chosen sentences, classes permuted"
     if name == f"{form}, unweighted": return "control: the chosen sentences, without their scores as weights"
-    if name in _FORM_WORDS: return f"other form of the score: {_FORM_WORDS[name]}"
+    if name in _FORM_WORDS: return "other choice: " + "by a score, " * (name != "set") + _FORM_WORDS[name]
     return f"{BASELINES[name].idea} ({BASELINES[name].source})" if name in BASELINES else _CONTROLS.get(name, "")
 
 @patch
@@ -199,7 +199,7 @@ def methods_table(self: BenchmarkPage) -> None:
     def first_two(table):
         column = table.text if "text" in table else table.prompt
         return " · ".join(column[table.class_id == 0].drop_duplicates().head(2))
-    rows = [{"method": name, "meaning": _meaning(name, self.form), "texts per class": f"{len(table) / study.n_classes:.0f}",
+    rows = [{"method": name, "meaning": _meaning(name, self.form), "texts per class": f"{round(len(table) / study.n_classes, 1):g}",
              f"texts for {study.classes[0]}": first_two(table)} for name, table in texts.items()]
     display(typed_table(pd.DataFrame(rows)).hide().set_properties(**{"text-align": "left"}))
     for name, table in self.matched.items():
@@ -265,21 +265,18 @@ def _by_mean(lines):
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #9bc3d191
 def _precision_of_forms(study):
-    "form, world, precision_at_5, precision_at_10, chance, ceiling of each form; [] without ground truth."
-    if "truth" not in study.pool: return []
-    at = {form: [precision_at(study.scores(form), study.pool.truth, k) for k in (5, 10)] for form in FORMS}
+    "What `Study.precision` gives for each form, with `world`; [] without ground truth."
     name = study.image_set.name if study.image_set is not None else ""
-    return [dict(form=form, world=name, precision_at_5=five["precision"], precision_at_10=ten["precision"],
-                 chance=five["chance"], ceiling=ten["ceiling"]) for form, (five, ten) in at.items()]
+    return [dict(world=name) | study.precision(form) for form in ("set", *FORMS)] if "truth" in study.pool else []
 
 @patch
 def precision(self: BenchmarkPage) -> None:
     "Shows the precision of each form, the best first, where ground truth is known."
     selection = _precision_of_forms(self.study)
     if not selection: return display(Markdown("No ground truth is known for these images."))
-    rows = pd.DataFrame(selection).sort_values("precision_at_5", ascending=False)
-    names = {"precision_at_5": "precision@5", "precision_at_10": "precision@10"}
-    display(rows.set_index("form")[list(names)].rename(columns=names).rename_axis(None).style.format("{:.2f}"))
+    rows = pd.DataFrame(selection).sort_values("precision", ascending=False)
+    names = {"precision": "chosen", "precision_at_5": "precision@5", "precision_at_10": "precision@10"}
+    display(rows.set_index("form")[list(names)].rename(columns=names).rename_axis(None).style.format("{:.2f}", na_rep=""))
     display(Markdown(f"Chance: {rows.chance.mean():.2f}. Best possible: {rows.ceiling.mean():.2f}."))
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #6721adcc

@@ -34,7 +34,7 @@ from .files import write_text
 from .llm import LLM
 from .names import printable
 from .plan import find_articles, kinds, language_model
-from .selection import flag_counts, flag_too_long, lacking_images, precision_at, proponent_images, scored_text
+from .selection import flag_counts, flag_too_long, lacking_images, proponent_images, scored_text
 from .store import Store, key_of, write_file
 from .study import Study
 
@@ -227,7 +227,8 @@ def with_influence_of(
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
     training = network.train(image_set, folder, options)
     influence = network.influence(training.checkpoints, image_set, study.features["train"])
-    other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, influence)
+    other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, influence,
+                  study.logit_scale)
     other.image_set, other.encoder = image_set, study.encoder
     return other
 
@@ -451,10 +452,11 @@ def _proponent_strip(findings, row):
     pictures = "".join(findings.thumbnail("train", i, 40) for i in images)
     return f'<span class="proponents">{pictures}<span class="of">most influential images: {words}</span></span>'
 
-def _score(value):
-    "The score of a sentence, or what it says that there is none."
+def _score(value, form):
+    "The score of a sentence, or its marginal influence in a set; or that there is none."
     if np.isnan(value): return '<span class="score">not scored</span>'
-    return f'<span class="score">{value:+.3g}</span>' + (" <em>negative: does not fit the class</em>" if value < 0 else "")
+    meaning, negative = ("marginal influence, in nats", "raises the loss") if form == "set" else ("score (IFT)", "does not fit the class")
+    return f'<span class="score" title="{meaning}">{value:+.3g}</span>' + (f" <em>negative: {negative}</em>" if value < 0 else "")
 
 def _flagged_list(rows, at_most=20):
     "The sentences of a class that cannot be chosen, each with the reason, folded."
@@ -464,14 +466,14 @@ def _flagged_list(rows, at_most=20):
 
 def _sentence_list(findings, c, with_images=5):
     "The chosen sentences of a class: the first with the images that speak for each, the others folded, and those that cannot be chosen."
-    pool, rows = findings.study.pool, findings.chosen[findings.chosen.class_id == c]
+    pool, form, rows = findings.study.pool, findings.study.options.form, findings.chosen[findings.chosen.class_id == c]
     flagged = pool[(pool.class_id == c) & (pool.flag != "")]
     if findings.undescribed[c] or not len(rows):
         words = f"No sentence about this class can be chosen: {html.escape(flag_counts(flagged))}."
         return f"<p>{words} Try another language model or encyclopaedia.</p>{_flagged_list(flagged)}"
-    first = "".join(f'<li><p class="sentence">{_shown(r.text)}</p><p>{_score(r.ift)}{_proponent_strip(findings, r.row)}</p></li>'
+    first = "".join(f'<li><p class="sentence">{_shown(r.text)}</p><p>{_score(r.ift, form)}{_proponent_strip(findings, r.row)}</p></li>'
                     for r in rows.head(with_images).itertuples())
-    more = "".join(f'<li><p class="sentence">{_shown(r.text)} {_score(r.ift)}</p></li>' for r in rows.iloc[with_images:].itertuples())
+    more = "".join(f'<li><p class="sentence">{_shown(r.text)} {_score(r.ift, form)}</p></li>' for r in rows.iloc[with_images:].itertuples())
     more = _fold(f"{len(rows) - with_images} more sentences", f'<ol start="{with_images + 1}">{more}</ol>' * bool(more))
     return f"<ol>{first}</ol>{more}{_flagged_list(flagged)}"
 
@@ -523,10 +525,14 @@ def _page(heading, body):
 def _legend(findings):
     "What the images and figures of a card are."
     if "sentences" in findings.withheld: return ""
-    form = html.escape(findings.study.options.form)
-    return ('<p class="counts">Typical: training images with the highest influence on the validation loss of the class. '
-            f"Atypical: highest self-influence. Beside a sentence: its score (form <code>{form}</code>; positive if it fits the class) "
-            "and the training images that add most to it.</p>")
+    form = findings.study.options.form
+    choice = "The sentences of a class are chosen together: each for what it adds to the others. " * (form == "set")
+    beside = (f"its score (form <code>{html.escape(form)}</code>; positive if it fits the class) "
+              "and the training images that add most to it.")
+    if form == "set": beside = ("its marginal influence (by how many nats it lowers the loss of zero-shot classification, "
+                                "given those before it) and the most influential training images that resemble it.")
+    return (f'<p class="counts">{choice}Typical: training images with the highest influence on the validation loss of the class. '
+            f"Atypical: highest self-influence. Beside a sentence: {beside}</p>")
 
 @patch
 def class_section(
@@ -668,6 +674,14 @@ def _image_notes(findings):
     if left_out: notes.append(f"Left out: {_counted(len(left_out), 'file')}, such as {left_out[0]}; all in left_out.txt.")
     return "".join(f"<li>{_shown(note)}</li>" for note in notes)
 
+def _choice_words(study):
+    "What chose the sentences, and how many per class."
+    options, n = study.options, study.n_chosen[study.n_chosen > 0]
+    if options.form != "set": return f"{n.sum():,} are chosen by their score, form <code>{html.escape(options.form)}</code>"
+    per_class = f"{n.min()} to {n.max()}" if n.min() < n.max() else f"{n.max()}"
+    as_many = ", as many as lower the loss of zero-shot classification" * (options.top_k == "auto")
+    return f"{n.sum():,} are chosen together, each for what it adds to the others: {per_class} per class{as_many}"
+
 def _pool_words(findings):
     "The pool, its flags and the choice, a sentence each."
     pool, chosen, usable = findings.study.pool, findings.study.chosen(), findings.study.pool.flag == ""
@@ -676,10 +690,13 @@ def _pool_words(findings):
     options, truth = findings.study.options, _precision_of_form(findings)
     flagged = f" {len(pool) - usable.sum():,} of {len(pool):,} sentences cannot be chosen: {html.escape(flag_counts(pool))}."
     words = (f"{len(pool):,} candidate sentences from {_shown(', '.join(pool.source.unique()))}.{flagged * (not usable.all())} "
-             f"{int(chosen.proponent.sum()):,} are chosen by their score, form <code>{html.escape(options.form)}</code>{left}.")
-    if pool.groupby("class_id").size().max() <= options.top_k: words += " No class has more than `top_k` sentences, so all are chosen."
+             f"{_choice_words(findings.study)}{left}.")
+    by_itself = options.form == "set" and options.top_k == "auto"
+    if not by_itself and pool.groupby("class_id").size().max() <= options.most:
+        words += " No class has more than `top_k` sentences, so all are chosen."
     if not truth: return words
-    return words + (f" Ground truth is known for this synthetic dataset: {_percent(truth['precision_at_5'])} of the best five "
+    share, of = ("precision", "chosen") if options.form == "set" else ("precision_at_5", "best five")
+    return words + (f" Ground truth is known for this synthetic dataset: {_percent(truth[share])} of the {of} "
                     f"sentences per class are true and visible (chance {_percent(truth['chance'])}).")
 
 # %% ../nbs/4_pages/25_report.ipynb #401198bb
@@ -687,11 +704,8 @@ def _precision_of_form(
     findings: Findings,
 ) -> dict | None:
     "Precision of the chosen sentences against the ground truth; None where it is not known."
-    pool, form = findings.study.pool, findings.study.options.form
-    if "truth" not in pool: return None
-    five, ten = (precision_at(findings.study.scores(), pool.truth, k) for k in (5, 10))
-    return dict(form=form, world=findings.study.image_set.name, precision_at_5=five["precision"], precision_at_10=ten["precision"],
-                chance=five["chance"], ceiling=ten["ceiling"])
+    study = findings.study
+    return dict(world=study.image_set.name) | study.precision() if "truth" in study.pool else None
 
 def _dollars(cost): return "unknown" if pd.isna(cost) else f"${cost:.4f}"
 
@@ -745,7 +759,7 @@ def provenance(
 # %% ../nbs/4_pages/25_report.ipynb #84104b5e
 def _accuracy_lines(findings):
     "The accuracies that a describing run has measured, as lines of the result."
-    m, options = findings.measures, findings.study.options
+    m, form, k = findings.measures, findings.study.options.form, int(findings.study.n_chosen.max())
     gained = {}
     if findings.comparisons:
         c = findings.comparisons[0]
@@ -753,14 +767,14 @@ def _accuracy_lines(findings):
     bare = dict(protocol="zero_shot", aggregation="mean", names="without")
     facts = {"classifier": dict(method="images only", protocol="classifier", shots="all"),
              "class names": bare | dict(method="class names", names="only", k=1),
-             "chosen sentences": bare | gained | dict(method=options.form, k=options.top_k), "whole pool": bare | dict(method="whole pool")}
+             "chosen sentences": bare | gained | dict(method=form, k=k), "whole pool": bare | dict(method="whole pool")}
     lines = []
     for method, of in facts.items():
         row = accuracy_row(m.scores[method], m.labels)
         numbers = {name: float(row[name]) for name in ("mean_per_class", "top5") if not np.isnan(row[name])}
         numbers |= dict(mean=row["accuracy"], n_test=row["n_test"], interval=interval(m.correct(method)))
         lines.append(results.AccuracyLine(**of, **numbers))
-    random = dict(method="random choice", k=options.top_k, seeds=len(m.random), n_test=m.random.shape[1])
+    random = dict(method="random choice", k=k, seeds=len(m.random), n_test=m.random.shape[1])
     return [*lines, results.AccuracyLine(**bare, **random, mean=float(m.random.mean()), interval=interval(m.random))]
 
 def _pair_lines(findings, at_most=10):

@@ -223,6 +223,8 @@ def write_classes(
     "The path of `classes.md`: the chosen sentences of every class."
     lines = [f"# {_markdown(self.dataset)}", ""]
     if self.warning: lines += [f"**{_markdown(self.warning)}**", ""]
+    if self.parameters.get("form") == "set":
+        lines += ["The sentences of a class were chosen together: each for what it adds to those above it.", ""]
     for name, texts in self.chosen.items(): lines += [f"## {_markdown(name)}", "", *(f"- {_markdown(text)}" for text in texts), ""]
     return write_text(Path(out)/"classes.md", "\n".join(lines))
 

@@ -198,18 +198,19 @@ def ift(
 
 # %% ../nbs/1_method/40_selection.ipynb #df71e8fe
 def _precision_by_class(scores, truth, k, true):
-    "Per class (C rows), the share of true texts among its `k` best, among all (chance), and in oracle selection (ceiling)."
+    "Per class (C rows), the share of true texts among its `k` best (None: its chosen), among all (chance), in oracle selection (ceiling)."
     if not truth.index.equals(scores.index):
         raise ValueError("truth: its index differs from that of the scores; expected one entry per scored text, in the same order")
-    right = scores.assign(right=(truth == true).to_numpy(), chosen=scores["rank"] <= k).groupby("class_id")
+    chosen = scores["proponent"] if k is None else scores["rank"] <= k
+    right = scores.assign(right=(truth == true).to_numpy(), chosen=chosen).groupby("class_id")
     return pd.DataFrame(dict(
         precision=right.apply(lambda c: c.right[c.chosen].mean()), chance=right.right.mean(),
-        ceiling=right.apply(lambda c: min(k, c.right.sum()) / min(k, len(c)))))
+        ceiling=right.apply(lambda c: c.right.sort_values(ascending=False).head(c.chosen.sum()).mean())))
 
 def precision_at(
-    scores: pd.DataFrame,  # what `ift` returned
+    scores: pd.DataFrame,  # what `ift` or `choose` returned
     truth: pd.Series,  # ground truth of each text, same index as `scores`
-    k: int,  # how many of the best to count
+    k: int | None,  # how many of the best to count; None: those that are chosen
     true: str = "visible",  # the value of `truth` that counts as right
 ) -> dict[str, float]:
     "Mean over classes of precision@k, with its chance and its ceiling (fractions); ValueError if the indices differ."

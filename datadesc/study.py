@@ -20,7 +20,7 @@ from torch import Tensor
 from .fewshot import FewShotSplit, take_shots
 from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_features, modality_mean, train_head
 from .influence import Influence, influence
-from .selection import ChoiceOptions, choose, flag_too_long, ift, scored_text
+from .selection import ChoiceOptions, choose, flag_too_long, ift, precision_at, scored_text
 from .sets import choose_set
 
 if TYPE_CHECKING:
@@ -253,6 +253,21 @@ def with_options(
 ) -> Study:
     "A study under other options, of the same values: embeddings, `image_influence`, and heads unless `centered` changes."
     return self._like_this(options=replace(self.options, **changes))
+
+# %% ../nbs/1_method/60_study.ipynb #019cd3f6
+@patch
+def precision(
+    self: Study,
+    form: str | None = None,  # default: that of the options
+) -> dict | None:
+    "form, precision of its chosen sentences and of the five and ten best by a score, chance, ceiling; None in a pool without `truth`."
+    if "truth" not in self.pool: return None
+    form, truth = self._form(form), self.pool["truth"]
+    chosen = precision_at(self.chosen(form), truth, None)
+    if form == "set": return dict(form=form, **chosen)
+    five, ten = (precision_at(self.scores(form), truth, k) for k in (5, 10))
+    return dict(form=form, precision=chosen["precision"], precision_at_5=five["precision"], precision_at_10=ten["precision"],
+                chance=five["chance"], ceiling=ten["ceiling"])
 
 # %% ../nbs/1_method/60_study.ipynb #19a455ec
 @patch

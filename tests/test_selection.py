@@ -291,13 +291,13 @@ def test_bad_input_is_named(world, name, change, message):
     with pytest.raises(ValueError, match=message): world.ift("proponent")
 
 
-@pytest.mark.parametrize("options, message", [(dict(top_k=0), "top_k=0: expected at least one"), (dict(top_m=0), "top_m=0: expected at least one"), (dict(form="cosine"), "form='cosine': expected one of eq2, clip")])
+@pytest.mark.parametrize("options, message", [(dict(top_k=0), "top_k=0: expected at least one"), (dict(top_m=0), "top_m=0: expected at least one"), (dict(form="cosine"), "form='cosine': expected set, eq2, clip")])
 def test_bad_options_are_named(world, options, message):
     with pytest.raises(ValueError, match=message): world.study(**options)
 
 
 def test_an_unknown_form_is_named(world):
-    with pytest.raises(ValueError, match="form='cosine': expected one of eq2, clip"): world.ift("cosine")
+    with pytest.raises(ValueError, match="form='cosine': expected set, eq2, clip"): world.ift("cosine")
 
 
 def test_text_scores_leave_out_what_is_the_same_for_all():
