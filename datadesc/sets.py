@@ -36,43 +36,53 @@ class _Sets:
         self.labels, n = labels, labels.bincount(minlength=len(candidates))
         self.weight = 1 / (int((n > 0).sum()) * n[labels]).float()
         self.vectors = torch.stack([self._vector(texts[rows]) for rows in candidates])
-        self.total = torch.cat([self._exp(part).sum(1) for part in images.split(4096)])
+        self.total = torch.cat([self._exp(scale * part @ self.vectors.T).sum(1) for part in images.split(4096)])
 
     def _vector(self, texts):
         "The vector (D,) of a class with these sentences."
         return F.normalize(texts.mean(0), dim=0) if self.normalised else texts.mean(0)
 
-    def _exp(self, images, vectors=None):
-        "Exponentials (n, C) of the logits, less the scale, which no logit exceeds."
-        return (self.scale * (images @ (self.vectors if vectors is None else vectors).T).double() - self.scale).exp()
+    def _exp(self, logits):
+        "Exponentials of logits in double precision, less the scale, which no logit exceeds."
+        return (logits.double() - self.scale).exp()
 
 # %% ../nbs/1_method/52_sets.ipynb #7054d83a
 @patch
-def _rest(self: _Sets, c):
-    "The log-sum (N,) of the other classes' logits, in double precision."
-    rest = self.total - self._exp(self.images, self.vectors[c:c+1])[:, 0]
-    lost = rest < 1e-6 * self.total
+def _rest(self: _Sets, c, column):
+    "The log-sum (N,) of the logits of all classes but c, in double precision, given the logits (N,) of c itself."
+    rest = self.total - self._exp(column)
+    lost = rest < 1e-3 * self.total  # single precision leaves some 1e-5 of the total in doubt
     if lost.any():
         others = torch.cat([self.vectors[:c], self.vectors[c+1:]])
-        rest[lost] = self._exp(self.images[lost], others).sum(1)
+        rest[lost] = self._exp(self.scale * self.images[lost] @ others.T).sum(1)
     return rest.log() + self.scale
 
 # %% ../nbs/1_method/52_sets.ipynb #1f7349ea
+_PART = 1 << 18  # numbers of the table that are worked on at a time
+
 class _Visit:
     "One class: the loss of any set of its candidates while the other classes stay."
     def __init__(self, sets, c):
         texts = sets.texts[sets.candidates[c]]
-        self.sets, self.c, self.members, self.own = sets, c, sets.members[c], sets.labels == c
-        self.cosines, self.between, self.rest = texts @ sets.images.T, texts @ texts.T, sets._rest(c)
+        self.sets, self.c, self.members, self.own = sets, c, sets.members[c], (sets.labels == c).nonzero()[:, 0]
+        self.cosines, self.between = torch.cat([texts @ part.T for part in sets.images.split(1024)], 1), texts @ texts.T
         self.all = list(range(len(texts)))
+        self.rest = sets._rest(c, self.column(self.members or self.all))
+
+    def column(self, members):
+        "Logits (N,) of the class with these sentences."
+        size = self.between[members][:, members].sum().sqrt() if self.sets.normalised else len(members)
+        return self.cosines[members].sum(0) * (self.sets.scale / size)
 
     def losses(self, base, added):
         "Loss (m,) of the sentences `base` with each one of `added`."
-        columns, size = self.cosines[added] + self.cosines[base].sum(0), len(base) + 1.
+        before, size = self.cosines[base].sum(0), self.cosines.new_full((len(added),), len(base) + 1.)
         if self.sets.normalised:  # the length of the sum of their embeddings
             size = self.between[added, added] + 2 * self.between[added][:, base].sum(1) + self.between[base][:, base].sum()
-            size = size.sqrt()[:, None]
-        return _losses(columns * (self.sets.scale / size), self.rest.float(), self.sets.weight, self.own).cpu().numpy()
+            size = size.sqrt()
+        factor, rest, n = self.sets.scale / size[:, None], self.rest.float(), max(1, _PART // len(before))
+        def part(i): return _losses((self.cosines[added[i:i + n]] + before) * factor[i:i + n], rest, self.sets.weight, self.own)
+        return torch.cat([part(i) for i in range(0, len(added), n)]).cpu().numpy()
 
     def loss(self, members): return self.losses(members[:-1], members[-1:])[0]
 
@@ -86,7 +96,7 @@ class _Visit:
         "Write the class's set back into what the classes share."
         sets, c = self.sets, self.c
         sets.vectors[c] = sets._vector(sets.texts[sets.candidates[c]][self.members])
-        sets.total = (self.rest - sets.scale).exp() + sets._exp(sets.images, sets.vectors[c:c+1])[:, 0]
+        sets.total = sets._exp(self.rest) + sets._exp(self.column(self.members))
 
 # %% ../nbs/1_method/52_sets.ipynb #1ef20e09
 _LEAST = 1e-7  # a smaller change of the loss is rounding
@@ -120,9 +130,8 @@ def _drop(self: _Visit):
 @patch
 def _ordered(self: _Visit):
     "The set in order of choice, and the marginal influence (m,) of every candidate of the class."
-    mean = self.sets._vector(self.sets.texts[self.sets.candidates[self.c]])
-    column = self.sets.scale * (self.sets.images @ mean)[None]
-    before, gains, order = _losses(column, self.rest.float(), self.sets.weight, self.own).item(), np.zeros(len(self.all)), []
+    mean = self.column(self.all)[None]
+    before, gains, order = _losses(mean, self.rest.float(), self.sets.weight, self.own).item(), np.zeros(len(self.all)), []
     while len(order) < len(self.members):
         after, i = self.best(order, self.members)
         gains[i], before = before - after, after
