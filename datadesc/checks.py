@@ -116,10 +116,9 @@ def _check_model(params):
 def _check_choice(params):
     "`ValueError` for options that cannot be right, or not together; their types are checked before."
     default = dict(top_k="auto", diversity=0., near_duplicate=None)
-    given = {name: params[name] for name, value in default.items() if params.get(name, value) != value}
-    if not given: return
+    if all(params.get(name, value) == value for name, value in default.items()): return
     from datadesc.selection import ChoiceOptions  # late: a second of import
-    ChoiceOptions(params["form"], **given)
+    ChoiceOptions(**{name: params[name] for name in ("form", *default) if name in params})
 
 # %% ../nbs/4_pages/40_checks.ipynb #86ace8c6
 _EXTRAS = {  # library: (extra of this package, parameter, whether its value needs the library)

@@ -29,7 +29,7 @@ class Tokenizer:
     def __call__(self, texts, context_length=77): return torch.zeros(len(texts), context_length, dtype=torch.long)
 
 
-def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, silent=(), flags={}):
+def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip", texts=None, silent=(), flags={}, form="set", top_k=4):
     "Findings on made-up images of these classes, `spread` wide around their centres."
     n, g = len(names), torch.Generator().manual_seed(0)
     def noise(*shape): return torch.randn(*shape, generator=g)
@@ -45,11 +45,11 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     pool = report._with_names_for_silent(pool, names)
     known = dict(zip(pool.scored_text, torch.cat([text_emb, centres]))) | dict(zip(names_only(names), centres))
     def embed(asked): return torch.stack([known[t] if t in known else F.normalize(noise(D), dim=0) for t in asked])
-    study = Study(names, emb, labels, pool, embed, ChoiceOptions(top_k=4))
+    study = Study(names, emb, labels, pool, embed, ChoiceOptions(form, top_k))
     def picture(i): return np.full((30, 40, 3), 37 * i % 255, dtype=np.uint8)
     study.image_set = ImageSet("toy <i>", tuple(names), {split: [(picture(i), c) for i, c in enumerate(y.tolist())] for split, y in labels.items()}, skipped=("bad.jpg: <no> image",))
     study.encoder = SimpleNamespace(name="toy-clip", device="cpu", dim=D, tokenizer=Tokenizer(), preprocess="none", model=torch.nn.Linear(2, 2))
-    params = dict(dataset="toy", model=model, form="direct", data_root=None, store="/secret")
+    params = dict(dataset="toy", model=model, form=form, data_root=None, store="/secret")
     return report.Findings(study, report._Sentences(pool, LLM("nobody")), params, tmp_path)
 
 
@@ -244,8 +244,9 @@ def test_many_classes_fold_and_very_many_go_to_pages(tmp_path):
     assert "default-src 'none'" in beside[0].select_one("meta[http-equiv]")["content"]
 
 
-def test_files_to_use(tmp_path):
-    findings = findings_of(NAMES, tmp_path, spread=1.2)
+@pytest.mark.parametrize("form", ["set", "direct"])
+def test_files_to_use(tmp_path, form):
+    findings = findings_of(NAMES, tmp_path, spread=1.2, form=form)
     result = findings.result({"images": 1.})
     result.write(tmp_path)
     findings.write_files(result)
@@ -254,6 +255,41 @@ def test_files_to_use(tmp_path):
     assert (tmp_path / "left_out.txt").read_text() == "bad.jpg: <no> image\n"
     assert len((tmp_path / "suspects.csv").read_text().splitlines()) == 1 + result.suspects
     assert [row["text"] for row in runs.FinishedRun(tmp_path.parent, tmp_path.name).chosen_texts()][:4] == result.chosen["kind 0"]
+    assert ("were chosen together" in (tmp_path / "classes.md").read_text()) == (form == "set")
+
+
+@pytest.mark.parametrize("top_k", ["auto", 2])
+def test_a_set_is_said_to_be_one(tmp_path, top_k):
+    findings = findings_of(NAMES, tmp_path, spread=1., top_k=top_k)
+    page, n = sections(findings), findings.study.n_chosen
+    shown = {score["title"] for score in page.select(".card .score[title]")}
+    assert shown == {"marginal influence, in nats"} and "form set" not in page.text and "score (form" not in page.text
+    assert "The sentences of a class are chosen together: each for what it adds to the others." in page.text
+    many = f"{n.min()} to {n.max()}" if n.min() < n.max() else f"{n.max()}"
+    words = f"{n.sum()} are chosen together, each for what it adds to the others: {many} per class"
+    assert words + ", as many as lower the loss of zero-shot classification; left out: " * (top_k == "auto") in page.text and (top_k == "auto" or words + "; left out: " in page.text)
+    reasons = set(findings.study.chosen().why_not) - {""}
+    assert reasons <= {"would raise the loss", "others add more"} and all(reason in page.text for reason in reasons)
+    by_method = {line.method: line for line in findings.result({}).accuracy}
+    assert by_method["set"].k == by_method["random choice"].k == n.max()
+
+
+def test_scores_of_single_sentences_are_called_scores(tmp_path):
+    page = sections(findings_of(NAMES, tmp_path, spread=1., form="direct"))
+    assert "its score (form direct; positive if it fits the class) and the training images that add most to it." in page.text
+    assert "20 are chosen by their score, form direct; left out: " in page.text and "together" not in page.text
+    assert {score["title"] for score in page.select(".card .score[title]")} == {"score (IFT)"}
+
+
+def test_influence_of_a_network_leaves_the_logit_scale(monkeypatch, tmp_path):
+    from datadesc import network
+    study = findings_of(NAMES, tmp_path).study
+    study.logit_scale = 12.
+    few = SimpleNamespace(train=lambda *args: SimpleNamespace(checkpoints=None), influence=lambda *args: study.influence)
+    monkeypatch.setattr(network.Network, "load", lambda *args, **options: few)
+    monkeypatch.setattr(report, "key_of", lambda **facts: "key")
+    other = report.with_influence_of(study, dict(influence_model="net", influence_epochs=1, device="cpu"), SimpleNamespace(root=tmp_path))
+    assert other is not study and other.logit_scale == 12. and other.chosen().equals(study.chosen())
 
 
 def test_text_is_legible_on_a_phone():
