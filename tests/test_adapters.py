@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.adapters import (Adapter, _SelfAttention, _Task, adapted, adapters, _by_class, _concept_weights, _discriminability, _greedy, _labo, _logistic_regression,
+from datadesc.adapters import (Adapter, _SelfAttention, _Task, adapted, adapters, _by_class, _concept_weights, _discriminability, submodular_choice, _labo, _logistic_regression,
                                _one_space, _select_concepts, _tip_adapter, _train_attention, _tuned, _vdt_adapter)
 from datadesc.stats import _correct_matrix, summary
 from datadesc.zeroshot import class_scores
@@ -76,7 +76,7 @@ def test_greedy_takes_the_largest_gain_each_time_and_keeps_its_guarantee(seed):
     g = torch.Generator().manual_seed(seed)
     x = F.normalize(torch.randn(9, 3, generator=g), dim=1)
     worth, likeness = torch.rand(9, generator=g), x @ x.T
-    chosen = _greedy(worth, likeness, 4).tolist()
+    chosen = submodular_choice(worth, likeness, 4).tolist()
     for i, last in enumerate(chosen):
         gains = {t: value(chosen[:i] + [t], worth, likeness).item() for t in range(9) if t not in chosen[:i]}
         assert gains[last] == pytest.approx(max(gains.values()), abs=1e-5)
