@@ -36,7 +36,7 @@ class _Sets:
         self.labels, n = labels, labels.bincount(minlength=len(candidates))
         self.weight = 1 / (int((n > 0).sum()) * n[labels]).float()
         self.vectors = torch.stack([self._vector(texts[rows]) for rows in candidates])
-        self.total = torch.cat([self._exp(scale * part @ self.vectors.T).sum(1) for part in images.split(4096)])
+        self.total = torch.cat([self._exp(scale * part @ self.vectors.T).sum(1) for part in images.split(1024)])
 
     def _vector(self, texts):
         "The vector (D,) of a class with these sentences."
