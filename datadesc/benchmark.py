@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .accuracy import ROW_KEY
 from .adapters import Adapter, adapted
 from .describe import flagged
 from .baselines import BASELINES, match_classes
@@ -218,7 +219,7 @@ def benchmark(
     start: Sequence[str] = (),  # methods whose texts also initialise a head
     joint: Sequence[str] = (),  # methods whose texts are also learned jointly with the images
     adapters: Mapping[str, tuple[Adapter, Sequence[str]]] = {},  # row -> an adapter, and the methods whose texts it reads
-) -> pd.DataFrame:  # one row per method, episode and seed
+) -> pd.DataFrame:  # one row per method, episode and seed; `k` is the most texts of a class, over all seeds
     "The accuracy table of all methods: zero-shot, transfer, adapters; `ValueError` where a method has no texts for a class."
     if taken := {"images only", "images only, same steps"} & set(methods):
         raise ValueError(f"A method cannot be called {taken.pop()!r}: that is the row it is compared with")
@@ -233,4 +234,5 @@ def benchmark(
     if paper_shots: rows += [_named(transfer(*images, texts("with"), "paper", paper_shots, seeds), "with", only)]
     for name, (adapter, of) in adapters.items() if shots else ():
         rows.append(_named(adapted(*images, texts("without", of), {name: adapter}, shots, seeds), "without", only))
-    return pd.concat(rows, ignore_index=True)
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(k=table.groupby([column for column in ROW_KEY if column != "k"], dropna=False)["k"].transform("max"))

@@ -218,8 +218,7 @@ def _zero_shot_table(lines):
     named = lines.names.replace({"without": "bare texts", "with": "with class names", "only": "with class names"})
     wide = lines.assign(aggregation=lines.aggregation.str.replace("_", " "), names=named)
     columns = [(names, way.replace("_", " ")) for names in ("bare texts", "with class names") for way in AGGREGATIONS]
-    by = [wide[name] for name in ("method", "names", "aggregation")]  # has several lines where the number of texts differs by seed
-    mean = (wide["mean"] * wide["seeds"]).groupby(by).sum() / wide["seeds"].groupby(by).sum()
+    mean = wide.set_index(["method", "names", "aggregation"])["mean"]
     table = 100 * mean.unstack([1, 2]).loc[list(dict.fromkeys(wide.method))].rename_axis(None)
     return table[[column for column in columns if column in table]].rename_axis([None, "class score: cosines"], axis=1)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from datadesc import benchmark_page
 from datadesc.benchmark_page import BenchmarkPage
 from datadesc.adapters import adapters
-from datadesc.benchmark import _as_texts, benchmark, _collect_texts, controls, method_from, top_per_class
+from datadesc.benchmark import _as_texts, benchmark, chosen_by, _collect_texts, controls, method_from, top_per_class
 from datadesc.stats import _correct_matrix, summary
 from datadesc.describe import flagged
 from datadesc.llm import LLM
@@ -251,7 +251,8 @@ def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatc
     ways = ["mean", "mean embedding", "max"]
     assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]
     of_both = full.query("method == 'python' and protocol == 'zero_shot' and names == 'without' and aggregation == 'max'")
-    assert of_both.k.nunique() == 2 and shown[-1].data.loc["python", ("bare texts", "max")] == pytest.approx(100 * of_both.accuracy.mean())
+    assert of_both.k.tolist() == [2, 2] and of_both.accuracy.nunique() == 2, "k is that of the seed with the most texts, so it is one row"
+    assert shown[-1].data.loc["python", ("bare texts", "max")] == pytest.approx(100 * of_both.accuracy.mean())
 
 
 def broken(study): raise KeyError("what is not there")
@@ -345,3 +346,29 @@ def test_both_pages_of_a_run_share_one_budget(tmp_path):
         made = dict(study=None, synthetic=None, sentences=sentences)
         return BenchmarkPage.of_run(tmp_path, tmp_path, store=str(tmp_path), made=made).llm.costs.budget
     assert (left(.25), left(3.), left(.25, llm_budget=None)) == (.75, 0., None)
+
+
+def test_controls_have_as_many_sentences_of_each_class_as_are_chosen(images):
+    flags = ["not described" if c == 1 else "" for c in POOL.class_id]
+    flags[POOL.index[POOL.class_id == 1][0]] = ""
+    for form, top_k in (("set", "auto"), ("set", 2), ("direct", 2)):
+        study = study_of(images, POOL.assign(flag=flags), form=form, top_k=top_k).few_shot("all")
+        against, n = controls(study), study.n_chosen.tolist()
+        assert n[1] == 1
+        for name in ("random choice", "random words"): assert against[name](study).groupby("class_id").size().tolist() == n
+        assert (f"{form}, unweighted" in against) == (form != "set") and f"{form}, shuffled" in against
+
+
+def test_sentences_of_a_set_have_no_weights_and_one_number(images):
+    study = study_of(images, top_k="auto")
+    table = benchmark(study, dict(set=chosen_by("set"), direct=chosen_by("direct")), [1], [], range(4))
+    trained = table[(table.protocol == "transfer") & table.method.isin(["set", "direct"])]
+    assert trained.groupby("method").weighting.unique().map(list).to_dict() == {"direct": ["loss"], "set": ["none"]}
+    most = max(study.few_shot(1, seed).n_chosen.max() for seed in range(4))
+    assert set(trained.k[trained.method == "set"]) == {most} and len(summary(trained)) == 2
+
+
+def test_a_number_of_texts_for_each_class():
+    texts = pd.DataFrame(dict(class_id=[1, 0, 1, 0, 0], score=[1., 1, 1, 2, 1], text=list("abcde")), index=[5, 5, 2, 2, 0])
+    assert "".join(top_per_class(texts, pd.Series({0: 2, 1: 1})).text) == "abd" and "".join(top_per_class(texts, 1).text) == "ad"
+    assert "".join(top_per_class(texts, pd.Series({0: 1})).text) == "d"

@@ -29,7 +29,7 @@ COUNTS = {"whole": (30, 10, 12), "three": (1, 1, 1), "two": (1, 0, 1), "one": (1
 CLASSES = tuple(COUNTS)
 C, WIDTH = len(CLASSES), 16
 COMPLETE, NO_VAL, NO_TRAIN, UNSEEN = (0, 1, 5), (2, 3), (4,), (6,)
-READ_A_CLASS = [form for form in FORMS if form not in ("eq2", "random")]
+READ_A_CLASS = [form for form in ("set", *FORMS) if form not in ("eq2", "random")]
 
 
 def vector(word):
@@ -85,7 +85,7 @@ def test_influence_by_class_is_not_known_without_validation_images(world):
     assert (added[torch.isin(world.owner, torch.tensor(NO_VAL + UNSEEN))] == 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["set", *FORMS])
 def test_every_form_ranks_every_sentence(world, form):
     table = world.study.scores(form)
     assert all(sorted(r) == [1, 2, 3, 4, 5, 6] for _, r in table.groupby("class_id")["rank"])
@@ -93,6 +93,17 @@ def test_every_form_ranks_every_sentence(world, form):
     if form in READ_A_CLASS: assert table["rank"][table.class_id == UNSEEN[0]].tolist() == [1, 2, 3, 4, 5, 6]
     chosen = world.study.chosen(form)
     assert (chosen.groupby("class_id").proponent.sum() == 3).all()
+
+
+def test_a_set_takes_the_first_sentences_of_a_class_without_images(world):
+    for top_k, most in ((3, 3), ("auto", 6)):
+        study = world.study.with_options(top_k=top_k)
+        chosen, n = study.chosen("set"), study.n_chosen
+        unseen = chosen[chosen.class_id == UNSEEN[0]]
+        assert unseen.proponent.tolist() == [True] * most + [False] * (6 - most) and set(unseen.why_not) <= {"", "no image to rank it by"}
+        assert set(chosen.why_not[~chosen.class_id.isin(UNSEEN)]) <= {"", "others add more", "would raise the loss"}
+        assert n.tolist() == [3] * C if top_k == 3 else n.between(1, 6).all()
+        assert study.few_shot(1).n_chosen.min() >= 1 and study.few_shot("all").n_chosen.equals(n)
 
 
 @pytest.mark.parametrize("form", ["clip", "proponent", "weighted", "direct_own", "direct_normalised"])
@@ -167,8 +178,8 @@ def test_the_audit_says_what_it_can(world):
 @pytest.mark.parametrize("shots, paper", [((1, "all"), ("all",)), ((), ("all",)), ((), ())])
 def test_the_benchmark_ends(world, shots, paper):
     methods = {form: chosen_by(form) for form in READ_A_CLASS} | controls(world.study)
-    table = benchmark(world.study, methods, shots, paper, range(2), start=["direct"], joint=["direct"],
-                      adapters={name: (adapter, ["direct"]) for name, adapter in adapters(10.).items()})
+    table = benchmark(world.study, methods, shots, paper, range(2), start=["set", "direct"], joint=["set", "direct"],
+                      adapters={name: (adapter, ["set", "direct"]) for name, adapter in adapters(10.).items()})
     assert table.accuracy.notna().all() and table.mean_per_class.notna().all()
     assert set(table.protocol) == {"zero_shot"} | ({"transfer", "adapter"} if shots else set()) | ({"paper"} if paper else set())
     lines, trained = summary(table), table[table.protocol.isin(["transfer", "adapter"])]
