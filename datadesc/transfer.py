@@ -308,7 +308,7 @@ def init_from_texts(self: _EpisodeHeads, texts: list) -> _Trajectories:
 class _RowGroup:
     "Rows of the table whose heads are trained side by side."
     names: list[str]  # M rows
-    k: list[int]  # sentences per class
+    k: list[int]  # most sentences of a class, over all seeds
     weighting: list[str]
     rates: tuple[float, ...]  # to choose from, the default first
     train: Callable[[_EpisodeHeads, Tensor], _Trajectories]  # heads and learning rates (S * M * R,) -> their trajectories
@@ -328,7 +328,7 @@ def _row_groups(texts, options, zero_shot_start, joint, final):
     features_of = {id(t): tuple(x.to(device) for x in text_features(t, options)) for of_seed in texts for t in of_seed.values()}
     steps = {m: options.steps or max(-(-len(of_seed[m][0]) // options.text.batch_size) for of_seed in texts) for m in methods}
     def group(names, prefix, rates, train):
-        k = [int(methods[m][1].bincount().max()) for m in names]
+        k = [max(int(of_seed[m][1].bincount().max()) for of_seed in texts) for m in names]
         weighting = ["none" if methods[m][2] is None or prefix == _ZERO_SHOT else options.weighting for m in names]
         sentences = [[features_of[id(of_seed[m])] for m in names] for of_seed in texts]
         return _RowGroup([prefix + m for m in names], k, weighting, rates, lambda heads, lr: train(heads, sentences, lr))
