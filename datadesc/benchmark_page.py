@@ -73,13 +73,18 @@ def _study_of(params, run, made):
     return study, params, language_model(params, synthetic)
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #fa3e58fc
-def _methods_of(study, kind, llm, baselines=(), specs=(), aliases=()):
+def _templates(superclass):
+    "Prompts of a class name where none are given: with what the classes are kinds of, if that is known."
+    return [f"a photo of a {{c}}, a type of {superclass}."] if superclass else ()
+
+def _methods_of(study, kind, llm, baselines=(), specs=(), aliases=(), templates=()):
     "({name: method}, {name: class names of a user's file that had to be matched}); `ValueError` for a name that is taken."
     pool, classes = study.pool, study.classes
     methods = {form: chosen_by(form) for form in ("set", *FORMS) if form != "random"} | controls(study, study.options.form)
     if "truth" in pool: methods[_ORACLE] = pool[pool.truth == "visible"]
     for name in baselines: methods[name] = BASELINES[name].table(BASELINES[name].ask(classes, llm, kind), classes, kind)
-    methods["clip_templates"] = BASELINES["clip_templates"].table(from_templates(classes), classes).drop(columns="text")
+    prompts = from_templates(classes, templates) if templates else from_templates(classes)
+    methods["clip_templates"] = BASELINES["clip_templates"].table(prompts, classes).drop(columns="text")
     vocabulary = {word for text in pool.scored_text[pool.flag == ""] for word in text.lower().split()}
     methods["waffle"] = lambda few: BASELINES["waffle"].table(waffle(classes, words=vocabulary, seed=few.split.seed), classes, kind)
     matched = {}
@@ -119,6 +124,7 @@ def _possible_shots(study, *asked):
 def compare(
     self: BenchmarkPage,
     baselines: Sequence[str] = (),  # published baselines, keys of `baselines.BASELINES`
+    templates: Sequence[str] = (),  # prompts of the class names, {c} for the name; () takes the superclass, or general ones
     methods: Sequence[str] = (),  # the user's: NAME=FILE, or NAME=FILE.py:FUNCTION
     texts_each: int | None = None,  # texts per class for every method; None: as many as each brings
     shots: Sequence[int | str] = (1, 4, 16, "all"),  # labelled images per class, our protocol
@@ -129,7 +135,9 @@ def compare(
     study, form, image_set = self.study, self.form, self.study.image_set
     kind = kinds(self.params, image_set.superclass if image_set is not None else None)
     aliases = image_set.raw_names if image_set is not None else ()
-    self.methods, self.matched = _methods_of(study, kind, self.llm, baselines, methods, aliases)
+    superclass = image_set.superclass if image_set is not None else None
+    templates = templates or _templates(superclass)
+    self.methods, self.matched = _methods_of(study, kind, self.llm, baselines, methods, aliases, templates)
     (ours, paper), self.left_out = _possible_shots(study, shots, paper_shots)
     initialised = ["class names", form]
     self.accuracies = benchmark(study, self.methods, ours, paper, range(seeds), texts_each, start=initialised, joint=initialised,
