@@ -231,3 +231,29 @@ def test_a_failed_attempt_is_forgotten_once_the_finished_run_is_asked_for_again(
     assert re.search(r"^coin +failed", datadesc("status").stdout, re.M)
     assert "nothing to run" in datadesc("run", "coin").stdout
     assert re.search(r"^coin +done", datadesc("status").stdout, re.M)
+
+
+def test_what_chooses_the_sentences_is_checked_before_a_run(repo):
+    from datadesc.checks import check
+    from datadesc.parameters import check_parameters
+    from datadesc.runs import known_parameters
+    known = known_parameters(repo / "nbs" / "runs" / "describe.ipynb")
+    assert (known["form"].default, known["top_k"].default) == ("set", "auto")
+    assert [check_parameters({"top_k": typed}, known)["top_k"] for typed in ("5", "auto", 5)] == [5, "auto", 5]
+    assert check_parameters({"form": "influence"}, known) == {"form": "direct"}
+    with pytest.raises(ValueError, match=r"Parameter 'top_k' is int \| Literal\['auto'\] .*got 'many'"): check_parameters({"top_k": "many"}, known)
+    with pytest.raises(ValueError, match="Parameter 'form' is .*'set', 'eq2', 'clip', .*got 'sets'"): check_parameters({"form": "sets"}, known)
+    for wrong, words in ((dict(top_k=0), "top_k=0: expected at least one text per class, or 'auto'"), (dict(diversity=.3), "such as form='direct'"),
+                         (dict(form="set", near_duplicate=.9), "form='set' avoids repetition by itself"), (dict(form="direct", diversity=2.), "diversity=2.0: expected 0")):
+        with pytest.raises(ValueError, match=words): check(dict(dataset="meadow") | wrong)
+    for right in (dict(top_k=5), dict(form="direct", top_k="auto", diversity=.3, near_duplicate=.9)): assert check(dict(dataset="meadow") | right) is None
+
+
+def test_sets_are_shown_as_sets_and_a_sentence_without_an_image_has_no_figure():
+    from datadesc.cli import _as_csv, _as_json, _as_markdown, _as_text
+    texts = [{"class": "frog", "text": text, "ift": ift, "rank": rank} for rank, (text, ift) in enumerate([("wide mouth", .024), ("loud", None)], 1)]
+    facts = dict(dataset="pond", classes=["frog", "newt"], parameters=dict(form="set"))
+    assert "\n".join(_as_text(texts, facts)) == ("pond: the sentences chosen for 1 of 2 classes, chosen together, each behind its marginal influence\n\n"
+                                                "frog\n  0.0240  wide mouth\n          loud")
+    assert "| marginal influence | sentence |" in "".join(_as_markdown(texts, facts)) and "| score | sentence |" in "".join(_as_markdown(texts, facts | dict(parameters=dict(form="clip"))))
+    assert "".join(_as_csv(texts, facts)).splitlines()[1:] == ["frog,1,0.024,wide mouth", "frog,2,,loud"] and json.loads("".join(_as_json(texts, facts)))[1]["score"] is None
