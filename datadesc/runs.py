@@ -24,8 +24,7 @@ from .files import default_root, no_room, writable_folder, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import Parameter, check_parameters, heading, parameters, read_cells, renamed
-from .run_folder import (RUNS, RunFailed, beside, changed_inputs, check_name, check_target, is_running, mark_of, note_inputs, put,
-                                 remove, source_of, working_folder)
+from .run_folder import RUNS, RunFailed, RunFolder
 
 # %% ../nbs/4_pages/55_runs.ipynb #bccee543
 def sources() -> tuple[Path, Path]:  # (run notebooks, parameter files)
@@ -129,40 +128,39 @@ def _unfinished(
 _RESULTS = {"report": "result.json", "benchmark": "benchmark.json"}  # what the notebook of each page must leave
 
 def _finish(
-    work: Path,  # folder of an executed run
-    target: Path,  # where it belongs
+    target: RunFolder,  # whose notebook was executed, in its folder `work`
     page: str,  # "report", or "benchmark", which is added to the run at `target`
 ) -> Path:
-    "Makes `work` the result at `target`, which is returned; `RunFailed` if the notebook left no result."
+    "Makes what was executed the result at `target`, which is returned; `RunFailed` if the notebook left no result."
     from datadesc.kernel import report_html, tidy
+    work = target.beside("work")
     if not (work/_RESULTS[page]).exists(): raise RunFailed(f"ended without writing {_RESULTS[page]}")
     if page == "benchmark" and not (target/"result.json").exists(): raise RunFailed("lost the run that it belongs to")
     notebook = tidy(work/f"{page}.ipynb", work, target)
     write_text(work/f"{page}.html", report_html(notebook))
-    remove(beside(target.parent, "failed", target.name))
-    return put(work, target, add=page == "benchmark")
+    target.beside("failed").remove()
+    return target.replace(add=page == "benchmark")
 
 # %% ../nbs/4_pages/55_runs.ipynb #9e75271c
 def _keep_failed(
-    work: Path,  # folder of a run that did not finish
-    target: Path,  # where its result would belong
+    target: RunFolder,  # whose run did not finish
 ) -> Path:
-    "Keeps the unfinished report of `work` and returns its path: in `target`, or elsewhere if that holds an earlier result."
+    "Keeps the unfinished report and returns its path: in `target`, or elsewhere if that holds an earlier result."
     from datadesc.kernel import tidy
+    work, failed = target.beside("work"), target.beside("failed")
     for result in _RESULTS.values(): (work/result).unlink(missing_ok=True)
-    report, failed = _executed(work), beside(target.parent, "failed", target.name)
+    report = _executed(work)
     with suppress(ValueError, FileNotFoundError):  # it may be torn, or missing
         tidy(report, work, failed if (target/"result.json").exists() else target)
-    if not (target/"result.json").exists(): return put(work, target)/report.name
-    remove(failed)
-    failed.parent.mkdir(parents=True, exist_ok=True)
-    return work.rename(failed)/report.name
+    if not (target/"result.json").exists(): return target.replace()/report.name
+    failed.remove()
+    failed.path.parent.mkdir(parents=True, exist_ok=True)
+    return work.path.rename(failed.path)/report.name
 
 # %% ../nbs/4_pages/55_runs.ipynb #07e63518
 def _attempt(
     notebook: Path,  # a run notebook
-    work: Path,  # folder of its own
-    target: Path,  # where the result belongs
+    target: RunFolder,  # where the result belongs, while this process has its folder `work`
     params: dict,  # values of its parameters
     manager: "SocketKernelManager",  # of a kernel that was started
     page: str = "report",  # what it makes: "report" or "benchmark"
@@ -170,15 +168,16 @@ def _attempt(
     "Executes `notebook`, puts the result in `target` and returns it; `RunFailed`, with the unfinished report kept, if that fails."
     from papermill.exceptions import PapermillExecutionError
     from datadesc.kernel import execute
+    work = target.beside("work")
     try:
         execute(notebook, work/f"{page}.ipynb", params, manager)
-        return _finish(work, target, page)
+        return _finish(target, page)
     except (RunFailed, PapermillExecutionError, OSError, KeyboardInterrupt) as error:
         if isinstance(error, OSError): reason = f"could not be finished: {error.filename or work}: {error.strerror or error}"
         else: reason = str(error) if isinstance(error, RunFailed) else _unfinished(work/f"{page}.ipynb")
-    try: half = f"The {page} so far: {_keep_failed(work, target)}"
+    try: half = f"The {page} so far: {_keep_failed(target)}"
     except (OSError, ValueError) as error: half = f"The {page} so far stayed in {work}: {error}"
-    raise RunFailed(f"'{target.name}' {reason}\n{half}")
+    raise RunFailed(f"'{target.path.name}' {reason}\n{half}")
 
 # %% ../nbs/4_pages/55_runs.ipynb #a6fabac7
 def _run_notebook() -> Path:
@@ -245,7 +244,7 @@ def _say_changes(target, params, known, page="report"):
 
 def _reads_the_same(target, inputs, page="report"):
     "Whether the run at `target` read the files that lie there now; prints what is different."
-    if different := changed_inputs(target, inputs, page):
+    if different := target.changed_inputs(inputs, page):
         print(f"{target} was run with other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)}): running again", flush=True)
     return not different
 
@@ -256,7 +255,7 @@ def _resolve(
     root: Path,  # folder that holds the runs
     notebook: Path,  # a run notebook
     name: str | None = None,  # what to call the run; None: as the dataset is called
-) -> tuple[Path, dict, dict]:
+) -> tuple[RunFolder, dict, dict]:
     "(the run's folder, values by name, the parameters that there are): the dataset's own values and those given, checked for their types."
     (called, from_file), params = _find_dataset(name_or_path, root), params or {}
     if (name := name or called) == _SUMMARY:
@@ -269,7 +268,7 @@ def _resolve(
     if on_server: from_file.pop("llm_gguf", None)
     known = known_parameters(notebook)
     values = renamed(from_file, known) | renamed(params, known)
-    return Path(root)/check_name(name), check_parameters(values, known), known
+    return RunFolder.named(root, name), check_parameters(values, known), known
 
 # %% ../nbs/4_pages/55_runs.ipynb #2c23125c
 def _folders_below(root, listing):
@@ -283,10 +282,10 @@ def _check_all(name_or_path, target, params, known, dry_run=False):
     if "llm_model" in known and not dry_run: check_answers(params)
     paths = [*input_files(params), ("data_root", params.get("data_root"))]
     paths += [("store", params.get("store") or default_root()), ("images", own)]
-    named = name_or_path in _parameter_files(target.parent) or kind_of(name_or_path) in ("hf", "wds")
-    source = name_or_path if named else source_of(own, target)
+    named = name_or_path in _parameter_files(target.path.parent) or kind_of(name_or_path) in ("hf", "wds")
+    source = name_or_path if named else target.source_of(own)
     folder = own if own and Path(own).is_dir() else None
-    check_target(target, source, [(what, path) for what, path in paths if path], folder, _folders_below(folder, listing) if folder else ())
+    target.check(source, [(what, path) for what, path in paths if path], folder, _folders_below(folder, listing) if folder else ())
     return source, listing
 
 def _inputs(params, listing):
@@ -319,11 +318,11 @@ def run(
         if unused: print(f"Not used, since they are the benchmark's: {', '.join(unused)} (--benchmark makes it).", flush=True)
         inputs = _inputs(ours, listing)
         if not done and not force: _say_changes(target, ours, _divided(known, notebook)[0])
-        if done and (done := _reads_the_same(target, inputs)): remove(beside(root, "failed", target.name))  # it is the latest again
+        if done and (done := _reads_the_same(target, inputs)): target.beside("failed").remove()  # it is the latest again
         if not done: _describe(target, source, ours, inputs, notebook, kernel_up)
         if params.get("benchmark"): done &= _add_benchmark(target, theirs, ours.get("store"), notebook, kernel_up, force)
     if done: print(f"{target} is finished and has these parameters: nothing to run, --force runs it again")
-    return target
+    return target.path
 
 def _kernel(name, params):
     "A kernel for these parameters that is coming up."
@@ -333,24 +332,23 @@ def _kernel(name, params):
 def _describe(target, source, params, inputs, notebook, kernel_up):
     "Makes the report."
     writable_folder(params.get("store") or default_root(), make=False)
-    with working_folder(target.parent, target.name, source) as work:
-        note_inputs(work, target, inputs)
-        _attempt(notebook, work, target, params, kernel_up())
+    with target.working(source):
+        target.note_inputs(inputs)
+        _attempt(notebook, target, params, kernel_up())
 
 def _add_benchmark(target, params, store, notebook, kernel_up, force=False):
     "Adds the benchmark to the run at `target`; True where the one that it has is the same."
     notebook, known, inputs = notebook.with_name(_BENCHMARK[1]), _own_parameters(notebook), [path for _, path in input_files(params)]
     if not force and _is_current(target, params, known, "benchmark") and _reads_the_same(target, inputs, "benchmark"):
-        remove(beside(target.parent, "failed", target.name))  # the finished one is the latest again
+        target.beside("failed").remove()  # the finished one is the latest again
         return True
     if not force: _say_changes(target, params, known, "benchmark")
     values = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(target)}
     if store: values["store"] = store
-    source = mark_of(target)["source"]
     if own_images(_had(target)): values["images_at"] = _from_here(target, _had(target))["dataset"]
-    with working_folder(target.parent, target.name, source) as work:
-        note_inputs(work, target, inputs, "benchmark")
-        _attempt(notebook, work, target, values, kernel_up(), "benchmark")
+    with target.working(target.mark["source"]):
+        target.note_inputs(inputs, "benchmark")
+        _attempt(notebook, target, values, kernel_up(), "benchmark")
     return False
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f823cd5
@@ -367,7 +365,7 @@ class FinishedRun:
     @classmethod
     def at(cls, name: str, root: str | Path = RUNS) -> "FinishedRun":
         "The run of that name in `root`, or the one in the folder `name`."
-        if os.sep not in name and (Path(root)/name).is_dir() or not mark_of(name): return cls(Path(root), name)
+        if os.sep not in name and (Path(root)/name).is_dir() or not RunFolder(name).mark: return cls(Path(root), name)
         return cls(Path(name).resolve().parent, Path(name).resolve().name)
 
     @property
@@ -398,7 +396,7 @@ def benchmark(
     "Adds the benchmark to the finished run `name` and returns its folder; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
     FinishedRun(root, name)  # there is one
-    target, own, files = root/name, _own_parameters(notebook), _parameter_files(root)
+    target, own, files = RunFolder(root/name), _own_parameters(notebook), _parameter_files(root)
     own_only = lambda values: {key: value for key, value in values.items() if key in own}
     before = own_only(renamed(_had(target, "benchmark"), own, quiet=True)) if _is_finished(target, "benchmark") else {}
     from_file = own_only(renamed(_read_parameter_file(files[name]), own)) if name in files else {}
@@ -409,16 +407,16 @@ def benchmark(
         if force or not _is_current(target, theirs, own, "benchmark"): kernel_up()
         ours = _from_here(target, ours)
         listing = check(ours | theirs)
-        if different := changed_inputs(target, _inputs(ours, listing)):
+        if different := target.changed_inputs(_inputs(ours, listing)):
             raise ValueError(f"'{name}' was run with other files ({different[0]}): datadesc run {name} makes it anew")
         if _add_benchmark(target, theirs, ours.get("store"), notebook, kernel_up, force):
             print(f"{target} has this benchmark: nothing to run, --force runs it again")
-    return target
+    return target.path
 
 def _from_here(target, params):
     "The parameters of the run at `target`, with the ways to its files from the folder that one stands in, wherever the run was made."
-    if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(target), mark_of(target)["source"]))}
-    then = os.path.realpath(os.path.join(os.path.realpath(target), mark_of(target).get("start") or "nowhere"))
+    if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(target), target.mark["source"]))}
+    then = os.path.realpath(os.path.join(os.path.realpath(target), target.mark.get("start") or "nowhere"))
     if then == os.getcwd(): return params
     paths = {name: params.get(name) for name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint")}
     there = {name: os.path.join(then, path) for name, path in paths.items() if path}
@@ -454,23 +452,21 @@ def _state(
     name: str,  # of a run
 ) -> tuple[str, str]:
     "How the latest run of `name` stands: 'done', 'failed', 'running' or 'never', and what there is to say."
-    target, work = Path(root)/name, beside(root, "work", name)
-    if is_running(root, name): return "running", _progress(_executed(work))[0]
-    for folder in (work, beside(root, "failed", name), target):
-        if not mark_of(folder) or (folder/"result.json").exists(): continue
+    target = RunFolder(Path(root)/name)
+    if target.is_running: return "running", _progress(_executed(target.beside("work")))[0]
+    for folder in (target.beside("work"), target.beside("failed"), target):
+        if not folder.mark or (folder/"result.json").exists(): continue
         notebook = _executed(folder)
         if (target/"result.json").exists() and notebook.stem == "benchmark": return "done", f"its benchmark {_unfinished(notebook)}"
         return "failed", _unfinished(notebook)
-    return ("done", str(target/"report.html")) if mark_of(target) else ("never", f"datadesc run {name}")
+    return ("done", str(target/"report.html")) if target.mark else ("never", f"datadesc run {name}")
 
 # %% ../nbs/4_pages/55_runs.ipynb #6b7f821f
 def _run_names(
     root: str | Path,  # folder that holds the runs
 ) -> list[str]:
     "Every dataset with a name, and every run in `root` of one without."
-    held = [folder.name for folder in Path(root).glob("[!.]*/") if mark_of(folder)]
-    begun = [folder.name for kind in ("work", "failed") for folder in beside(root, kind, "").glob("*/")]
-    return sorted({*_parameter_files(root), *held, *begun} - {_SUMMARY})
+    return sorted({*_parameter_files(root), *RunFolder.names(root)} - {_SUMMARY})
 
 # %% ../nbs/4_pages/55_runs.ipynb #8aa096ea
 def status(
@@ -565,7 +561,7 @@ def finished(
 ) -> list[str]:
     "The runs in `root` that have come to their end, in order of their names."
     folders = [file.parent for file in Path(root).glob("[!.]*/result.json")]
-    return sorted(folder.name for folder in folders if folder.name != _SUMMARY and mark_of(folder))
+    return sorted(folder.name for folder in folders if folder.name != _SUMMARY and RunFolder(folder).mark)
 
 def summarise(
     names: list[str] = (),  # finished runs; none: all there are
@@ -578,6 +574,7 @@ def summarise(
     names = list(names) or finished(root)
     if not names: raise ValueError(f"No finished run in {root}: datadesc run meadow makes one")
     for name in names: FinishedRun(root, name)  # each is one
-    check_target(root/_SUMMARY, _SUMMARY)
-    with _kernel(kernel, {}) as manager, working_folder(root, _SUMMARY, _SUMMARY) as work:
-        return _attempt(Path(notebook or sources()[0]/"summary.ipynb"), work, root/_SUMMARY, dict(root=str(root), runs=names), manager)
+    target = RunFolder(root/_SUMMARY)
+    target.check(_SUMMARY)
+    with _kernel(kernel, {}) as manager, target.working(_SUMMARY):
+        return _attempt(Path(notebook or sources()[0]/"summary.ipynb"), target, dict(root=str(root), runs=names), manager)

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import pictures
 from datadesc import kernel, runs
-from datadesc.run_folder import beside, _write_mark
+from datadesc.run_folder import RunFolder
 from test_run_folder import snapshot
 
 QUICK = ["--model", "meadow-clip"]
@@ -140,7 +140,7 @@ def pond(datadesc):
     texts = ["wide mouth", "a newt, *wet*", "loud at night", "<b>orange</b> belly"]
     pd.DataFrame(dict(text_id=range(4), class_id=[0, 1, 0, 1], text=texts)).to_parquet(folder / "tables" / "descriptions.parquet")
     pd.DataFrame(dict(text_id=range(4), class_id=[0, 1, 0, 1], form="direct", ift=[-0.12, 0.2, 1e-5, 12.3], rank=[2, 2, 1, 1], proponent=True)).to_parquet(folder / "tables" / "ift.parquet")
-    _write_mark(folder, "pond", "pond")
+    RunFolder(folder).write_mark("pond")
     return lambda *arguments: datadesc("show", *arguments)
 
 
@@ -271,7 +271,7 @@ def earlier():
     place = Path("papermill_runs/photos")
     place.mkdir(parents=True)
     (place / "result.json").write_text("{}")
-    _write_mark(place, "photos", "../../photos")
+    RunFolder(place).write_mark("../../photos")
     return place
 
 
@@ -306,7 +306,7 @@ def test_a_real_run_over_an_earlier_one_with_notes(disk):
     begin, end, compare = disk
     place = earlier()
     (place / "descriptions.json").write_text(Path("said.json").read_text())
-    _write_mark(place, "photos", "../../photos")
+    RunFolder(place).write_mark("../../photos")
     (place / "tables").mkdir()
     (place / "notes.txt").write_text("mine")
     (place / "tables" / "mine.csv").write_text("mine")
@@ -325,14 +325,14 @@ def test_a_real_run_that_fails_keeps_the_result(disk):
     code, errors = end(begin("photos", "--descriptions", "said.json"))
     assert code == 1 and "No sentence about dog can be chosen: not described (1)" in errors
     compare(was, "papermill_runs/.datadesc")
-    assert beside("papermill_runs", "failed", "photos").joinpath("report.ipynb").exists()
+    assert (RunFolder("papermill_runs/photos").beside("failed") / "report.ipynb").exists()
 
 
 def test_a_real_run_that_is_killed(disk):
     begin, end, compare = disk
     was = snapshot(".")
     process = begin("photos", "--descriptions", "said.json")
-    while not (beside("papermill_runs", "work", "photos") / "report.ipynb").exists():
+    while not (RunFolder("papermill_runs/photos").beside("work") / "report.ipynb").exists():
         assert process.poll() is None
         time.sleep(0.1)
     time.sleep(2)

@@ -14,8 +14,9 @@ import nbformat
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from datadesc import run_folder, runs
+from datadesc import runs
 from datadesc.folders import MARK
+from datadesc.run_folder import RunFolder
 
 PARAMETERS = '''dataset: str = ""  # folder of images
 descriptions: str = ""  # file of sentences
@@ -111,7 +112,7 @@ def lay_out(disk, layout):
     if layout["around"] == "runs is a link to a class":
         os.symlink("cat", images / "papermill_runs")
     if layout["around"] == "a run among the classes":
-        made(images / "rat", "photos", "nowhere")
+        made(images / "rat", "nowhere")
     cwd = disk / at(layout["cwd"])
     cwd.mkdir(parents=True, exist_ok=True)
     os.chdir(cwd)
@@ -127,18 +128,18 @@ def lay_out(disk, layout):
     return asked, out, layout["name"], place, sentences(disk, place, layout, images)
 
 
-def made(folder, name, source, words="{}"):
+def made(folder, source, words="{}"):
     "A finished run, as one that ended well leaves it."
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text('{"old": true}')
     (folder / "descriptions.json").write_text(words)
     nbformat.write(nbformat.v4.new_notebook(metadata=dict(papermill=dict(parameters=dict(dataset="", out=str(folder))))), folder / "report.ipynb")
-    run_folder._write_mark(folder, name, source)
+    RunFolder(folder).write_mark(source)
 
 
 def before(disk, place, layout, images):
     "What lies in the folder of the run beforehand, if it can lie there."
-    kind, source = layout["before"], run_folder.source_of(images, place)
+    kind, source = layout["before"], RunFolder(place).source_of(images)
     if kind == "nothing" or os.path.lexists(place):
         return
     with contextlib.suppress(OSError):
@@ -148,8 +149,8 @@ def before(disk, place, layout, images):
         elif kind == "a link":
             os.symlink(pictures(disk / "linked"), place)
         elif kind == "killed run":
-            work = run_folder.beside(place.parent, "work", place.name)
-            made(work, place.name, source, said(images))
+            work = RunFolder(place).beside("work").path
+            made(work, source, said(images))
             (work / "result.json").unlink()
         else:
             place.mkdir()
@@ -157,7 +158,7 @@ def before(disk, place, layout, images):
             pictures(place, ("report", "result"))
             (place / "result.json").write_text("mine")
         if kind in ("same run", "failed run"):
-            made(place, place.name, source, said(images))
+            made(place, source, said(images))
             (place / "notes.txt").write_text("mine")
             (place / "tables").mkdir()
             (place / "tables" / "mine.csv").write_text("mine")
@@ -165,9 +166,9 @@ def before(disk, place, layout, images):
         if kind == "failed run":
             (place / "result.json").unlink()
         if kind == "other run":
-            made(place, place.name, run_folder.source_of(disk / "b" / "images", place))
+            made(place, RunFolder(place).source_of(disk / "b" / "images"))
         if kind == "run of 0.1":
-            made(place, place.name, source, said(images))
+            made(place, source, said(images))
             (place / MARK).unlink()
             report = nbformat.read(place / "report.ipynb", as_version=4)
             report.metadata["papermill"] = dict(parameters=dict(dataset=os.path.join(".", os.path.relpath(images)), out=str(place)))
@@ -182,13 +183,13 @@ def around(disk, place, layout):
                 pictures(Path(folder))
         if layout["around"] == "files in .datadesc":
             for kind in ("work", "failed", "replaced"):
-                pictures(run_folder.beside(place.parent, kind, place.name))
+                pictures(RunFolder(place).beside(kind).path)
 
 
 def sentences(disk, place, layout, images):
     "The parameters of the run."
     file = {"none": None, "beside": disk / "said.json", "in the run's folder": place / "mine.json", "of the run before": place / "descriptions.json",
-            "of the killed run": run_folder.beside(place.parent, "work", place.name) / "descriptions.json"}[layout["descriptions"]]
+            "of the killed run": RunFolder(place).beside("work") / "descriptions.json"}[layout["descriptions"]]
     if file and not file.exists():
         with contextlib.suppress(OSError):
             file.write_text(said(images))
@@ -223,9 +224,9 @@ def check(disk, layout, notebook):
     "One layout, one run; every byte outside of its folder compared."
     asked, out, name, place, params = lay_out(disk, layout)
     place = Path(os.path.abspath(place))
-    was_a_run, was = bool(run_folder.mark_of(place)), snapshot(disk)
-    work = run_folder.beside(place.parent, "work", place.name)
-    of_the_user_at_work = work.exists() and not run_folder.mark_of(work)
+    was_a_run, was = bool(RunFolder(place).mark), snapshot(disk)
+    work = RunFolder(place).beside("work")
+    of_the_user_at_work = work.path.exists() and not work.mark
     error = do(asked, out, name, params, notebook, layout)
     now = snapshot(disk)
     for path, content in was.items():
@@ -236,7 +237,7 @@ def check(disk, layout, notebook):
         leads_there = now[path] == "folder" and os.path.realpath(place).startswith(path + os.sep)
         assert belongs_to_the_run(path, place) or leads_there, f"{path} is new"
     if was_a_run and layout["before"] == "same run":
-        notes = [Path(place, "notes.txt"), run_folder.beside(place.parent, "replaced", place.name) / "notes.txt"]
+        notes = [Path(place, "notes.txt"), RunFolder(place).beside("replaced") / "notes.txt"]
         assert any(file.exists() and file.read_text() == "mine" for file in notes), "notes were lost"
         assert any(file.with_name("to b").is_symlink() for file in notes)
     if isinstance(error, ValueError):
@@ -338,7 +339,7 @@ def test_sentences_of_a_run_are_input_to_the_next(here):
 def test_a_process_that_died_between_two_renames(here):
     assert here("photos") is None
     Path("papermill_runs/photos/notes.txt").write_text("mine")
-    old = run_folder.beside("papermill_runs", "replaced", "photos")
+    old = RunFolder("papermill_runs/photos").beside("replaced")
     os.rename("papermill_runs/photos", old)
     assert here("photos", params=dict(fails=True)) is not None
     assert Path("papermill_runs/photos/notes.txt").read_text() == "mine" and Path("papermill_runs/photos/result.json").exists()

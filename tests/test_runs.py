@@ -15,6 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from conftest import coin_notebook, pictures
 from datadesc import runs
 from datadesc.kernel import report_html
+from datadesc.run_folder import RunFolder
 
 ROOT = Path("papermill_runs")
 
@@ -39,7 +40,7 @@ def until(condition, seconds=120):
 
 def in_the_throws(name="coin"):
     "Whether a run of `name` has come to its second cell."
-    return runs.is_running(ROOT, name) and runs._state(ROOT, name) == ("running", "under 'The throws'")
+    return RunFolder(ROOT / name).is_running and runs._state(ROOT, name) == ("running", "under 'The throws'")
 
 
 def children(process):

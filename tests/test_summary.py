@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from datadesc import runs
-from datadesc.run_folder import _write_mark
+from datadesc.run_folder import RunFolder
 from datadesc.summary import _COUNTERPARTS, _PUBLISHED, counterpart, _find_line, knowledge_pairs, measured, published, styled
 
 FORMS = ("direct", "clip", "weighted")
@@ -41,7 +41,7 @@ def write_run(root, name, dataset, base=.5, accuracy=None, **parameters):
     (root/name).mkdir(parents=True)
     (root/name/"result.json").write_text(json.dumps(dict(dataset=dataset, classes=["a", "b"], parameters=made_by, versions={}, images=dict(train=8, val=4, test=100), repeated_across_splits=0, sources=["some writer"],
                                                          seconds={"data": 1.}, accuracy=lines(base) if accuracy is None else accuracy) | selection))
-    _write_mark(root/name, name, name)
+    RunFolder(root/name).write_mark(name)
 
 
 @pytest.fixture
