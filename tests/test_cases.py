@@ -354,4 +354,4 @@ def test_a_benchmark_finds_the_files_of_its_run_from_another_folder(user, tmp_pa
     report["metadata"]["papermill"]["parameters"]["descriptions"] = "said.json"
     (place / "report.ipynb").write_text(json.dumps(report))
     monkeypatch.chdir(tmp_path)
-    assert _from_here(place, _had(place)) | {"out": ""} == dict(dataset="./here/photos", descriptions="here/said.json", out="")
+    assert _from_here(RunFolder(place), _had(place)) | {"out": ""} == dict(dataset="./here/photos", descriptions="here/said.json", out="")
