@@ -285,7 +285,8 @@ def test_a_real_run_of_the_folder_one_stands_in(disk):
     assert json.loads((place / "descriptions.json").read_text()) == json.loads(Path("said.json").read_text())
     assert (place / "left_out.txt").read_text() == "photos/cat/notes.txt: not an image\n".replace("photos/", "")
     page = (place / "report.html").read_text()
-    assert "a cat lying on a table" in page and "left_out.txt" in page
+    chosen = json.loads((place / "result.json").read_text())["chosen"]
+    assert set(chosen) == {"cat", "dog"} and all(text in page for texts in chosen.values() for text in texts) and "left_out.txt" in page
 
 
 def test_a_real_run_of_names_that_are_no_text_and_of_markup(disk):
