@@ -115,7 +115,7 @@ def _check_model(params):
 # %% ../nbs/4_pages/40_checks.ipynb #ec9609bb
 def _check_choice(params):
     "`ValueError` for options that cannot be right, or not together; their types are checked before."
-    default = dict(top_k="auto", diversity=0., near_duplicate=None)
+    default = dict(top_k=5, diversity=0., near_duplicate=None)
     if all(params.get(name, value) == value for name, value in default.items()): return
     from datadesc.selection import ChoiceOptions  # late: a second of import
     ChoiceOptions(**{name: params[name] for name in ("form", *default) if name in params})

@@ -146,7 +146,7 @@ def _form_named(name):
 class ChoiceOptions:
     "How sentences are scored and chosen; ValueError for an option that cannot be right."
     form: str = "set"  # "set": sentences chosen together; or one of FORMS, which score each sentence by itself
-    top_k: int | str = "auto"  # sentences per class; "auto": each class as many as lower the loss, ten for FORMS
+    top_k: int | str = 5  # sentences per class; "auto": each class as many as lower the loss, ten for FORMS
     diversity: float = 0.  # 0: by score alone; 1: the least similar to the sentences already chosen
     near_duplicate: float | None = None  # centred cosine above which the lower ranked of two sentences is left out; None keeps both
     top_m: int = 10  # proponent images per validation image, for the form "proponent"

@@ -148,7 +148,7 @@ def set_influence(
     texts: Tensor,  # (T, D) candidate sentences of all classes, rows of length one
     text_class: Tensor,  # (T,)
     logit_scale: float,  # factor on cosines: the encoder's own, or that of the head that is initialised
-    top_k: int | str = "auto",  # sentences per class; "auto": each class as many as lower the loss, at most ten
+    top_k: int | str = 5,  # sentences per class; "auto": each class as many as lower the loss, at most ten
     normalised: bool = False,  # class vectors are re-normalised means; False: means of cosines
 ) -> tuple[Tensor, Tensor]:  # (T,) and (T,)
     """Choose sets by marginal influence: each text's place in its set (1 = first; 0: not chosen), and its marginal influence.

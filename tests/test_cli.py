@@ -238,7 +238,7 @@ def test_what_chooses_the_sentences_is_checked_before_a_run(repo):
     from datadesc.parameters import check_parameters
     from datadesc.runs import known_parameters
     known = known_parameters(repo / "nbs" / "runs" / "describe.ipynb")
-    assert (known["form"].default, known["top_k"].default) == ("set", "auto")
+    assert (known["form"].default, known["top_k"].default) == ("set", 5)
     assert [check_parameters({"top_k": typed}, known)["top_k"] for typed in ("5", "auto", 5)] == [5, "auto", 5]
     assert check_parameters({"form": "influence"}, known) == {"form": "direct"}
     with pytest.raises(ValueError, match=r"Parameter 'top_k' is int \| Literal\['auto'\] .*got 'many'"): check_parameters({"top_k": "many"}, known)
