@@ -14,7 +14,7 @@ LOCAL_LLM = $(BIN)/python -m pip install --quiet --disable-pip-version-check --n
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run summary meadow clip evidence small-model ablations readme site
+.PHONY: demo test check lab meadow-run summary meadow clip evidence prediction small-model ablations readme site
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -60,6 +60,12 @@ clip: .venv/ready-dev
 evidence: .venv/ready-dev
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/evidence.ipynb nbs/runs/evidence.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/evidence.ipynb
+
+# Measures again whether the scores predict training, on ten datasets; about twenty minutes. Run by itself, the notebook reads or continues what is kept.
+prediction: .venv/ready-dev
+	rm -f papermill_runs/evidence/prediction.csv
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/prediction.ipynb nbs/runs/prediction.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/prediction.ipynb
 
 # Asks a real small language model about four classes, and measures what selection does with its junk; about five minutes.
 small-model: .venv/ready-dev
