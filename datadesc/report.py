@@ -455,8 +455,11 @@ def _proponent_strip(findings, row):
 def _score(value, form):
     "The score of a sentence, or its marginal influence in a set; or that there is none."
     if np.isnan(value): return '<span class="score">not scored</span>'
-    meaning, negative = ("marginal influence, in nats", "raises the loss") if form == "set" else ("score (IFT)", "does not fit the class")
-    return f'<span class="score" title="{meaning}">{value:+.3g}</span>' + (f" <em>negative: {negative}</em>" if value < 0 else "")
+    if form == "set":
+        note = "" if value > 0 else ' <span class="score">adds nothing to those before</span>'
+        return f'<span class="score" title="marginal influence, in nats">{value:+.4f}</span>{note}'
+    note = " <em>negative: does not fit the class</em>" if value < 0 else ""
+    return f'<span class="score" title="score (IFT)">{value:+.3g}</span>{note}'
 
 def _flagged_list(rows, at_most=20):
     "The sentences of a class that cannot be chosen, each with the reason, folded."

@@ -130,8 +130,7 @@ def _drop(self: _Visit):
 @patch
 def _ordered(self: _Visit):
     "The set in order of choice, and the marginal influence (m,) of every candidate of the class."
-    mean = self.column(self.all)[None]
-    before, gains, order = _losses(mean, self.rest.float(), self.sets.weight, self.own).item(), np.zeros(len(self.all)), []
+    before, gains, order = self.losses([], self.all).mean(), np.zeros(len(self.all)), []
     while len(order) < len(self.members):
         after, i = self.best(order, self.members)
         gains[i], before = before - after, after
