@@ -152,7 +152,8 @@ def set_influence(
 ) -> tuple[Tensor, Tensor]:  # (T,) and (T,)
     """Choose sets by marginal influence: each text's place in its set (1 = first; 0: not chosen), and its marginal influence.
 
-    Influence is in nats, NaN in a class without images. ValueError for a class of images without texts."""
+    Influence is in nats, NaN in a class without images. ValueError for a class of images without texts, and for a scale out of range."""
+    if not 0 < logit_scale <= 300: raise ValueError(f"logit_scale={logit_scale}: expected above 0 and up to 300; most CLIPs have 100")
     classes, of_text = text_class.unique(return_inverse=True)
     if missing := sorted({*labels.tolist()} - {*classes.tolist()}):
         raise ValueError(f"No text for class {', '.join(map(str, missing[:10]))}: leave out its images, or give it one")
