@@ -525,11 +525,18 @@ def _page(heading, body):
             f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{heading}</title><style>{style}</style>')
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 
+def _worth(findings):
+    "How many test images the chosen sentences alone classify, beside all candidates and random ones."
+    m = findings.measures
+    if m.nothing_to_choose: return ""
+    return (f"By these sentences alone {_percent(m.accuracy('chosen sentences'))} of the test images are classified correctly; "
+            f"by all candidates {_percent(m.accuracy('whole pool'))}, by as many random ones {_percent(m.random.mean())}. ")
+
 def _legend(findings):
     "What the images and figures of a card are."
     if "sentences" in findings.withheld: return ""
     form = findings.study.options.form
-    choice = "The sentences of a class are chosen together: each for what it adds to the others. " * (form == "set")
+    choice = "The sentences of a class are chosen together: each for what it adds to the others. " * (form == "set") + _worth(findings)
     beside = (f"its score (form <code>{html.escape(form)}</code>; positive if it fits the class) "
               "and the training images that add most to it.")
     if form == "set": beside = ("its marginal influence (by how many nats it lowers the loss of zero-shot classification, "
