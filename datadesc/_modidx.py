@@ -979,6 +979,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'datadesc.report._with_names_only': ('4_pages/report.html#_with_names_only', 'datadesc/report.py'),
                                  'datadesc.report._withheld': ('4_pages/report.html#_withheld', 'datadesc/report.py'),
                                  'datadesc.report._withheld_box': ('4_pages/report.html#_withheld_box', 'datadesc/report.py'),
+                                 'datadesc.report._worth': ('4_pages/report.html#_worth', 'datadesc/report.py'),
                                  'datadesc.report.candidate_sentences': ('4_pages/report.html#candidate_sentences', 'datadesc/report.py'),
                                  'datadesc.report.title': ('4_pages/report.html#title', 'datadesc/report.py'),
                                  'datadesc.report.with_influence_of': ('4_pages/report.html#with_influence_of', 'datadesc/report.py')},
