@@ -21,19 +21,21 @@ from tqdm import tqdm
 
 from .data import ImageSet, open_image
 from .hub import encode_in_memory, hub_or_cache, import_library, pick_device, quiet
+from .offline import INSTALL_OFFLINE, OfflineClip
 from .store import Store, digest, key_of
 
 # %% ../nbs/1_method/15_embed.ipynb #76d73394
-_BUNDLED = "meadow-clip"
+_BUNDLED, _OFFLINE = "meadow-clip", "offline"
 
 def model_address(
-    model: str,  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME" or "meadow-clip"
+    model: str,  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME", "meadow-clip" or "offline"
 ) -> str:
     "The name or address by which open_clip finds the model; ValueError with the most similar names for one it does not know."
     if model == _BUNDLED: return f"local-dir:{resources.files('datadesc') / 'assets' / 'clip'}"
+    if model == _OFFLINE: return model
     open_clip = import_library("open_clip")
     if ":" in model or open_clip.get_model_config(model): return model
-    near = get_close_matches(model, [_BUNDLED, *open_clip.list_models()])
+    near = get_close_matches(model, [_BUNDLED, _OFFLINE, *open_clip.list_models()])
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"Unknown model '{model}'{hint} `open_clip.list_models()` lists them all.")
 
@@ -44,7 +46,8 @@ def _from_hub(name, **weights):
         try: return import_library("open_clip").create_model(name, require_pretrained=True, **weights)
         except Exception as error:
             raise ConnectionError(f"The weights of {name} are not on this machine and cannot be downloaded: {silence or error}. "
-                                  "Give them as a file with --checkpoint, or choose another encoder with --model.") from error
+                                  "Give them as a file with --checkpoint, or choose another encoder with --model; "
+                                  f"--model offline is weaker than CLIP but needs no hub ({INSTALL_OFFLINE}).") from error
 
 # %% ../nbs/1_method/15_embed.ipynb #ca1db674
 def _from_tag(
@@ -126,6 +129,7 @@ class Encoder:
     logit_scale: float  # factor on cosines before the model's softmax
     device: str  # where it computes
     fingerprint: str  # same fingerprint, same embeddings
+    centre_images: bool = False  # whether a `Study` subtracts the mean of its training images from all images
 
     def __repr__(self):
         size = sum(weight.numel() for weight in self.model.parameters()) / 1e6
@@ -142,23 +146,27 @@ def _reading_of(tokenizer):
                   vocabulary=json.dumps(vocabulary, sort_keys=True), probe=tokenizer(_PROBE))
 
 def load_encoder(
-    model: str = "ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME" or "meadow-clip"
+    model: str = "ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME", "meadow-clip" or "offline"
     checkpoint: str | Path | None = None,  # a file of weights, or a tag of published ones; None: an address's own, else OpenAI's
     device: str | None = None,  # "cpu", "cuda", "mps"; None: the best there is
 ) -> Encoder:
     "Load an encoder, frozen, in float32; ValueError for an unknown model or tag and for weights that do not fit."
+    if model == _OFFLINE and checkpoint:
+        raise ValueError(f"The encoder 'offline' has weights of its own: leave out the checkpoint '{checkpoint}'")
     open_clip, name, device = import_library("open_clip"), model_address(model), pick_device(device)
     with quiet():
-        if checkpoint and Path(checkpoint).is_file(): clip = _from_file(name, checkpoint)
+        if model == _OFFLINE: clip = OfflineClip()
+        elif checkpoint and Path(checkpoint).is_file(): clip = _from_file(name, checkpoint)
         elif checkpoint or ":" not in name: clip = _from_tag(name, str(checkpoint or "openai"))
         elif name.startswith("hf-hub:"): clip = _from_hub(name)
         else: clip = open_clip.create_model(name, require_pretrained=True)
-        tokenizer = _tokenizer_of(name)
+        tokenizer = clip.tokenizer if isinstance(clip, OfflineClip) else _tokenizer_of(name)
     clip = clip.eval().requires_grad_(False)
     preprocess = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
     fingerprint = key_of(layers=repr(clip), preprocess=repr(preprocess), weights=clip.state_dict(), reading=_reading_of(tokenizer))
     dim, name = clip.encode_text(tokenizer(["a"])).shape[1], model.removeprefix("local-dir:").rsplit("/")[-1]
-    return Encoder(clip.to(device), preprocess, tokenizer, name, dim, clip.logit_scale.exp().item(), device, fingerprint)
+    logit_scale, centre_images = clip.logit_scale.exp().item(), isinstance(clip, OfflineClip)
+    return Encoder(clip.to(device), preprocess, tokenizer, name, dim, logit_scale, device, fingerprint, centre_images)
 
 # %% ../nbs/1_method/15_embed.ipynb #bea477ff
 def _to_unit_length(

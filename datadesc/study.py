@@ -101,9 +101,13 @@ class Study:
         split: FewShotSplit | None = None,  # of a study of few images
         image_influence: Influence | None = None,  # of the train on the validation images, if from another model than the scorer
         logit_scale: float = 100.,  # factor on cosines in a softmax, for the form "set"; most CLIPs have learned 100
+        centre_images: bool = False,  # subtract the mean of the train images from all images first, and for good
     ):
         self.classes, self.pool, self.options, self.split, self.logit_scale = tuple(classes), pool, options, split, logit_scale
         self.image_emb = {name: check_features(x, f"image_emb[{name!r}]", unit=True) for name, x in image_emb.items()}
+        if centre_images:
+            mean = modality_mean(self.image_emb["train"])
+            self.image_emb = {name: center(x, mean) for name, x in self.image_emb.items()}
         self.embed = _embed_once(embed, self.image_emb["train"].shape[1])
         self.labels, seed = dict(labels), split.seed if split else 0
         self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence)
@@ -157,7 +161,7 @@ def of(
     image_emb = encoder.embed_set(image_set, progress=progress, store=store)
     labels = {split: image_set.labels(split) for split in image_emb}
     study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence,
-                encoder.logit_scale)
+                encoder.logit_scale, encoder.centre_images)
     study.image_set, study.encoder = image_set, encoder
     return study
 
