@@ -100,13 +100,16 @@ def check_answers(
 
 # %% ../nbs/4_pages/40_checks.ipynb #0811374b
 def _models():
-    "The names that open_clip knows, and that of the bundled encoder."
+    "The names that open_clip knows, that of the bundled encoder and that of the offline one."
     package = find_spec("open_clip").submodule_search_locations[0]
-    return sorted(file.stem for file in Path(package, "model_configs").glob("*.json")) + ["meadow-clip"]
+    return sorted(file.stem for file in Path(package, "model_configs").glob("*.json")) + ["meadow-clip", "offline"]
 
 def _check_model(params):
-    "`ValueError` for the name of a model that open_clip does not know."
+    "`ValueError` for the name of a model that open_clip does not know, `ImportError` for packages that the offline one lacks."
     model = params.get("model")
+    if model == "offline":
+        from datadesc.offline import check_offline  # late: torch takes a second
+        check_offline(params.get("checkpoint"))
     if not model or ":" in model or model.replace("/", "-") in (known := _models()): return
     near = difflib.get_close_matches(model, known)
     expected = "expected a name that `open_clip.list_models()` lists, local-dir:FOLDER or hf-hub:OWNER/NAME."
