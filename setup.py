@@ -9,6 +9,7 @@ from setuptools.command.build_py import build_py
 facts = ConfigParser(delimiters="=")
 facts.read("settings.ini", encoding="utf-8")
 facts = facts["DEFAULT"]
+EXTRAS = "dev", "bench", "huggingface", "webdataset", "zim", "transformers", "local-llm", "offline", "site"
 
 
 def lines(name):
@@ -45,7 +46,7 @@ setup(
     packages=[facts["lib_path"]],
     package_data={facts["lib_path"]: ["assets/**"]},
     install_requires=lines("requirements"),
-    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "bench", "huggingface", "webdataset", "zim", "local-llm", "site")},
+    extras_require={name: lines(f"{name}_requirements") for name in EXTRAS},
     entry_points={"console_scripts": [facts["console_scripts"]]},
     cmdclass={"build_py": BuildWithRuns},
 )
