@@ -112,14 +112,32 @@ def _fill(model, weights, last, source):
     if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]): weights = weights | {k: own[k] for k in head if k in own}
     model.load_state_dict(_fitting(model, weights, source), strict=False)
 
+# %% ../nbs/1_method/35_network.ipynb #117bea6c
+def _named_in_order(model, weights, last, path):
+    "`weights` under the names of `model`, tensor by tensor; ValueError unless all shapes agree, the number of classes aside."
+    own, others = model.state_dict(), list(weights.items())
+    wrong = [f"they are {len(others)} tensors, expected {len(own)}"] * (len(others) != len(own))
+    for (name, expected), (theirs, tensor) in zip(own.items(), others):
+        free = name in (f"{last}.weight", f"{last}.bias")  # its first side is the number of classes
+        if tensor.shape[free:] != expected.shape[free:] or tensor.ndim != expected.ndim:
+            wrong.append(f"{theirs} is {tuple(tensor.shape)} in the place of {name}, expected {tuple(expected.shape)}")
+    if wrong:
+        raise ValueError(f"The weights in '{path}' belong to another network: none of their names is one of its own, and read in order "
+                         f"{wrong[0]}. Name the network they were saved from.")
+    return dict(zip(own, weights.values()))
+
 # %% ../nbs/1_method/35_network.ipynb #c41b63b9
-def _weights_in(path):
-    "The weights in a safetensors file or one of `torch.save`, by name; FileNotFoundError, or ValueError if it is neither."
+def _weights_in(path, model, last):
+    """The weights in a safetensors file or one of `torch.save`, by the names of `model`.
+
+    FileNotFoundError, or ValueError if the file is neither or its tensors, under other names, do not fit in their order."""
     if not Path(path).is_file(): raise FileNotFoundError(f"No file '{path}': expected saved weights (.safetensors or .pth).")
-    try: return timm.models.load_state_dict(str(path), weights_only=True)
+    try: weights = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:
         raise ValueError(f"'{path}' cannot be read as saved weights ({type(error).__name__}). "
                          "Is the file whole, and saved by torch or as safetensors?") from error
+    ordered = Path(path).suffix != ".safetensors" and not weights.keys() & model.state_dict().keys()
+    return _named_in_order(model, weights, last, path) if ordered else weights
 
 # %% ../nbs/1_method/35_network.ipynb #1bf5b75b
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +174,7 @@ def load(
     side, device = reads["input_size"][-1], pick_device(device)
     last = _final_linear(model, name, side)
     if weights is True: _fill(model, _published_weights(name, n_classes, side, seed), last, f"published for {name}")
-    elif weights: _fill(model, _weights_in(weights), last, f"in '{weights}'")
+    elif weights: _fill(model, _weights_in(weights, model, last), last, f"in '{weights}'")
     fingerprint = key_of(layers=repr(model), weights=model.state_dict(), reads=reads)
     return Network(model.to(device), timm.data.create_transform(**reads), name, n_classes, side, last, device, fingerprint)
 
