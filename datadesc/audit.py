@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .influence import text_influence
+from .influence import self_influence, text_influence
 
 if TYPE_CHECKING: from datadesc.study import Study
 
@@ -57,24 +57,27 @@ def _trajectory_of(x, y, checkpoints):
     confidence = log_p[-1].amax(1).exp()
     return _Trajectory(rate @ loss / rate.sum(), loss[0], loss[-1], confidence, p[torch.arange(len(x)), y], other, suggested)
 
-def _trajectory(study):
-    "What the checkpoints of the study's classifier predict for each train image and its label."
-    x, y, checkpoints = study.features["train"], study.labels["train"], study.classifier
+def _trajectory(study, split="train"):
+    "What the checkpoints of the study's classifier predict for each image of the split and its label."
+    x, y, checkpoints = study.features[split], study.labels[split], study.classifier
     rows = max(1, 2 ** 24 // sum(len(c.weight) for c in checkpoints))  # 64 MB of probabilities at a time
     blocks = [_trajectory_of(x[i:i + rows], y[i:i + rows], checkpoints) for i in range(0, len(x), rows)]
     return _Trajectory(*map(torch.cat, zip(*blocks)))
 
 # %% ../nbs/3_looking/20_audit.ipynb #c581083f
-def _label_issue_score(study, trajectory): return (trajectory.mean_loss * study.influence.self_influence).sqrt()
+def _self_influence(study, split="train"):
+    "Influence (N,) of each image of the split on itself; through the scoring head, or the network that the study's influence comes from."
+    if split == "train": return study.influence.self_influence
+    return self_influence(study.features[split], study.labels[split], study.scorer)
 
 def label_issue_scores(
     study: Study,
 ) -> pd.DataFrame:  # N rows, in the order of the images; a column per score
     "Scores of wrong labels for every train image, higher where more likely wrong: label_issue, its parts, and others to compare."
-    trajectory, x, y = _trajectory(study), study.features, study.labels
+    trajectory, x, y, own = _trajectory(study), study.features, study.labels, _self_influence(study)
     harm = -text_influence(x["train"], y["train"], x["val"], y["val"], study.scorer, on="own")
-    columns = {"label_issue": _label_issue_score(study, trajectory), "mean_loss": trajectory.mean_loss,
-               "self_influence": study.influence.self_influence, "harm": harm, "early_loss": trajectory.early_loss,
+    columns = {"label_issue": (trajectory.mean_loss * own).sqrt(), "mean_loss": trajectory.mean_loss,
+               "self_influence": own, "harm": harm, "early_loss": trajectory.early_loss,
                "last_loss": trajectory.last_loss, "1 - confidence": 1 - trajectory.confidence}
     return pd.DataFrame({name: score.cpu().numpy() for name, score in columns.items()})
 
@@ -98,16 +101,19 @@ def auc_of_scores(
 # %% ../nbs/3_looking/20_audit.ipynb #4b8d7241
 def label_issues(
     study: Study,
+    split: str = "train",  # or "val" or "test", judged by heads that have not seen them
 ) -> pd.DataFrame:  # image, given, suggested, likely, score, p_given, p_suggested, self_influence; highest score first
-    """Every train image, and no other, with its label-issue score, a class that fits better, and whether its label is likely wrong.
+    """Every image of the split with its label-issue score, a class that fits better, and whether its label is likely wrong.
 
-    The score is NaN for the only image of a class. Compare confident learning (Northcutt et al. 2021) and AUM (Pleiss et al. 2020)."""
-    trajectory, y, self_influence = _trajectory(study), study.labels["train"], study.influence.self_influence
-    alone = y.bincount()[y] == 1
+    The score is NaN where no other train image has the label. Compare confident learning (Northcutt et al. 2021) and AUM
+    (Pleiss et al. 2020). ValueError for a split that the study lacks."""
+    if split not in study.labels: raise ValueError(f"split={split!r}: expected one of {', '.join(study.labels)}")
+    trajectory, y, own = _trajectory(study, split), study.labels[split], _self_influence(study, split)
+    alone = study.labels["train"].bincount(minlength=study.n_classes)[y] == (1 if split == "train" else 0)
     likely = (trajectory.other > trajectory.given) & ~alone
     columns = dict(image=torch.arange(len(y)), given=y, suggested=trajectory.suggested, likely=likely,
-                   score=_label_issue_score(study, trajectory).masked_fill(alone, torch.nan),
-                   p_given=trajectory.given, p_suggested=trajectory.other, self_influence=self_influence)
+                   score=(trajectory.mean_loss * own).sqrt().masked_fill(alone, torch.nan),
+                   p_given=trajectory.given, p_suggested=trajectory.other, self_influence=own)
     table = pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
