@@ -757,10 +757,11 @@ def provenance(
     beside = ["descriptions.json", "classes.md", *["suspects.csv"] * (self.suspects is not None),
               *["left_out.txt"] * bool(study.image_set.skipped), "result.json"]
     stages = ", ".join(f"{html.escape(stage)} {s:.1f}" for stage, s in seconds.items())
+    centred = ", all images centred on the mean of the training images" if study.encoder.centre_images else ""
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in beside)
     return HTML("".join((
         '<h2 id="provenance">How this was made</h2>', f"<ul>{notes}</ul>" if notes else "",
-        f"<p>Encoder: {_shown(study.encoder.name)} on {html.escape(str(study.encoder.device))}, {study.encoder.dim} dimensions.</p>",
+        f"<p>Encoder: {_shown(study.encoder.name)} on {html.escape(str(study.encoder.device))}, {study.encoder.dim} dimensions{centred}.</p>",
         f"<p>{_pool_words(self)}</p>", _asked(self), _article_rows(self),
         _fold("Parameters", _table(params, ("parameter", "value"))),
         _fold("Versions", _table([(name, version(name)) for name in _LIBRARIES], ("library", "version"))),
@@ -819,7 +820,7 @@ def result(
     params = {name: value for name, value in self.params.items() if name != "store"}
     return results.Result(
         dataset=image_set.name, classes=list(study.classes), raw_names=list(image_set.raw_names or study.classes),
-        images={split: len(y) for split, y in study.labels.items()},
+        images={split: len(y) for split, y in study.labels.items()}, centre_images=study.encoder.centre_images,
         parameters=params | dict(superclass=image_set.superclass, device=str(study.encoder.device)), hashes=_hashes(study),
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in self.conditions], warning=self.warning,
         comparisons=self.comparisons, accuracy=_accuracy_lines(self),

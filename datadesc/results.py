@@ -82,6 +82,7 @@ class Result(_Part):
     classes: list[str]
     raw_names: list[str]
     images: dict[str, int]  # by split
+    centre_images: bool = False  # whether the mean of the training images was subtracted from all images
     parameters: dict
     hashes: dict[str, str | None] = {}  # of class names, texts, image lists, preprocessing, encoder weights; None where unknown
     conditions: list[_ConditionLine] = []
