@@ -70,7 +70,7 @@ def _run(
     name_or_folder: Annotated[str, typer.Argument(help=f"A dataset of `datadesc list`, {_FOLDER}")],
     parameter: _Option(list[str], "Any parameter of `datadesc params`; may be repeated.", "-p", metavar="NAME=VALUE") = [],
     kernel: _Kernel = None,
-    model: _Option(str, "open_clip model that encodes images and texts.") = None,
+    model: _Option(str, "Model of open_clip that encodes images and texts, or offline, which needs no hub (extra offline).") = None,
     checkpoint: _Option(str, "File with the model's weights.") = None,
     descriptions: _Option(str, "Sentences of your own: JSON {class: [sentences]}, CSV (class,text), a folder of text files, "
                                "or a published file; no LLM is asked.") = None,
