@@ -187,7 +187,7 @@ def sample(place, of_each=8):
     for folder in (SHARED/"eurosat"/"2750").iterdir():
         (place/"eurosat"/"2750"/folder.name).mkdir(parents=True)
         for image in sorted(folder.iterdir())[:of_each]: shutil.copy(image, place/"eurosat"/"2750"/folder.name)
-    for name in ("peers", "grocery"): (place/name).symlink_to(SHARED/name)
+    for name in ("peers", "grocery", "clothing", "clothing_sentences.json"): (place/name).symlink_to(SHARED/name)
     return place
 
 
@@ -196,9 +196,8 @@ def eurosat(tmp_path_factory):
     "The folder of runs in which a few photographs of EuroSAT, with published files as methods, have been run and summarised."
     here = tmp_path_factory.mktemp("photographs")
     script = runpy.run_path(str(Path(__file__).resolve().parents[1]/"tools"/"photographs.py"))
-    script["main"].__globals__["SHARED"] = sample(here/"data")
-    script["main"](here/"runs")
-    for command in (["run", "eurosat_sample", *QUICK], ["summary"]):
+    script["main"](here/"runs", sample(here/"data"))
+    for command in (["run", "eurosat_sample", *QUICK, "-p", "shots=[1]", "--model", "meadow-clip"], ["summary"]):
         done = datadesc(*command, "--out", "runs", cwd=here)
         assert done.returncode == 0, done.stderr
     return here/"runs"
