@@ -51,11 +51,11 @@ def input_files(
     params: dict,  # the parameters of a run
 ) -> list[tuple[str, str]]:
     "(parameter, path) of every file or folder that the parameters name, but the images."
-    by_name = [(name, params.get(name)) for name in ("descriptions", "wiki_file", "checkpoint", "model")]
+    by_name = [(name, params.get(name)) for name in ("descriptions", "wiki_file", "checkpoint", "influence_weights", "model")]
     by_name += [("methods", _method_file(spec)) for spec in params.get("methods", [])]
     by_name += [("answers", file) for file in params.get("answers", [])]
     is_path = {"checkpoint": lambda value: bool(Path(value).suffix) or Path(value).exists(),
-               "model": lambda value: value.startswith("local-dir:")}
+               "model": lambda value: value.startswith("local-dir:") or os.sep in value and Path(value).is_dir()}
     return [(name, value.removeprefix("local-dir:")) for name, value in by_name if value and is_path.get(name, bool)(value)]
 
 def _missing_files(
@@ -110,14 +110,17 @@ def _check_model(params):
     if model == "offline":
         from datadesc.offline import check_offline  # late: torch takes a second
         check_offline(params.get("checkpoint"))
-    if not model or ":" in model or model.replace("/", "-") in (known := _models()): return
+    if not model or ":" in model or model.replace("/", "-") in (known := _models()) or Path(model).is_dir(): return
     near = difflib.get_close_matches(model, known)
-    expected = "expected a name that `open_clip.list_models()` lists, local-dir:FOLDER or hf-hub:OWNER/NAME."
+    expected = "expected a name that `open_clip.list_models()` lists, a folder, local-dir:FOLDER or hf-hub:OWNER/NAME."
     raise ValueError(f"Unknown model '{model}': " + (f"did you mean {' or '.join(near)}?" if near else expected))
 
 # %% ../nbs/4_pages/40_checks.ipynb #ec9609bb
 def _check_choice(params):
     "`ValueError` for options that cannot be right, or not together; their types are checked before."
+    if params.get("influence_weights") and params.get("influence_model", "linear") == "linear":
+        raise ValueError(f"influence_weights '{params['influence_weights']}' are of a network: "
+                         "name it with influence_model, 'resnet34' for instance")
     default = dict(top_k=5, diversity=0., near_duplicate=None)
     if all(params.get(name, value) == value for name, value in default.items()): return
     from datadesc.selection import ChoiceOptions  # late: a second of import

