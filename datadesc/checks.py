@@ -55,7 +55,7 @@ def input_files(
     by_name += [("methods", _method_file(spec)) for spec in params.get("methods", [])]
     by_name += [("answers", file) for file in params.get("answers", [])]
     is_path = {"checkpoint": lambda value: bool(Path(value).suffix) or Path(value).exists(),
-               "model": lambda value: value.startswith("local-dir:") or os.sep in value and Path(value).is_dir()}
+               "model": lambda value: value.startswith("local-dir:") or Path(value).is_dir() and value not in _models()}
     return [(name, value.removeprefix("local-dir:")) for name, value in by_name if value and is_path.get(name, bool)(value)]
 
 def _missing_files(

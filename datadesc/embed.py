@@ -21,20 +21,22 @@ from tqdm import tqdm
 
 from .data import ImageSet, open_image
 from .hub import encode_in_memory, hub_or_cache, import_library, pick_device, quiet
-from .offline import INSTALL_OFFLINE, OfflineClip
+from .models import load_transformers
+from .offline import INSTALL_OFFLINE, OfflineClip, check_offline
 from .store import Store, digest, key_of
 
 # %% ../nbs/1_method/15_embed.ipynb #76d73394
 _BUNDLED, _OFFLINE = "meadow-clip", "offline"
 
 def model_address(
-    model: str,  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME", "meadow-clip" or "offline"
+    model: str,  # a name of open_clip's, "local-dir:FOLDER", a folder, "hf-hub:OWNER/NAME", "meadow-clip" or "offline"
 ) -> str:
     "The name or address by which open_clip finds the model; ValueError with the most similar names for one it does not know."
     if model == _BUNDLED: return f"local-dir:{resources.files('datadesc') / 'assets' / 'clip'}"
     if model == _OFFLINE: return model
     open_clip = import_library("open_clip")
     if ":" in model or open_clip.get_model_config(model): return model
+    if Path(model).is_dir(): return f"local-dir:{model}"
     near = get_close_matches(model, [_BUNDLED, _OFFLINE, *open_clip.list_models()])
     hint = f": did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"Unknown model '{model}'{hint} `open_clip.list_models()` lists them all.")
@@ -145,26 +147,32 @@ def _reading_of(tokenizer):
     return key_of(kind=type(tokenizer).__name__, context_length=tokenizer.context_length,
                   vocabulary=json.dumps(vocabulary, sort_keys=True), probe=tokenizer(_PROBE))
 
+def _open(model, checkpoint):
+    "(network, preprocess, tokenizer) of a model, on the CPU."
+    open_clip, name = import_library("open_clip"), model_address(model)
+    parts = load_transformers(name) if name.startswith("local-dir:") else None
+    if parts and checkpoint: raise ValueError(f"'{model}' has weights of its own: leave out the checkpoint '{checkpoint}'")
+    if name == _OFFLINE: check_offline(checkpoint)
+    if parts: return parts
+    if name == _OFFLINE: clip = OfflineClip()
+    elif checkpoint and Path(checkpoint).is_file(): clip = _from_file(name, checkpoint)
+    elif checkpoint or ":" not in name: clip = _from_tag(name, str(checkpoint or "openai"))
+    elif name.startswith("hf-hub:"): clip = _from_hub(name)
+    else: clip = open_clip.create_model(name, require_pretrained=True)
+    preprocess = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
+    return clip, preprocess, clip.tokenizer if name == _OFFLINE else _tokenizer_of(name)
+
 def load_encoder(
-    model: str = "ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER", "hf-hub:OWNER/NAME", "meadow-clip" or "offline"
+    model: str = "ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER" or FOLDER, "hf-hub:OWNER/NAME", "meadow-clip", "offline"
     checkpoint: str | Path | None = None,  # a file of weights, or a tag of published ones; None: an address's own, else OpenAI's
     device: str | None = None,  # "cpu", "cuda", "mps"; None: the best there is
 ) -> Encoder:
     "Load an encoder, frozen, in float32; ValueError for an unknown model or tag and for weights that do not fit."
-    if model == _OFFLINE and checkpoint:
-        raise ValueError(f"The encoder 'offline' has weights of its own: leave out the checkpoint '{checkpoint}'")
-    open_clip, name, device = import_library("open_clip"), model_address(model), pick_device(device)
-    with quiet():
-        if model == _OFFLINE: clip = OfflineClip()
-        elif checkpoint and Path(checkpoint).is_file(): clip = _from_file(name, checkpoint)
-        elif checkpoint or ":" not in name: clip = _from_tag(name, str(checkpoint or "openai"))
-        elif name.startswith("hf-hub:"): clip = _from_hub(name)
-        else: clip = open_clip.create_model(name, require_pretrained=True)
-        tokenizer = clip.tokenizer if isinstance(clip, OfflineClip) else _tokenizer_of(name)
+    device = pick_device(device)
+    with quiet(): clip, preprocess, tokenizer = _open(model, checkpoint)
     clip = clip.eval().requires_grad_(False)
-    preprocess = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
     fingerprint = key_of(layers=repr(clip), preprocess=repr(preprocess), weights=clip.state_dict(), reading=_reading_of(tokenizer))
-    dim, name = clip.encode_text(tokenizer(["a"])).shape[1], model.removeprefix("local-dir:").rsplit("/")[-1]
+    dim, name = clip.encode_text(tokenizer(["a"])).shape[1], model.removeprefix("local-dir:").rstrip("/").rsplit("/")[-1]
     logit_scale, centre_images = clip.logit_scale.exp().item(), isinstance(clip, OfflineClip)
     return Encoder(clip.to(device), preprocess, tokenizer, name, dim, logit_scale, device, fingerprint, centre_images)
 
