@@ -9,7 +9,7 @@ __all__ = ['Request', 'LLMError', 'Cache']
 import gzip, json, sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from .files import whole, writable_folder
-from .store import key_of
+from .store import digest, key_of
 
 # %% ../nbs/5_sources/60_cache.ipynb #defa99dd
 @dataclass(frozen=True)
@@ -32,13 +32,20 @@ class Request:
     attempt: int = 0  # how often it was asked before without a usable answer
     schema: dict | None = field(default=None, compare=False)  # JSON schema that the answer keeps to; not part of the key
     extra: dict = field(default_factory=dict, compare=False)  # what this server wants besides, such as {"reasoning_effort": "low"}
+    images: tuple = field(default=(), compare=False, repr=False)  # JPEG files, as bytes, shown before the text of the last message
 
     @cached_property
     def key(self) -> str:
         "Hash of what determines the answer: 32 hexadecimal digits."
         also = {name: value for name in ("attempt", "extra") if (value := getattr(self, name))}
+        if self.images: also["images"] = self.image_digests
         return key_of(messages=self.messages, model=self.model, temperature=self.temperature, sample=self.sample,
                       max_tokens=self.max_tokens, **also)
+
+    @property
+    def image_digests(self) -> list[str]:
+        "32 hexadecimal digits for each image."
+        return [digest(image) for image in self.images]
 
     def __str__(self):
         return ", ".join(f"{name} {value!r}" for name, value in self.about.items()) or f"{self.messages[-1][1]:.60}"
@@ -79,8 +86,9 @@ class Cache:
         usage: Sequence[int] | None = None,  # tokens (sent, received) or (sent, received, sent but cached at the server), if it told
     ) -> str:
         "The answer in the cache: this one, unless the question was answered before."
-        left_out = {"schema", *(name for name in ("attempt", "extra") if not getattr(request, name))}
-        kept = {name: value for name, value in asdict(request).items() if name not in left_out}
+        left_out = {"schema", *(name for name in ("attempt", "extra", "images") if not getattr(request, name))}
+        kept = asdict(replace(request, images=())) | {"images": request.image_digests}
+        kept = {name: value for name, value in kept.items() if name not in left_out}
         row = {"request": kept, "answer": answer} | ({"usage": [*usage]} if usage else {})
         with self._opened() as db:
             db.execute("insert or ignore into answers values (?, ?)", [request.key, json.dumps(row)])

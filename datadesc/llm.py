@@ -6,7 +6,7 @@
 __all__ = ['NOT_DESCRIBED', 'estimated_tokens', 'BudgetReached', 'without_thoughts', 'LLM']
 
 # %% ../nbs/5_sources/65_llm.ipynb #b1e1b72d
-import asyncio, html, json, os, random, re, time
+import asyncio, base64, html, json, os, random, re, time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -61,9 +61,13 @@ def estimated_tokens(
     "About how many tokens the text has: one for every four bytes, on every machine and for every model."
     return -(-len(text.encode(errors="replace")) // 4)
 
+def _image_tokens(model):
+    "Estimated tokens of an image of at most 512 x 512 pixels: one tile, as OpenAI counts them."
+    return 2833 + 5667 if model.startswith("gpt-4o-mini") else 85 + 170
+
 def _prompt_tokens(request):
-    "Estimated tokens of the whole chat; four more a message for its role and its ends."
-    return sum(4 + estimated_tokens(content) for _, content in request.messages)
+    "Estimated tokens of the whole chat with its images; four more a message for its role and its ends."
+    return sum(4 + estimated_tokens(content) for _, content in request.messages) + len(request.images) * _image_tokens(request.model)
 
 # %% ../nbs/5_sources/65_llm.ipynb #56a964d6
 _MOMENT = .1  # seconds until one looks again whether others are done
@@ -194,17 +198,21 @@ _PATIENCE = 600  # seconds that we wait for a busy server
 _CURES = {401: "Set OPENAI_API_KEY to one that is valid there.", 402: "Pay, or take another server.",
           404: "Check --llm-model, and the address, which often ends in /v1."}
 
-def _refused(error, api):
-    "The `_CallError` for an `openai.APIStatusError`."
+_BLIND = re.compile(r"mmproj|multi-?modal|support\W[^.]{0,60}\b(?:image|vision)|\b(?:images?|image_url|vision)\b[^.]{0,60}support", re.I)
+
+def _refused(error, api, images=()):
+    "The `_CallError` for an `openai.APIStatusError`; fatal where the server says that it takes no images."
     status, body, wait = error.status_code, error.response.text, asked_wait(error.response.headers)
     busy, again = status == 429 or status >= 500 and wait is not None, status >= 500 or status in (408, 409, 425)
     over = busy and (error.code == "insufficient_quota" or (wait or 0) > _PATIENCE)
     cure = [_CURES.get(status, ""), f"It asks to be left alone for {wait or 0:,.0f} s." * bool(over and wait),
             "No key was sent: OPENAI_API_KEY is not set." * (api.api_key == _NO_KEY)]
+    blind = bool(images and not busy and _BLIND.search(body))
+    cure += ["Take a model that sees images."] * blind
     does = "is busy or your quota is used up" if busy else "failed" if again else "refused"
     message = " ".join(filter(None, [f"{_address(api)} {does} ({status}): {_quoted(body, api)}", *cure]))
-    return _CallError(message, again=again and not busy, fatal=over or status in _CURES, busy=busy and not over,
-                     wait=(not over and wait) or 0, lost=False, body=None if busy or status in (401, 402, 403) else body)
+    return _CallError(message, again=again and not busy and not blind, fatal=over or blind or status in _CURES, busy=busy and not over,
+                     wait=(not over and wait) or 0, lost=False, body=None if busy or blind or status in (401, 402, 403) else body)
 
 # %% ../nbs/5_sources/65_llm.ipynb #de06c494
 def _no_reply(error, api, timeout):
@@ -237,11 +245,20 @@ _OPTIONAL = {"response_format": r"response.?format|json.?schema", "seed": r"\bse
              "max_completion_tokens": "max_completion_tokens", "max_tokens": r"\bmax_tokens\b"}
 _SEEDS = 2**20 # far enough apart that no sample has the seed of another one's second attempt
 
+def _content(request):
+    "The last message's content: its text, after the images if there are any."
+    text = request.messages[-1][1]
+    url = lambda image: "data:image/jpeg;base64," + base64.b64encode(image).decode()
+    shown = [{"type": "image_url", "image_url": {"url": url(image)}} for image in request.images]
+    return [*shown, {"type": "text", "text": text}] if shown else text
+
 def _chat(request, refused=(), structured=True, room=1):
     "What is posted, without what the server does not take."
     schema = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": request.schema}}
     limit = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
-    chat = {"model": request.model, "messages": [{"role": role, "content": content} for role, content in request.messages],
+    messages = [{"role": role, "content": content} for role, content in request.messages]
+    messages[-1]["content"] = _content(request)
+    chat = {"model": request.model, "messages": messages,
             "temperature": request.temperature, "seed": request.sample + _SEEDS * request.attempt, limit: request.max_tokens * room,
             "response_format": schema if structured and request.schema else None}
     return {name: value for name, value in chat.items() if value is not None and name not in refused}
@@ -331,7 +348,7 @@ async def _post(llm, api, request, chat):
             return (await api.chat.completions.with_raw_response.create(**chat, extra_body=request.extra or None)).text
     except openai.APIStatusError as error:
         if error.code == "content_filter": return '{"choices": [{"finish_reason": "content_filter"}]}'
-        failure = _refused(error, api)
+        failure = _refused(error, api, request.images)
     except (openai.OpenAIError, TimeoutError) as error: failure = _no_reply(error, api, llm.timeout)
     raise failure # here, where the client's own error, which knows the key, is no part of it
 
@@ -420,6 +437,7 @@ class LLM:
         budget: float | None = None,  # most dollars to spend
         prices: dict | str | Path | None = None,  # a price table's path, or {model: {input, cached, output}}; None: the published prices
         dry_run: bool = False,  # ask nothing, estimate only
+        typical: int = _TYPICAL,  # tokens of a typical answer, for the estimate
     ):
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         if isinstance(base_url, str) and not re.match(r"https?://(?:[^/]*@)?[^/:]", base_url):
@@ -443,11 +461,18 @@ class LLM:
         messages: Iterable[tuple[str, str]],  # (role, content) of each
         sample: int = 0,  # number of the sample
         schema: dict | None = None,  # JSON schema of the answer, for servers that can keep to one
+        images: Sequence[bytes] = (),  # JPEG files, shown before the text of the last message
         **about: object,  # what the question is for
     ) -> Request:
         "The question as this model is asked it."
         return Request(tuple(map(tuple, messages)), self.model, self.temperature, sample, self.max_tokens,
-                       about | {"sample": sample}, schema=schema, extra=self.extra)
+                       about | {"sample": sample}, schema=schema, extra=self.extra, images=tuple(images))
+
+    @property
+    def host(self) -> str:
+        "Host and port of the server that is asked; this machine's for one that is started when needed; '' for a function in its place."
+        if self.client: return ""
+        return "localhost" if callable(self.base_url) else urlsplit(self.base_url or "https://api.openai.com").netloc.rpartition("@")[2]
 
     def worth(self) -> float | None:
         "Dollars that the cached answers to all questions asked so far come to at today's price; None where price or usage is unknown."
@@ -464,7 +489,7 @@ def _answered(llm, requests, progress):
     if not new: return answers, {}
     if llm.dry_run:
         for request in new:
-            sent, received = _prompt_tokens(request), min(_TYPICAL, request.max_tokens)
+            sent, received = _prompt_tokens(request), min(llm.typical, request.max_tokens)
             llm.costs.book(_stage(request), sent, received, estimated=True, at_most=llm.costs.dollars(_MARGIN * sent, request.max_tokens))
         return answers | {request.key: _STAND_IN for request in new}, {}
     if not (llm.client or llm.base_url or os.environ.get("OPENAI_API_KEY")):
@@ -518,7 +543,8 @@ def price_basis(self: LLM) -> str:
         "their price is unknown, and a file prices.csv in the store can name it (model,input,output)"
     shut = f" Its provider shuts it down on {price['shut_down']}." * bool(price["shut_down"])
     left_out = f" The server does not take {', '.join(sorted(self.refused))}: left out." * bool(self.refused)
-    return f"Tokens of {self.model} as its server counts them, else estimated at 4 bytes each; {dollars}.{shut}{left_out}"
+    images = f", {_image_tokens(self.model):,} an image" * any(request.images for request in self.asked.values())
+    return f"Tokens of {self.model} as its server counts them, else estimated at 4 bytes each{images}; {dollars}.{shut}{left_out}"
 
 @patch
 def cost_estimate(self: LLM) -> str:
