@@ -166,6 +166,9 @@ def _class_texts():
                 for name, synset in zip(import_library("open_clip").IMAGENET_CLASSNAMES, synsets, strict=True)]
     return [text for texts in of_class for text in texts], torch.tensor([c for c, texts in enumerate(of_class) for _ in texts])
 
+# %% ../nbs/1_method/17_offline.ipynb #9f2285a6
+_ASSET = resources.files("datadesc") / "assets" / "offline.safetensors"
+
 # %% ../nbs/1_method/17_offline.ipynb #c36bc582
 _IMAGE_TEMPERATURE, _N_CLASSES, _TEXT_TEMPERATURE, _WORDS_SHARE, _LOGIT_SCALE = 2.0, 10, 0.15, 0.25, 20.0
 
@@ -207,8 +210,6 @@ def _mean_feature(
     return (mean_relu(shift) - mean_relu(shift - 6)).float()
 
 # %% ../nbs/1_method/17_offline.ipynb #6b9e7499
-_ASSET = resources.files("datadesc") / "assets" / "offline.safetensors"
-
 @torch.no_grad()
 def make_asset(
     path: str | Path = str(_ASSET),  # where it goes; default: the package's own
