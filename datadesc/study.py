@@ -299,3 +299,14 @@ def with_scorer(
 ) -> Study:
     "A study of the same values whose influence and scores come from this head."
     return self._like_this(_heads=self._heads.scored_by(scorer))
+
+# %% ../nbs/1_method/60_study.ipynb #d537c147
+@patch
+def with_pool(
+    self: Study,
+    pool: pd.DataFrame,  # T candidate sentences, as `describe` makes them
+) -> Study:
+    "A study of the same images and options that chooses from this pool; heads, influence and embeddings of known texts stay."
+    other = self._like_this(pool=pool)
+    for name in ("text_emb", "text_class", "text"): other.__dict__.pop(name, None)
+    return other
