@@ -19,9 +19,12 @@ from . import figures
 from .adapters import adapters
 from .benchmark import benchmark, chosen_by, controls, method_from, texts_of
 from .stats import gain, named_comparisons, summary
+from .calibration import calibrate
+from .checks import input_files
 from .embed import load_encoder
 from .figures import as_typed, typed_table
 from .llm import LLM
+from .results import with_hashes
 from .baselines import BASELINES, from_templates, waffle
 from .plan import kinds, language_model, load_images
 from .selection import FORMS, ChoiceOptions
@@ -131,12 +134,12 @@ def compare(
     paper_shots: Sequence[int | str] = ("all",),  # the same under the paper's protocol
     seeds: int = 5,  # episodes of each
 ) -> None:
-    "Measures every accuracy: sets `methods`, `matched`, `left_out`, `texts_each`, `accuracies`, `lines` and `comparisons`."
+    "Measures every accuracy: sets `templates`, `methods`, `matched`, `left_out`, `texts_each`, `accuracies`, `lines` and `comparisons`."
     study, form, image_set = self.study, self.form, self.study.image_set
     kind = kinds(self.params, image_set.superclass if image_set is not None else None)
     aliases = image_set.raw_names if image_set is not None else ()
     superclass = image_set.superclass if image_set is not None else None
-    templates = templates or _templates(superclass)
+    self.templates = templates = list(templates or _templates(superclass))
     self.methods, self.matched = _methods_of(study, kind, self.llm, baselines, methods, aliases, templates)
     (ours, paper), self.left_out = _possible_shots(study, shots, paper_shots)
     initialised = ["class names", form]
@@ -240,6 +243,15 @@ def zero_shot(self: BenchmarkPage) -> None:
     display(Markdown(f"Dashed line: class names alone. Chance: {1 / self.study.n_classes:.1%}. The table has accuracies in percent by "
                      "class score (mean of cosines, cosine of the mean embedding, maximum cosine), without and with class names:"))
     display(typed_table(_zero_shot_table(lines).style.format("{:.1f}", na_rep="")))
+    calibration = self.calibration()
+    display(Markdown("**Warning:** " * calibration.is_off + calibration.sentence))
+
+@patch
+def calibration(self: BenchmarkPage) -> "_Calibration":
+    "The published accuracy for these images and this encoder beside the row `clip_templates`, or why there is none."
+    weights = [path for path in [self.params.get("checkpoint")] if path]
+    run = with_hashes(dict(parameters=self.params, images=dict(test=len(self.study.labels["test"]))), inputs=weights)
+    return calibrate(run, dict(templates=self.templates, accuracy=self.lines.to_dict("records")))
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #d6cb1353
 @patch
@@ -324,12 +336,14 @@ def write(
     facts = json.loads((self.run/"result.json").read_text(encoding="utf-8"))
     conditions = [condition for condition in facts.get("conditions", []) if {"accuracy", "comparison"} & set(condition["rests"])]
     compared = [row | dict(sentence=_comparison_sentence(row)) for row in self.comparisons.to_dict("records")]
-    asked, tables = self.llm.costs.table(), self.out/"tables"
+    asked, tables, calibration = self.llm.costs.table(), self.out/"tables", self.calibration()
     tables.mkdir(exist_ok=True)
     write_file(tables/"accuracies.parquet", self.accuracies)
     questions = pd.DataFrame([dict(key=key, about=str(question)) for key, question in self.llm.asked.items()], columns=["key", "about"])
     write_file(tables/"benchmark_questions.parquet", questions)
-    write_file(self.out/"benchmark.json", dict(
+    file = write_file(self.out/"benchmark.json", dict(
         schema_version="2", dataset=facts["dataset"], parameters=dict(options), warning=facts.get("warning"), conditions=conditions,
         comparisons=compared, accuracy=_accuracy_lines(self.accuracies, self.lines), selection=_precision_of_forms(self.study),
-        asked=asked.astype(object).where(asked.notna(), None).to_dict("records")))
+        asked=asked.astype(object).where(asked.notna(), None).to_dict("records"), templates=self.templates,
+        calibration=dict(published=calibration.published, ours=calibration.ours, is_off=calibration.is_off, sentence=calibration.sentence)))
+    write_file(file, with_hashes(read_file(file), self.out, [path for _, path in input_files(dict(options))]))

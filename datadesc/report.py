@@ -27,6 +27,9 @@ from .accuracy import accuracy_row
 from .audit import confusable_pairs, separating_texts, label_issues
 from .stats import interval, paired_test
 from .conditions import Measures
+from .calibration import calibrate
+from .catalogue import published
+from .checks import input_files
 from .data import open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
@@ -747,6 +750,13 @@ def _article_rows(findings):
     heading = f"{int(has.sum()):,} of {len(articles):,} classes have an article in {sources}"
     return _fold(heading, _table(rows, ("class", "article", "revision")))
 
+def _published(findings):
+    "What others published for the encoder on these test images, in a sentence; '' for images that nobody published figures for."
+    params = findings.params
+    if params["dataset"] not in published(): return ""
+    run, weights = dict(parameters=params, images=dict(test=len(findings.study.labels["test"]))), [params.get("checkpoint")]
+    return html.escape(f" {calibrate(results.with_hashes(run, inputs=filter(None, weights))).sentence}")
+
 @patch
 def provenance(
     self: Findings,
@@ -762,7 +772,8 @@ def provenance(
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in beside)
     return HTML("".join((
         '<h2 id="provenance">How this was made</h2>', f"<ul>{notes}</ul>" if notes else "",
-        f"<p>Encoder: {_shown(study.encoder.name)} on {html.escape(str(study.encoder.device))}, {study.encoder.dim} dimensions{centred}.</p>",
+        f"<p>Encoder: {_shown(study.encoder.name)} on {html.escape(str(study.encoder.device))}, "
+        f"{study.encoder.dim} dimensions{centred}.{_published(self)}</p>",
         f"<p>{_pool_words(self)}</p>", _asked(self), _article_rows(self),
         _fold("Parameters", _table(params, ("parameter", "value"))),
         _fold("Versions", _table([(name, version(name)) for name in _LIBRARIES], ("library", "version"))),
@@ -822,6 +833,7 @@ def result(
     return results.Result(
         dataset=image_set.name, classes=list(study.classes), raw_names=list(image_set.raw_names or study.classes),
         images={split: len(y) for split, y in study.labels.items()}, centre_images=study.encoder.centre_images,
+        inputs=results.with_hashes({}, inputs=[path for _, path in input_files(self.params)])["inputs"],
         parameters=params | dict(superclass=image_set.superclass, device=str(study.encoder.device)), hashes=_hashes(study),
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in self.conditions], warning=self.warning,
         comparisons=self.comparisons, accuracy=_accuracy_lines(self),

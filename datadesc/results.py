@@ -6,7 +6,7 @@
 __all__ = ['AccuracyLine', 'PairLine', 'Comparison', 'Result', 'with_hashes', 'closing_lines', 'write_suspects', 'write_lists']
 
 # %% ../nbs/4_pages/15_results.ipynb #c86ec991
-import csv, hashlib, io, json, re, textwrap
+import csv, hashlib, io, json, os, re, textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -111,16 +111,29 @@ class Result(_Part):
         return [condition for condition in self.conditions if condition.verdict == "fail"]
 
 # %% ../nbs/4_pages/15_results.ipynb #d567d447
+def _sha256(path):
+    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+
+def _files_in(path):
+    "The file, or every file in the folder."
+    if not os.path.isdir(path): return [path]
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+
+_LARGE = 4e9  # bytes: hashing more would take longer than the answer is worth
 _HASHED = ("descriptions.json", "classes.md", "suspects.csv", "left_out.txt", "tables/*", "figures/*")
 
 def with_hashes(
     facts: dict,  # what a result says, as JSON has it
     folder: str | Path | None = None,  # of the run; None: `files` stays as it is
+    inputs: Iterable[str] | None = None,  # files and folders that the run read; None: `inputs` stays as it is
 ) -> dict:
-    "The facts with `files`, the SHA-256 of each table, figure and list in the folder, and `sha256`, that of all other facts."
+    "The facts with the SHA-256 of each table, figure and list (`files`), of each input up to 4 GB, and of all other facts (`sha256`)."
+    if inputs is not None:
+        read = [path for named in inputs for path in _files_in(named) if os.path.isfile(path) and os.path.getsize(path) <= _LARGE]
+        facts = facts | {"inputs": {path: _sha256(path) for path in read}}
     if folder is not None:
         paths = sorted(path for pattern in _HASHED for path in Path(folder).glob(pattern) if path.is_file() and path.name[0] != ".")
-        facts = facts | {"files": {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}}
+        facts = facts | {"files": {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}}
     content = json.dumps({name: value for name, value in facts.items() if name != "sha256"}, sort_keys=True)
     return facts | {"sha256": hashlib.sha256(content.encode()).hexdigest()}
 
