@@ -13,6 +13,7 @@ from pathlib import Path
 from . import folders
 from .catalogue import kind_of, published
 from .files import default_root
+from .labels import read_corrections
 from .local_llm import SMALL, gguf_file, local_llm
 from .sentences import for_classes, read_sentences
 
@@ -51,7 +52,8 @@ def input_files(
     params: dict,  # the parameters of a run
 ) -> list[tuple[str, str]]:
     "(parameter, path) of every file or folder that the parameters name, but the images."
-    by_name = [(name, params.get(name)) for name in ("descriptions", "wiki_file", "checkpoint", "influence_weights", "model")]
+    named = ("descriptions", "corrections", "wiki_file", "checkpoint", "influence_weights", "model")
+    by_name = [(name, params.get(name)) for name in named]
     by_name += [("methods", _method_file(spec)) for spec in params.get("methods", [])]
     by_name += [("answers", file) for file in params.get("answers", [])]
     is_path = {"checkpoint": lambda value: bool(Path(value).suffix) or Path(value).exists(),
@@ -166,6 +168,7 @@ def _check_content(params, listing):
         if not (file := _method_file(spec)).endswith(".py"): read_sentences(file)
     for path in params.get("answers", []): _check_json_lines(path)
     if (path := params.get("wiki_file")) and not path.endswith(".zim"): _check_json_lines(path)
+    if path := params.get("corrections"): read_corrections(path, *known or ())
 
 # %% ../nbs/4_pages/40_checks.ipynb #49d1e905
 def check(

@@ -162,8 +162,9 @@ def _note(table, file):
     left = changed[changed.corrected < 0]
     parts = [f"{', '.join(counts)} corrected"] * bool(counts)
     parts += [f"{counted(len(left), 'image')} left out ({first_few(left.path)})"] * bool(len(left))
-    right = [f"{counted(int((table.corrected == table.given).sum()), 'label')} confirmed"]
-    return f"Corrections in {printable(Path(file).name)}: {'; '.join(parts + right)}."
+    right = int((table.corrected == table.given).sum())
+    parts += [f"{counted(right, 'label')} confirmed"] * bool(right)
+    return f"Corrections in {printable(Path(file).name)}: {'; '.join(parts)}."
 
 def apply_corrections(
     image_set: ImageSet,

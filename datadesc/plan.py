@@ -17,6 +17,7 @@ import pandas as pd
 from . import datasets
 from .cache import Cache
 from .catalogue import kind_of, published
+from .labels import apply_corrections
 from .llm import LLM
 from .local_llm import SMALL, local_llm
 from .store import Store
@@ -25,12 +26,17 @@ from .store import Store
 def load_images(
     params: dict,  # of a run
 ) -> tuple["ImageSet", "SyntheticDataset | None"]:
-    "(the images, the synthetic dataset that they are of or None)."
+    "(the images, under corrected labels if the run has `corrections`; the synthetic dataset that they are of or None)."
     if kind_of(params["dataset"]) == "synthetic":
         synthetic = datasets.synthetic(params["dataset"])
-        return synthetic.images, synthetic
+        return _corrected(synthetic.images, params), synthetic
     options = {name: params[name] for name in ("split", "data_root", "download", "class_level", "superclass", "bad_images")}
-    return datasets.load(params["dataset"], store=Store(params["store"]), **options), None
+    return _corrected(datasets.load(params["dataset"], store=Store(params["store"]), **options), params), None
+
+def _corrected(image_set, params):
+    "The images with the corrections of the run laid over them, if it has any."
+    if not (file := params.get("corrections")): return image_set
+    return apply_corrections(image_set, file, params["dataset"], params.get("data_root"))[0]
 
 # %% ../nbs/4_pages/45_plan.ipynb #6f03940c
 def kinds(

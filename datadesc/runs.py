@@ -418,7 +418,8 @@ def _from_here(target, params):
     if own_images(params): params = params | {"dataset": _way(os.path.join(os.path.realpath(target), target.mark["source"]))}
     then = os.path.realpath(os.path.join(os.path.realpath(target), target.mark.get("start") or "nowhere"))
     if then == os.getcwd(): return params
-    paths = {name: params.get(name) for name in ("store", "data_root", "descriptions", "wiki_file", "checkpoint", "influence_weights")}
+    named = ("store", "data_root", "descriptions", "corrections", "wiki_file", "checkpoint", "influence_weights")
+    paths = {name: params.get(name) for name in named}
     there = {name: os.path.join(then, path) for name, path in paths.items() if path}
     return params | {name: os.path.relpath(path) for name, path in there.items() if os.path.exists(path)}
 
