@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['image_paths', 'read_corrections', 'apply_corrections', 'out_of_sample_probabilities', 'write_label_files']
+__all__ = ['image_path', 'read_corrections', 'apply_corrections', 'out_of_sample_probabilities', 'write_label_files']
 
 # %% ../nbs/3_looking/30_labels.ipynb #d2ecd71d
 def _image_path(image, split, i, root):
@@ -35,14 +35,24 @@ def _image_path(image, split, i, root):
     path = Path(os.path.abspath(image))  # links stay as they are
     return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
 
-def image_paths(
+def _root(dataset, data_root):
+    "The folder that paths are relative to."
+    root = Path(os.path.abspath(dataset if dataset and Path(dataset).exists() else data_folder(data_root)))
+    return root.parent if root.is_file() else root  # of a list, the folder that it lies in
+
+def image_path(
     image_set: ImageSet,
+    split: str,  # "train", "val" or "test"
+    i: int,  # number of the image in it
     dataset: str | Path | None = None,  # folder or list that the images are of; None, or the name of a published dataset: the data folder
     data_root: str | Path | None = None,  # folder that holds published datasets
-) -> dict[str, list[str]]:
-    "Split -> the path of each image below the dataset's folder, the name that it has there, or its split and number."
-    root = Path(os.path.abspath(dataset if dataset and Path(dataset).exists() else data_folder(data_root)))
-    if root.is_file(): root = root.parent  # of a list, the folder that it lies in
+) -> str:
+    "The path of the image below the dataset's folder, the name that it has there, or its split and number."
+    return _image_path(image_set.samples[split][i][0], split, i, _root(dataset, data_root))
+
+def _all_paths(image_set, dataset, data_root):
+    "Split -> the path of each image."
+    root = _root(dataset, data_root)
     def of(split): return [_image_path(image, split, i, root) for i, image in enumerate(image_set.images(split))]
     return {split: of(split) for split in image_set.samples}
 
@@ -135,7 +145,7 @@ def _decisions(image_set, rows, dataset, data_root):
     "split, image, given, corrected (class ids, -1: left out), path: a row per decision."
     import pandas as pd
     places, by_content, digests = {}, {}, {}
-    for split, paths in image_paths(image_set, dataset, data_root).items():
+    for split, paths in _all_paths(image_set, dataset, data_root).items():
         for i, path in enumerate(paths): places.setdefault(path.strip(), []).append((split, i))
     if any(row["content"] for row in rows):
         digests = {(split, i): content for split, part in image_set.digests.items() for i, content in enumerate(part)}
@@ -169,7 +179,7 @@ def _note(table, file):
 def apply_corrections(
     image_set: ImageSet,
     file: str | Path,  # as `read_corrections` takes it
-    dataset: str | Path | None = None,  # folder or list that the images are of, as in `image_paths`
+    dataset: str | Path | None = None,  # folder or list that the images are of, as in `image_path`
     data_root: str | Path | None = None,  # folder that holds published datasets
 ) -> tuple[ImageSet, pd.DataFrame]:  # (the corrected images; split, image, given, corrected (-1: left out), path: a row per decision)
     """The images under corrected labels, as an `ImageSet` of the same classes and splits; no file changes.
@@ -283,13 +293,13 @@ def write_label_files(
     out: str | Path,  # folder, which is made
     study: Study,  # made by `Study.of`
     suspects: pd.DataFrame,  # split, image, given, suggested, score: the most suspect first
-    dataset: str | Path | None = None,  # as in `image_paths`
+    dataset: str | Path | None = None,  # as in `image_path`
     data_root: str | Path | None = None,  # folder that holds published datasets
     at_most: int = 1000,  # suspects in the files that hold images
 ) -> list[Path]:  # the files, and the folder of FiftyOne's
     "Writes label_studio.json, its interface label_studio.xml, fiftyone/ and cleanlab.npz, with label and prediction of every image."
     import numpy as np
-    out, paths = Path(out), image_paths(study.image_set, dataset, data_root)
+    out, paths = Path(out), _all_paths(study.image_set, dataset, data_root)
     rows = _rows_of(study, suspects.head(at_most), paths)
     files = [write_text(out/"label_studio.json", json.dumps(list(_tasks(rows)), ensure_ascii=False, indent=1)),
              write_text(out/"label_studio.xml", _interface(study.classes))]

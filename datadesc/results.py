@@ -93,6 +93,7 @@ class Result(_Part):
     pairs: list[PairLine] = []
     suspects: int | None = None  # labels to look at; None where that was not, or cannot be, said
     unjudged: int = 0  # doubtful labels between classes that the classifier does not separate, not among them
+    corrections: dict | None = None  # labels changed by split, left_out, confirmed, accuracies before and after, classes_changed
     withheld: dict[str, str] = {}  # part of the report -> why it is not shown
     repeated_across_splits: int = 0
     asked: list[dict] = []
@@ -210,6 +211,7 @@ def closing_lines(
     if result.pairs: lines += _wrapped("Most confused classes: " + "; ".join(map(_pair_line, result.pairs[:3])) + ".")
     if "labels" in result.withheld: lines += _wrapped(f"Likely label issues: not judged. {_reason(result, 'labels')}")
     elif result.suspects is not None: lines.append(_label_line(result, Path(folder)/"suspects.csv"))
+    if result.corrections: lines += _wrapped(result.corrections["sentence"])
     return [*lines, *_failed_lines(result), f"Report: {Path(folder)/'report.html'}"]
 
 def _failed_lines(result):
@@ -236,15 +238,19 @@ def _markdown(text):
     "The text in one line of Markdown, nothing in it markup."
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(printable(text).split()))
 
+_SUSPECTS = ("path", "given", "suggested", "score", "corrected", "split", "content")
+
 def write_suspects(
     out: str | Path,  # folder of the run
-    rows: Iterable[tuple[str, str, str, float]],  # path, given class, suggested class, score; the most suspect first
+    rows: Iterable[tuple],  # path, given, suggested, score, and perhaps corrected, split, content; the most suspect first
 ) -> Path:
-    "The path of `suspects.csv`."
+    "The path of `suspects.csv`, with a column `corrected` to fill in; a score that is None stays empty."
     sheet = io.StringIO()
     table = csv.writer(sheet, lineterminator="\n")
-    table.writerow(("path", "given", "suggested", "score"))
-    table.writerows([_cell(path), _cell(given), _cell(suggested), f"{score:.4g}"] for path, given, suggested, score in rows)
+    table.writerow(_SUSPECTS)
+    for path, given, suggested, score, *more in rows:
+        row = (path, given, suggested, "" if score is None else f"{score:.4g}", *more)
+        table.writerow(map(_cell, row + ("",) * (len(_SUSPECTS) - len(row))))
     return write_text(Path(out)/"suspects.csv", sheet.getvalue())
 
 # %% ../nbs/4_pages/15_results.ipynb #1f01ab84
