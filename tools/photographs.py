@@ -1,24 +1,48 @@
 """Makes runs out of the photographs in ../shared/data, or another such folder: `python tools/photographs.py RUNS [DATA]`, then `datadesc run eurosat_sample --out RUNS`, and clothing_sample, grocery_sample, grocery_coarse_sample likewise.
 
 The encoder is the offline one, which needs no hub. The number of sentences per class is set here, before anything is measured: three where a class has about five candidates, else the default of five.
+nbs/runs/photographs.ipynb shows what `measured` gives for each of the four.
 """
 import csv
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from datadesc.baselines import match_classes
+from datadesc import runs
+from datadesc.audit import add_label_noise, auc_of_scores, label_issue_scores, label_issues
+from datadesc.baselines import from_templates, match_classes
+from datadesc.benchmark import benchmark, chosen_by, controls
+from datadesc.decoys import decoy_precision, decoy_summary
+from datadesc.embed import load_encoder
+from datadesc.plan import load_images
+from datadesc.report import candidate_sentences
+from datadesc.selection import ChoiceOptions
 from datadesc.sentences import read_sentences
+from datadesc.stats import gain, named_comparisons, summary
+from datadesc.store import Store
+from datadesc.study import Study
+from datadesc.zeroshot import names_only
 
+LOCAL = "SmolLM2"  # the language model of this machine, asked from memory
+CLAUSES = "people, clauses"  # the shop's descriptions cut finer
+POOLS = {"clothing": {"people": 3, LOCAL: 5}, "grocery": {"people": 3, CLAUSES: 3, LOCAL: 5}, "grocery_coarse": {"people": 3, CLAUSES: 3},
+         "eurosat": {"GPT-4": 5, "GPT-3": 3, LOCAL: 5}}  # sentences to choose; the first of a dataset is that of the planned comparisons
+FORMS = ("set", "direct", "clip")  # that choose, of all in the package
 DATA = Path(__file__).resolve().parents[2]/"shared"/"data"
 
 
-def phrases(description):
-    "The clauses of a description that somebody wrote."
+def sentences(description):
+    "The sentences of a description that somebody wrote."
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+", description.strip()) if part.strip()]
+
+
+def clauses(description):
+    "Its clauses, of two words or more."
     return [part.strip() for part in re.split(r"[.,;]\s+|\.$| and (?=\w+ \w+ \w+)", description) if len(part.split()) > 1]
 
 
@@ -47,7 +71,8 @@ def eurosat(folder, data):
     images, peers = sorted((data/"eurosat"/"2750").glob("*/*.jpg")), data/"peers"
     labels = [image.parent.name for image in images]
     vdt, menon = peers/"vdt"/"eurosat.pt", peers/"waffleclip"/"descriptors_eurosat.json"
-    described, _ = match_classes(read_sentences(vdt), sorted(set(labels)))
+    described, phrased = (match_classes(read_sentences(file), sorted(set(labels)))[0] for file in (vdt, menon))
+    write_sentences(folder/"eurosat_gpt3.json", phrased)
     write_list(folder/"eurosat.csv", zip(images, labels, drawn(labels)))
     return dict(dataset=str(folder/"eurosat.csv"), descriptions=write_sentences(folder/"eurosat.json", described),
                 methods=[f"menon={menon}", f"vdt={vdt}"], top_k=5)
@@ -57,23 +82,24 @@ def _grocery(folder, data, name, column):
     "Grocery photographs with their official lists, classes as this column of the dataset's table names them."
     root = data/"grocery"/"dataset"
     rows = list(csv.DictReader(open(root/"classes.csv", encoding="utf-8")))
-    names, described = {int(row["Class ID (int)"]): row[column] for row in rows}, {}
-    for row in rows:
-        clauses = phrases((root/row["Product Description Path (str)"].lstrip("/")).read_text(encoding="utf-8"))
-        of_class = described.setdefault(row[column], [])
-        of_class += [text for text in clauses if text not in of_class]
+    names = {int(row["Class ID (int)"]): row[column] for row in rows}
+    def described(cut):
+        texts = {}
+        for row in rows: texts.setdefault(row[column], {}).update(dict.fromkeys(cut((root/row["Product Description Path (str)"].lstrip("/")).read_text(encoding="utf-8"))))
+        return {label: list(of_class) for label, of_class in texts.items()}
     lines = [(line.split(","), split) for split in ("train", "val", "test") for line in (root/f"{split}.txt").read_text().splitlines()]
     write_list(folder/f"{name}.csv", ((root/path, names[int(label)], split) for (path, label, _), split in lines))
-    return dict(dataset=str(folder/f"{name}.csv"), descriptions=write_sentences(folder/f"{name}.json", described), top_k=3)
+    clauses_at = write_sentences(folder/f"{name}_clauses.json", described(clauses))
+    return dict(dataset=str(folder/f"{name}.csv"), descriptions=write_sentences(folder/f"{name}.json", described(sentences)), methods=[f"clauses={clauses_at}"], top_k=3)
 
 
 def grocery(folder, data):
-    "28 fine classes; clauses of the shop's descriptions, which people wrote."
+    "28 fine classes; the shop's descriptions, which people wrote, cut into sentences."
     return _grocery(folder, data, "grocery", "Class Name (str)")
 
 
 def grocery_coarse(folder, data):
-    "The same photographs in 20 coarse classes, each with the clauses of all its fine ones."
+    "The same photographs in 20 coarse classes, each with the sentences of all its fine ones."
     return _grocery(folder, data, "grocery_coarse", "Coarse Class Name (str)")
 
 
@@ -91,6 +117,62 @@ def main(root, data=DATA):
     for make in (clothing, grocery, grocery_coarse, eurosat):
         (folder.parent/f"{make.__name__}_sample.yaml").write_text(yaml.safe_dump(make(folder, data) | dict(model="offline")))
     print(f"Next: datadesc run clothing_sample --out {root}")
+
+
+def pool_of(folder, name, pool, image_set, encoder, store):
+    "The candidate sentences of a dataset from one source, as a run would have them."
+    params = {p.name: p.default for p in runs.known_parameters().values()} | yaml.safe_load((folder/f"{name}_sample.yaml").read_text()) | dict(store=str(store))
+    if pool == LOCAL: params |= dict(descriptions=None, llm_gguf="smollm2", knowledge="none")
+    if pool == CLAUSES: params |= dict(descriptions=str(folder/"photographs"/f"{name}_clauses.json"))
+    if pool == "GPT-3": params |= dict(descriptions=str(folder/"photographs"/"eurosat_gpt3.json"))
+    return candidate_sentences(params, image_set, encoder).pool
+
+
+def methods_of(studies):
+    "Every choice from every pool, its controls, and class names in three forms."
+    first = next(iter(studies.values()))
+    episode = cache(lambda pool, shots, seed: studies[pool].few_shot(shots, seed))
+    def in_pool(pool, method): return (lambda few: method(episode(pool, few.split.shots, few.split.seed))) if callable(method) else method
+    def names(prompts): return pd.DataFrame([(c, prompt) for c, of_class in enumerate(prompts) for prompt in of_class], columns=["class_id", "prompt"])
+    methods = {"class names": controls(first)["class names"], "class names, bare": names([t] for t in names_only(first.classes, "{class}")),
+               "class names in templates": names(from_templates(first.classes).values())}
+    for pool, study in studies.items():
+        of_pool = {form: chosen_by(form) for form in FORMS} | controls(study, "set")
+        methods |= {f"{pool}: {name}": in_pool(pool, method) for name, method in of_pool.items() if name != "class names"}
+    return methods
+
+
+def suspects(study, seeds, share=.1):
+    "AUC of each label-issue score, and the share of planted errors among as many highest scores; one row per seed and score."
+    rows, y = [], study.labels["train"]
+    for seed in range(seeds):
+        labels = add_label_noise(y, share, seed)
+        noisy = Study(study.classes, study.image_emb, {**study.labels, "train": labels}, study.pool, study.embed, study.options)
+        found = auc_of_scores(label_issue_scores(noisy), labels != y).rename_axis("by").reset_index()
+        rows.append(found.assign(seed=seed, images=len(y), planted=int((labels != y).sum())))
+    return pd.concat(rows).assign(likely_as_it_is=int(label_issues(study).likely.sum()))
+
+
+def measured(folder, name, store, seeds=5, shots=(1, 4, 16, "all")):
+    "What the page shows of one dataset, as tables by name: lines, gains, comparisons, decoys, suspects, pools."
+    store, encoder = Store(store), load_encoder("offline")
+    image_set, _ = load_images({p.name: p.default for p in runs.known_parameters().values()} | yaml.safe_load((folder/f"{name}_sample.yaml").read_text()) | dict(store=str(store.root)))
+    studies = {pool: Study.of(image_set, encoder, pool_of(folder, name, pool, image_set, encoder, store.root), ChoiceOptions(top_k=k), store, progress=False)
+               for pool, k in POOLS[name].items()}
+    first = next(iter(studies.values()))
+    rows = benchmark(first, methods_of(studies), shots, (), range(seeds))
+    bare, trained = rows[(rows.protocol == "zero_shot") & (rows.aggregation == "mean") & (rows.names != "with")], rows[rows.protocol == "transfer"]
+    gains = [gain(bare, "class names").assign(over="class names"), gain(trained, "images only", ["protocol", "shots"]).assign(over="images only")]
+    for pool in studies:
+        chosen = [f"{pool}: {form}" for form in FORMS]
+        gains += [gain(bare[bare.method.isin([*chosen, f"{pool}: {over}"])], f"{pool}: {over}").assign(over=over) for over in ("whole pool", "random choice")]
+    compared = [named_comparisons(rows, f"{pool}: set").assign(pool=pool, planned=studies[pool] is first) for pool in studies]
+    sizes = [dict(pool=pool, classes=study.n_classes, candidates=len(study.pool), flagged=(study.pool.flag != "").sum(), named=study.pool.names_class.mean(), top_k=study.options.top_k,
+                  **{split: len(y) for split, y in study.labels.items()}) for pool, study in studies.items()]
+    decoys = [decoy_summary(decoy_precision(study, (*FORMS, "random"), range(seeds))).assign(pool=pool) for pool, study in studies.items()]
+    lines = summary(rows[(rows.protocol == "transfer") | (rows.aggregation == "mean")])
+    tables = dict(lines=lines, gains=pd.concat(gains), comparisons=pd.concat(compared), decoys=pd.concat(decoys), suspects=suspects(first, seeds), pools=pd.DataFrame(sizes))
+    return {of: table.assign(dataset=name) for of, table in tables.items()}
 
 
 if __name__ == "__main__":
