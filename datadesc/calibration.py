@@ -121,8 +121,8 @@ def verify(
     expected_results = [name for name in _RESULTS if (folder/name).exists() or name in made]
     facts = {name: _read(folder/name) for name in expected_results if (folder/name).exists()}
     if "result.json" in facts and not facts["result.json"].get("files"):
-        raise ValueError(f"'{folder}/result.json' notes no hashes, since it was made by an earlier version of datadesc: "
-                         "`datadesc run` with --force makes the run again")
+        raise ValueError(f"'{folder}/result.json' notes no hashes: the run was made by an earlier version of datadesc. "
+                         f"datadesc run {folder.name} --force makes it again")
     noted, now = {}, with_hashes({}, folder)["files"]
     for of in facts.values(): noted |= of.get("files", {})   # the benchmark writes some tables anew
     lines = [f"{name} is missing" for name in expected_results if name not in facts]

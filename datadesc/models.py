@@ -82,12 +82,13 @@ def known_models(
     rows = [*_packaged(), *_in_hub_cache(), *map(_of_file, clip)]
     if path is None: return rows
     path = Path(path)
+    if not path.exists(): raise ValueError(f"'{path}' is not there: expected a folder with an encoder, or a file of weights")
     if path.is_file(): return [*rows, _of_file(path)]
     weights = [path/name for name in _WEIGHTS if (path/name).exists()]
     if (path/"open_clip_config.json").exists() and weights: library = "open_clip"
     elif _is_of_transformers(path) and weights: library = "transformers"
-    else: raise ValueError(f"No encoder in '{path}': expected {_WEIGHTS[0]} beside open_clip_config.json, {_WEIGHTS[2]} beside "
-                           f"config.json of a {' or '.join(_KINDS)}, or the path of a file of weights")
+    else: raise ValueError(f"No encoder in '{path}': expected {_WEIGHTS[0]} and open_clip_config.json, or {_WEIGHTS[2]} and "
+                           f"config.json of type {' or '.join(_KINDS)}")
     return [*rows, _row(path.name, library, "on disk", _size(weights[:1]), use=f"--model local-dir:{path}")]
 
 # %% ../nbs/5_sources/87_models.ipynb #2a9e68d1
