@@ -124,6 +124,20 @@ def _possible_shots(study, *asked):
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #c68f0434
 @patch
+def collect(
+    self: BenchmarkPage,
+    baselines: Sequence[str] = (),  # as `compare` takes them
+    templates: Sequence[str] = (),
+    methods: Sequence[str] = (),
+) -> None:
+    "Sets `methods`, their names and texts, `templates` and `matched`; measures nothing. `LLMError` for a baseline without an answer."
+    images = self.study.image_set
+    superclass, aliases = (images.superclass, images.raw_names) if images is not None else (None, ())
+    self.templates = list(templates or _templates(superclass))
+    self.methods, self.matched = _methods_of(
+        self.study, kinds(self.params, superclass), self.llm, baselines, methods, aliases, self.templates)
+
+@patch
 def compare(
     self: BenchmarkPage,
     baselines: Sequence[str] = (),  # published baselines, keys of `baselines.BASELINES`
@@ -135,12 +149,8 @@ def compare(
     seeds: int = 5,  # episodes of each
 ) -> None:
     "Measures every accuracy: sets `templates`, `methods`, `matched`, `left_out`, `texts_each`, `accuracies`, `lines` and `comparisons`."
-    study, form, image_set = self.study, self.form, self.study.image_set
-    kind = kinds(self.params, image_set.superclass if image_set is not None else None)
-    aliases = image_set.raw_names if image_set is not None else ()
-    superclass = image_set.superclass if image_set is not None else None
-    self.templates = templates = list(templates or _templates(superclass))
-    self.methods, self.matched = _methods_of(study, kind, self.llm, baselines, methods, aliases, templates)
+    study, form = self.study, self.form
+    self.collect(baselines, templates, methods)
     (ours, paper), self.left_out = _possible_shots(study, shots, paper_shots)
     initialised = ["class names", form]
     self.accuracies = benchmark(study, self.methods, ours, paper, range(seeds), texts_each, start=initialised, joint=initialised,
