@@ -107,9 +107,9 @@ def _fitting(model, weights, source):
     return weights
 
 def _fill(model, weights, last, source):
-    "Put `weights` into `model`, but for a last layer of another number of classes."
+    "Put `weights` into `model`; a last layer of another number of classes becomes zero."
     own, head = model.state_dict(), [f"{last}.weight", f"{last}.bias"]
-    if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]): weights = weights | {k: own[k] for k in head if k in own}
+    if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]): weights = weights | {k: torch.zeros_like(own[k]) for k in head if k in own}
     model.load_state_dict(_fitting(model, weights, source), strict=False)
 
 # %% ../nbs/1_method/35_network.ipynb #117bea6c
@@ -166,7 +166,7 @@ def load(
     weights: str | Path | bool | None = None,  # a file; True: the published ones; None: random
     side: int | None = None,  # images are brought to side x side pixels; None: what the network was made for
     device: str | None = None,  # "cpu", "cuda", "mps"; None: the best there is
-    seed: int = 0,  # of random weights, a replaced last layer among them
+    seed: int = 0,  # of random weights
 ) -> Network:
     "Load a network by name, ready to be trained; ValueError for an unknown name or weights that do not fit, ConnectionError offline."
     with quiet(): model = _build(_check_name(name), n_classes, side, seed).eval()
@@ -190,6 +190,7 @@ class NetworkOptions:
     schedule: str = "step"  # "cosine", "constant" or "step", see `HeadOptions`
     n_checkpoints: int = 20  # evenly spread over the epochs, the last one at the end; never more than one an epoch
     augment: bool = True  # mirror and shift the images at random
+    frozen_statistics: bool = False  # leave the running means of batch normalisation as they were loaded
     seed: int = 0  # decides the order of the batches and every augmentation
     t_max = None  # no option: a cosine ends with the training
     learning_rate, checkpoint_epochs = HeadOptions.learning_rate, HeadOptions.checkpoint_epochs
@@ -207,6 +208,12 @@ def _augmented(
     x = torch.where(mirrored[:, None, None, None].to(x.device), x.flip(-1), x)
     wide = F.pad(x, (room,) * 4, mode="reflect")
     return torch.stack([image[:, r:r + side, c:c + side] for image, (r, c) in zip(wide, shifts.tolist())])
+
+# %% ../nbs/1_method/35_network.ipynb #d02ebafd
+def _freeze_statistics(model):
+    "Batch normalisation of the model uses its running statistics and leaves them as they are, also while the model is trained."
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm): part.eval()
 
 # %% ../nbs/1_method/35_network.ipynb #85759893
 def _train_epoch(network, model, sgd, samples, options, epoch, rate):
@@ -250,6 +257,7 @@ def _check_folder(folder, network, image_set, options):
     path = writable_folder(folder) / "training.json"
     if not path.exists(): write_file(path, own)
     there = json.loads(path.read_text(encoding="utf-8"))
+    if "options" in there: there["options"] = asdict(NetworkOptions()) | there["options"]  # those that were added since
     differs = [part for part in own if there.get(part) != own[part]]
     if differs:
         raise ValueError(f"'{folder}' holds another training: its {' and '.join(differs)} differ from what is asked for now. "
@@ -306,6 +314,7 @@ def train(
     if len(samples) < 2: raise ValueError(f"{image_set.name}: {len(samples)} train images, expected two or more")
     _check_folder(folder, self, image_set, options)
     model = copy.deepcopy(self.model).train()
+    if options.frozen_statistics: _freeze_statistics(model)
     sgd = torch.optim.SGD(model.parameters(), options.lr, options.momentum, weight_decay=options.weight_decay)
     history = _read_state(folder, model, sgd, checkpoints.values())
     with torch.random.fork_rng(devices=[self.device] if self.device.startswith("cuda") else []):

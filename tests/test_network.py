@@ -427,3 +427,26 @@ def test_a_run_keeps_trainings_of_other_weights_apart(tmp_path, monkeypatch):
     shutil.copy(tmp_path / "theirs.pth", tmp_path / "copy.pth")
     run(influence_weights=str(tmp_path / "copy.pth"))
     assert folders[0] == folders[1] and folders[3] == folders[4] and len(set(folders)) == 3
+
+
+def test_a_training_of_before_an_option_was_added_is_still_read(trained, tmp_path):
+    import json
+    start, few, _ = trained
+    start.train(few, tmp_path, SHORT, progress=False)
+    known = json.loads((tmp_path / "training.json").read_text())
+    del known["options"]["frozen_statistics"]
+    (tmp_path / "training.json").write_text(json.dumps(known))
+    start.train(few, tmp_path, SHORT, progress=False)
+    with pytest.raises(ValueError, match="its options differ"): start.train(few, tmp_path, replace(SHORT, frozen_statistics=True), progress=False)
+
+
+def test_frozen_statistics_stay_and_weights_do_not(tmp_path):
+    training = network().train(pictures(), tmp_path, replace(SHORT, epochs=1, n_checkpoints=1, frozen_statistics=True), progress=False)
+    before, (after,) = network().model.state_dict(), weights(training)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not [name for name in moved if "running" in name or "num_batches" in name]
+
+
+def test_a_replaced_last_layer_starts_at_zero(tmp_path):
+    write_file(tmp_path / "w.safetensors", network().model.state_dict())
+    assert not Network.load("test_resnet", 7, tmp_path / "w.safetensors", side=32, device="cpu").model.fc.weight.any()
