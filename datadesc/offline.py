@@ -241,7 +241,8 @@ class OfflineClip(nn.Module):
         self.register_buffer("directions", _directions(self.visual.classifier), persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(_LOGIT_SCALE)), requires_grad=False)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
+        "The options, as part of what the model prints and of its fingerprint."
         return (f"image temperature {_IMAGE_TEMPERATURE}, {_N_CLASSES} classes, text temperature {_TEXT_TEMPERATURE}, "
                 f"share of words {_WORDS_SHARE}")
 
