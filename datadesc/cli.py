@@ -114,7 +114,7 @@ def _benchmark_lines(folder):
     facts = json.loads((folder/"benchmark.json").read_text(encoding="utf-8"))
     calibration = facts.get("calibration", {})
     sentences = [row["sentence"] for row in facts.get("comparisons", [])]
-    sentences += [f"Warning: {calibration['sentence']}"] * calibration.get("is_off", False)
+    if calibration.get("is_off"): sentences.append(f"Warning: {calibration['sentence']}")
     return [*(textwrap.fill(text, 100, subsequent_indent="  ") for text in sentences), f"Benchmark: {folder / 'benchmark.html'}"]
 
 # %% ../nbs/4_pages/65_cli.ipynb #68bee332
@@ -147,7 +147,7 @@ def _params():
 
 # %% ../nbs/4_pages/65_cli.ipynb #fb803087
 @_app.command(name="models")
-def _list_models(path: Annotated[Optional[Path], typer.Argument(help="A folder with an encoder, or a file of weights, to look at too.")] = None):
+def _list_models(path: Annotated[Optional[Path], typer.Argument(help="A folder with an encoder, or a file of weights, to look at.")] = None):
     "The encoders for --model: which are here, which can be had, their sizes and licences."
     from datadesc import models
     rows = models.known_models(path)
