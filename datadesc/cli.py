@@ -147,7 +147,7 @@ def _params():
 
 # %% ../nbs/4_pages/65_cli.ipynb #fb803087
 @_app.command(name="models")
-def _list_models(path: Annotated[Optional[Path], typer.Argument(help="A folder with an encoder, or a file of weights, to look at.")] = None):
+def _list_models(path: Annotated[Optional[Path], typer.Argument(help="A folder with an encoder, or a file of weights to look at.")] = None):
     "The encoders for --model: which are here, which can be had, their sizes and licences."
     from datadesc import models
     rows = models.known_models(path)
