@@ -151,8 +151,9 @@ def _list_models(path: Annotated[Optional[Path], typer.Argument(help="A folder w
     "The encoders for --model: which are here, which can be had, their sizes and licences."
     from datadesc import models
     rows = models.known_models(path)
-    print(_plain([{name: value for name, value in row.items() if name != "use"} for row in rows]))
-    print(*(f"{row['model']}: {row['use']}" for row in rows if row["use"]), sep="\n")
+    print(_plain([{name: value for name, value in row.items() if name != "use"} for row in rows]), "", sep="\n")
+    for row in rows:
+        if row["use"]: print(f"{row['model']}: {row['use']}")
     print("fetch: downloaded at first use. Where no hub can be reached, carry the file", "here and give it with --checkpoint. "
           "`datadesc models FILE` knows OpenAI's files.", sep="\n")
 
