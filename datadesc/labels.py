@@ -142,7 +142,7 @@ def _located(row, places, by_content, digests):
                      + ". Paths are relative to the dataset's folder, as in suspects.csv.")
 
 def _decisions(image_set, rows, dataset, data_root):
-    "split, image, given, corrected (class ids, -1: left out), path: a row per decision."
+    "split, image, given, corrected (class ids, -1: left out), decision (in words), path: a row per decision."
     import pandas as pd
     places, by_content, digests = {}, {}, {}
     for split, paths in _all_paths(image_set, dataset, data_root).items():
@@ -157,8 +157,9 @@ def _decisions(image_set, rows, dataset, data_root):
         if row["given"] and label not in (*row["given_ids"], row["class_id"]):
             raise ValueError(f"{row['where']}: '{row['path']}' is labelled '{image_set.classes[label]}' in the dataset, and the file says "
                              f"that it was '{row['given']}'. Look at it again, then empty its cell `given`, or remove the line.")
-        table.append((split, i, label, row["class_id"], row["path"], row["where"]))
-    table = pd.DataFrame(table, columns=["split", "image", "given", "corrected", "path", "where"])
+        decision = _LEAVE_OUT if row["class_id"] < 0 else image_set.classes[row["class_id"]]
+        table.append((split, i, label, row["class_id"], decision, row["path"], row["where"]))
+    table = pd.DataFrame(table, columns=["split", "image", "given", "corrected", "decision", "path", "where"])
     if len(again := table[table.duplicated(["split", "image"])]):
         raise ValueError(f"{again['where'].iloc[0]}: '{again.path.iloc[0]}' is an image that an earlier line is about too: keep one.")
     return table.drop(columns="where")
@@ -181,7 +182,7 @@ def apply_corrections(
     file: str | Path,  # as `read_corrections` takes it
     dataset: str | Path | None = None,  # folder or list that the images are of, as in `image_path`
     data_root: str | Path | None = None,  # folder that holds published datasets
-) -> tuple[ImageSet, pd.DataFrame]:  # (the corrected images; split, image, given, corrected (-1: left out), path: a row per decision)
+) -> tuple[ImageSet, pd.DataFrame]:  # (the corrected images; a row per decision: split, image, given, corrected (-1: left out), ...)
     """The images under corrected labels, as an `ImageSet` of the same classes and splits; no file changes.
 
     `ValueError` for an image that is not there or has changed, a label that is another by now, and a split that loses all images."""
@@ -286,8 +287,9 @@ def _write_fiftyone(out, suspects, classes):
 def _rows_of(study, suspects, paths):
     "The suspects as dicts: image, path, split, given, suggested, score, content."
     images, names = study.image_set, study.classes
-    return [dict(image=images.samples[s.split][s.image][0], path=paths[s.split][s.image], split=s.split, given=names[s.given],
-                 suggested=names[s.suggested], score=float(s.score), content=images.digests[s.split][s.image]) for s in suspects.itertuples()]
+    def row(s): return dict(image=images.samples[s.split][s.image][0], path=paths[s.split][s.image], split=s.split, given=names[s.given],
+                            suggested=names[s.suggested], score=float(s.score), content=images.digests[s.split][s.image])
+    return [row(s) for s in suspects.itertuples()]
 
 def write_label_files(
     out: str | Path,  # folder, which is made

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import stats, conditions, results
 from .accuracy import accuracy_row
 from .audit import confusable_pairs, separating_texts, label_issues
+from .labels import apply_corrections, image_path
 from .stats import interval, paired_test
 from .conditions import Measures
 from .calibration import calibrate
@@ -36,7 +37,7 @@ from .describe import describe, failed_questions, from_file
 from .files import write_text
 from .llm import LLM
 from .names import printable
-from .plan import find_articles, kinds, language_model
+from .plan import find_articles, kinds, language_model, load_images
 from .selection import flag_counts, flag_too_long, lacking_images, proponent_images, scored_text
 from .store import Store, key_of, write_file
 from .study import Study
@@ -148,23 +149,40 @@ class Findings:
         return _pairs(self.study)
 
     @cached_property
-    def _likely_wrong(self): return _suspects(self.study, self.pairs)
+    def _likely_wrong(self): return _suspects(self.study, self.pairs, _reviewed(self.decisions))
+
+    @cached_property
+    def uncorrected(self) -> "ImageSet | None":
+        "The images under the labels of the dataset itself; None in a run without corrections."
+        return load_images(self.params | {"corrections": None})[0] if self.params.get("corrections") else None
+
+    @cached_property
+    def decisions(self) -> pd.DataFrame | None:
+        "The corrections of the run, as `apply_corrections` returns them, with the places of the uncorrected images; None without any."
+        if self.uncorrected is None: return None
+        table = apply_corrections(self.uncorrected, *(self.params.get(name) for name in ("corrections", "dataset", "data_root")))[1]
+        return table if len(table) else None
+
+    @cached_property
+    def correction_effects(self) -> dict | None:
+        "What the corrections change: counts, accuracies before and after, classes with other sentences; None without any."
+        return None if self.decisions is None else _correction_effects(self)
 
     @cached_property
     def suspects(self) -> pd.DataFrame | None:
-        "Training images whose label is less likely than another: image, given, suggested, score; None where that is withheld."
+        "Images whose label is less likely than another: split, image, given, suggested, score; None where that is withheld."
         if "labels" in self.withheld: return None
         return self._likely_wrong[~self._likely_wrong.between].drop(columns="between").reset_index(drop=True)
 
     @cached_property
     def unjudged(self) -> pd.DataFrame:
-        "Training images left out of `suspects`: the classifier does not separate the two classes. None where labels are withheld."
+        "Images left out of `suspects`: the classifier does not separate the two classes. None where labels are withheld."
         return self._likely_wrong[self._likely_wrong.between & ("labels" not in self.withheld)]
 
     @cached_property
     def doubtful(self) -> frozenset[int]:
         "The training images whose label is likely wrong, judged or not: none of them is typical of its class."
-        return frozenset(self._likely_wrong.image.tolist())
+        return frozenset(self._likely_wrong.image[self._likely_wrong.split == "train"].tolist())
 
     @cached_property
     def proponents(self) -> torch.Tensor:
@@ -195,10 +213,11 @@ def _pairs(study):
     table = confusable_pairs(study, at_most=max(1, n * (n - 1) // 2))
     return table[table.confusion >= _CONFUSED].reset_index(drop=True)
 
-def _suspects(study, pairs):
-    "The likely wrong labels, the most suspect first; `between` where the classifier does not separate the two classes."
-    table = label_issues(study)
-    table = table[table.likely][["image", "given", "suggested", "score"]]
+def _suspects(study, pairs, reviewed=frozenset()):
+    "The likely wrong labels of all splits, the most suspect first; `between` where the classifier does not separate the two classes."
+    table = pd.concat([label_issues(study, split).assign(split=split) for split in study.labels])
+    table = table[table.likely & np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)]
+    table = table[["split", "image", "given", "suggested", "score"]].sort_values("score", ascending=False, kind="stable")
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
     return table.assign(between=np.array([frozenset((s.given, s.suggested)) in mixed for s in table.itertuples()], dtype=bool))
 
@@ -213,6 +232,65 @@ def _separating(study, a, b):
     rows = separating_texts(study, a, b, at_most=3)
     rows = rows[rows.separates & (rows.gap > 0)]
     return (rows.text.iloc[0], float(rows.auc.iloc[0])) if len(rows) else None
+
+# %% ../nbs/4_pages/25_report.ipynb #7459ead1
+def _reviewed(decisions):
+    "(split, number in the corrected images) of every image that was looked at and kept."
+    if decisions is None: return frozenset()
+    left = {split: np.sort(rows.image[rows.corrected < 0]) for split, rows in decisions.groupby("split")}
+    kept = decisions[decisions.corrected >= 0]
+    return frozenset((d.split, d.image - int(np.searchsorted(left[d.split], d.image))) for d in kept.itertuples())
+
+def _counts_of(decisions):
+    "changed, left_out and confirmed in each split."
+    left, same = decisions.corrected < 0, decisions.corrected == decisions.given
+    masks = dict(changed=~left & ~same, left_out=left, confirmed=same)
+    def of(split): return {kind: int((mask & (decisions.split == split)).sum()) for kind, mask in masks.items()}
+    return {split: of(split) for split in ("train", "val", "test")}
+
+def _accuracies_before(findings, before):
+    "Method -> accuracy of what the labels of the dataset make, on their test and on the corrected one; and of this run."
+    decisions, then, now = findings.decisions, conditions.Measures.of(before), findings.measures
+    left = decisions.image[(decisions.split == "test") & (decisions.corrected < 0)]
+    kept = [i for i in range(len(then.labels)) if i not in set(left)]
+    def on_corrected(method): return float((then.scores[method][kept].argmax(1) == now.labels).double().mean())
+    return {method: dict(before=then.accuracy(method), on_corrected_test=on_corrected(method), now=now.accuracy(method))
+            for method in ("classifier", "chosen sentences")}
+
+def _correction_effects(findings):
+    "What the corrections change: the run's own values against those that the dataset's labels give, of the same sentences and encoder."
+    study, params = findings.study, findings.params
+    before = Study.of(findings.uncorrected, study.encoder, study.pool, study.options, Store(params["store"]), progress=False)
+    sentence = next(note for note in reversed(study.image_set.notes) if note.startswith("Corrections in "))
+    comparable = study.options.form == "set" or params["influence_model"] == "linear"  # no network is trained again for this
+    old, new = ({c: rows.text.tolist() for c, rows in s.texts().groupby("class_id")} for s in (before, study))
+    differ = [c for c in sorted({*old, *new}) if old.get(c) != new.get(c)]
+    changed = {study.classes[c]: dict(before=old.get(c, []), now=new.get(c, [])) for c in differ}
+    return dict(sentence=sentence, **_counts_of(findings.decisions), accuracy=_accuracies_before(findings, before),
+                sentences=changed if comparable else None)
+
+def _changed_sentences(name, change):
+    "A class whose sentences are others now: what went and what came; or that only their order changed."
+    gone, came = ([text for text in change[a] if text not in change[b]] for a, b in (("before", "now"), ("now", "before")))
+    items = [f"<li>no longer: {_shown(text)}</li>" for text in gone] + [f"<li>now: {_shown(text)}</li>" for text in came]
+    return f"<h4>{_shown(name)}</h4><ul>{''.join(items) or '<li>the same sentences in another order</li>'}</ul>"
+
+def _corrections_part(findings):
+    "What the corrections change, as a section; nothing without any."
+    if not (effects := findings.correction_effects): return ""
+    body = f'<h2 id="corrections">What the corrections change</h2><p>{html.escape(effects["sentence"])}</p>'
+    if "accuracy" not in findings.withheld:
+        names = {"classifier": "linear classifier", "chosen sentences": "chosen sentences, zero-shot"}
+        columns = ("before", "on_corrected_test", "now")
+        rows = [(names[method], *(f"{100 * a[at]:.1f} %" for at in columns)) for method, a in effects["accuracy"].items()]
+        body += "<p>Test accuracy of what is made with the labels of the dataset, on its own and on the corrected test labels, and here.</p>"
+        heads = ("dataset's labels, its own test", "dataset's labels, corrected test", "corrected labels, corrected test")
+        body += _table(rows, ("", *heads))
+    changed, n = effects["sentences"], findings.study.n_classes
+    if changed is None: return body + "<p>Chosen sentences are not compared: the network would have to be trained again.</p>"
+    words = f"Other sentences are chosen for {len(changed):,} of {n:,} classes."
+    blocks = "".join(_changed_sentences(name, change) for name, change in list(changed.items())[:50])
+    return body + (_fold(words, blocks) if changed else "<p>The same sentences are chosen for every class.</p>")
 
 # %% ../nbs/4_pages/25_report.ipynb #1816d842
 def with_influence_of(
@@ -340,7 +418,18 @@ def _counts(findings):
     kind = f" of {_shown(study.image_set.superclass)}" if study.image_set.superclass else ""
     return f'<p class="counts">{study.n_classes:,} classes{kind}; {images} images</p>'
 
-_NOT_CHECKED = "Labels of validation and test images are not checked."
+def _by_split(splits):
+    "How many of each split: '3 training, 1 test'."
+    counts = {word: int((splits == split).sum()) for split, word in dict(train="training", val="validation", test="test").items()}
+    return ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
+
+def _corrections_box(findings):
+    "A box that says so where the run has other labels than the dataset, and louder where the test has."
+    if not (effects := findings.correction_effects): return ""
+    test = effects["test"]["changed"] + effects["test"]["left_out"]
+    words = html.escape(effects["sentence"]) + (" <b>The test is another one now</b>: accuracies do not compare with those of runs "
+                                                "without these corrections." if test else "")
+    return f'<p class="warning">{words} <a href="#corrections">What they change</a></p>'
 
 def _tile(head, figure, words): return f'<div class="tile"><h4>{head}</h4><p class="figure">{figure}</p><p>{words}</p></div>'
 
@@ -369,10 +458,11 @@ def _audit_tiles(findings):
         pairs = "".join(f"<li>{_link(study, p.a)} and {_link(study, p.b)}</li>" for p in findings.pairs.head(3).itertuples())
         tiles.append(f'<div class="tile"><h4>Most confused classes</h4><ul>{pairs}</ul></div>')
     if findings.suspects is not None:
-        n, of = len(findings.suspects), len(study.labels["train"])
+        n, of = len(findings.suspects), sum(map(len, study.labels.values()))
         unjudged = f", and {len(findings.unjudged):,} between classes that the classifier does not separate" * bool(len(findings.unjudged))
         link = ' <a href="#labels">The list</a>' * (n > 0)
-        tiles.append(_tile("Likely label issues", f"{n:,}", f"of {of:,} training images{unjudged}. {_NOT_CHECKED}{link}"))
+        by_split = f" ({_by_split(findings.suspects.split)})" * (n > 0)
+        tiles.append(_tile("Likely label issues", f"{n:,}", f"of {of:,} images{by_split}{unjudged}.{link}"))
     return tiles
 
 def _failed_box(findings):
@@ -390,7 +480,7 @@ def first_screen(
     "The first screen: counts, what fails, the answers, the conditions, a table of contents."
     tiles = "".join([*_accuracy_tiles(self), *_audit_tiles(self)])
     tiles = f'<div class="tiles">{tiles}</div>' if tiles else ""
-    parts = (_counts, _failed_box, lambda _: tiles, _benchmark_line, _conditions_table, _contents)
+    parts = (_counts, _corrections_box, _failed_box, lambda _: tiles, _benchmark_line, _conditions_table, _contents)
     return HTML("".join(part(self) for part in parts))
 
 # %% ../nbs/4_pages/25_report.ipynb #2dee3c60
@@ -573,20 +663,18 @@ _SHOWN_LABELS, _SHOWN_PAIRS = 60, 10
 
 def _path(findings, split, i):
     "The path of an image below the dataset's folder, or what it is called."
-    image = findings.study.image_set.samples[split][i][0]
-    if not isinstance(image, (str, Path)): return str(image) if hasattr(image, "read") else f"{split} image {i}"
-    path, root = (Path(os.path.abspath(path)) for path in (image, findings.params.get("dataset") or "."))  # links stay as they are
-    if root.is_file(): root = root.parent  # of a list, the folder that it lies in
-    return printable((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
+    return image_path(findings.study.image_set, split, i, findings.params.get("dataset"), findings.params.get("data_root"))
 
 def _label_row(findings, row):
     "A suspect with its picture, its path, the given and the suggested label."
     names = findings.study.classes
     examples, _ = _images_of_class(findings, row.suggested)
     example = _figure(findings.thumbnail("train", examples[0]), f"{_shown(names[row.suggested])}, typical") if examples else ""
-    return (f'<div class="suspect">{_figure(findings.thumbnail("train", row.image), f"labelled {_shown(names[row.given])}")}{example}'
+    picture = _figure(findings.thumbnail(row.split, row.image), f"labelled {_shown(names[row.given])}")
+    unseen = {"val": " (validation)", "test": " (test)"}.get(row.split, "")
+    return (f'<div class="suspect">{picture}{example}'
             f'<p>labelled {_link(findings.study, row.given)}<br>suggested {_link(findings.study, row.suggested)}'
-            f'<br><code>{html.escape(_path(findings, "train", row.image))}</code>'
+            f'<br><code>{html.escape(_path(findings, row.split, row.image))}</code>{unseen}'
             f'<br><span class="score">label-issue score {row.score:.3g}</span></p></div>')
 
 def _clash_row(findings, clash):
@@ -610,16 +698,18 @@ def label_section(
     self: Findings,
 ) -> HTML:
     "The suspect labels and the pictures with two labels, or the reason why labels are not judged; empty where there is nothing to say."
-    reason, suspects = self.withheld.get("labels"), self.suspects
-    if not reason and not _has_labels(self): return HTML("")
-    body = '<h2 id="labels">Likely label issues</h2>'
+    reason, suspects, corrected = self.withheld.get("labels"), self.suspects, _corrections_part(self)
+    if not reason and not _has_labels(self): return HTML(corrected)
+    body = corrected + '<h2 id="labels">Likely label issues</h2>'
     if reason: body += _withheld_box("Labels are not judged.", reason)
     elif len(suspects):
         listed = "All are below and in" if len(suspects) <= _SHOWN_LABELS else f"The first {_SHOWN_LABELS} are below, all in"
-        body += (f"<p>During training the classifier gave {_counted(len(suspects), 'training image')} a higher mean probability "
-                 f"for another class than for the label. {_NOT_CHECKED} "
+        body += (f"<p>Over its training the classifier gave {_counted(len(suspects), 'image')} a higher mean probability "
+                 f"for another class than for the label: {_by_split(suspects.split)}. It has seen the labels of the training images only. "
                  "Some labels are wrong, some images only unusual: look at each before changing it. "
-                 f'{listed} <a href="suspects.csv">suspects.csv</a>.</p>')
+                 f'{listed} <a href="suspects.csv">suspects.csv</a>. With its column <code>corrected</code> filled in '
+                 "(a class; the given one if it is right; or “(leave out)”) the file goes back in: "
+                 "<code>datadesc run ... -p corrections=FILE</code>. No image moves or changes.</p>")
         body += "".join(_label_row(self, row) for row in suspects.head(_SHOWN_LABELS).itertuples())
     if not reason: body += _unjudged_words(self)
     if self.clashes.images:
@@ -839,7 +929,7 @@ def result(
         comparisons=self.comparisons, accuracy=_accuracy_lines(self),
         chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not self.undescribed[c]},
         pairs=_pair_lines(self), suspects=None if self.suspects is None else len(self.suspects),
-        unjudged=len(self.unjudged), withheld=withheld,
+        unjudged=len(self.unjudged), withheld=withheld, corrections=self.correction_effects,
         repeated_across_splits=len(self.twins),
         asked=[{name: _plain(value) for name, value in row.items()} for row in llm.costs.table().to_dict("records")],
         answers_cost=_plain(llm.worth()), unanswered=failed_questions(llm).to_dict("records"),
@@ -866,8 +956,19 @@ def write_files(
     usable = study.pool[study.pool.flag == ""].groupby("class_id")
     results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable if not self.undescribed[c]}, study.image_set.skipped)
     result.write_classes(out)
-    if self.suspects is None: return
-    write_file(tables/"suspects.parquet", self.suspects)
-    rows = [(_path(self, "train", s.image), study.classes[s.given], study.classes[s.suggested], s.score)
-            for s in self.suspects.itertuples()]
-    results.write_suspects(out, rows)
+    if self.suspects is not None: write_file(tables/"suspects.parquet", self.suspects)
+    if self.suspects is not None or self.decisions is not None: results.write_suspects(out, [*_suspect_rows(self), *_decided_rows(self)])
+
+def _suspect_rows(findings):
+    "The rows of suspects.csv that nobody has decided."
+    names, digests = findings.study.classes, findings.study.image_set.digests
+    return [(_path(findings, s.split, s.image), names[s.given], names[s.suggested], s.score, "", s.split, digests[s.split][s.image])
+            for s in (() if findings.suspects is None else findings.suspects.itertuples())]
+
+def _decided_rows(findings):
+    "The decisions of this run's corrections as rows, so that one file holds every round."
+    if findings.decisions is None: return []
+    images, where = findings.uncorrected, (findings.params.get(name) for name in ("dataset", "data_root"))
+    dataset, data_root = where
+    return [(image_path(images, d.split, d.image, dataset, data_root), images.classes[d.given], "", None, d.decision, d.split,
+             images.digests[d.split][d.image]) for d in findings.decisions.itertuples()]
