@@ -168,8 +168,8 @@ def _decisions(image_set, rows, dataset, data_root):
 def _note(table, file):
     "What was corrected, in a sentence."
     changed, words = table[table.corrected != table.given], dict(train="training", val="validation", test="test")
-    by_split = changed[changed.corrected >= 0].split.value_counts(sort=False)
-    counts = [counted(n, f"{words[split]} label") for split, n in by_split.items()]
+    by_split = changed[changed.corrected >= 0].split.value_counts()
+    counts = [counted(int(by_split[split]), f"{word} label") for split, word in words.items() if split in by_split]
     left = changed[changed.corrected < 0]
     parts = [f"{', '.join(counts)} corrected"] * bool(counts)
     parts += [f"{counted(len(left), 'image')} left out ({first_few(left.path)})"] * bool(len(left))

@@ -283,7 +283,7 @@ def _corrections_part(findings):
         names = {"classifier": "linear classifier", "chosen sentences": "chosen sentences, zero-shot"}
         columns = ("before", "on_corrected_test", "now")
         rows = [(names[method], *(f"{100 * a[at]:.1f} %" for at in columns)) for method, a in effects["accuracy"].items()]
-        body += "<p>Test accuracy of what is made with the labels of the dataset, on its own and on the corrected test labels, and here.</p>"
+        body += "<p>Test accuracy of what the labels of the dataset make, on its own and on the corrected test labels, and of this run.</p>"
         heads = ("dataset's labels, its own test", "dataset's labels, corrected test", "corrected labels, corrected test")
         body += _table(rows, ("", *heads))
     changed, n = effects["sentences"], findings.study.n_classes

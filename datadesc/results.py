@@ -190,6 +190,12 @@ def _pair_line(pair):
     "A pair in a sentence."
     return f"{printable(pair.a)} and {printable(pair.b)} ({pair.confusion:.0%})"
 
+def _corrections_line(corrections):
+    "What was corrected, and that accuracies do not compare with others where the test was."
+    test = corrections["test"]["changed"] + corrections["test"]["left_out"]
+    other = " The test is another one now: its accuracies do not compare with those of runs without these corrections."
+    return printable(corrections["sentence"]) + other * bool(test)
+
 def _label_line(result, file):
     "The number of likely label issues, their file, and how many labels are not judged."
     unjudged = f", and {result.unjudged:,} between classes that the classifier does not separate" if result.unjudged else ""
@@ -211,7 +217,7 @@ def closing_lines(
     if result.pairs: lines += _wrapped("Most confused classes: " + "; ".join(map(_pair_line, result.pairs[:3])) + ".")
     if "labels" in result.withheld: lines += _wrapped(f"Likely label issues: not judged. {_reason(result, 'labels')}")
     elif result.suspects is not None: lines.append(_label_line(result, Path(folder)/"suspects.csv"))
-    if result.corrections: lines += _wrapped(result.corrections["sentence"])
+    if result.corrections: lines += _wrapped(_corrections_line(result.corrections))
     return [*lines, *_failed_lines(result), f"Report: {Path(folder)/'report.html'}"]
 
 def _failed_lines(result):
