@@ -17,7 +17,7 @@ OFFLINE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations readme site
+.PHONY: demo test check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations photographs readme site
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -86,6 +86,12 @@ ablations: .venv/ready-dev
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb build/weaker.ipynb -p epochs 3 -p out ../../build/weaker
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/ablations.ipynb nbs/runs/ablations.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/ablations.ipynb
+
+# Measures again what chosen sentences are worth on the photographs of ../shared/data; about a quarter of an hour. What one reader judged (photographs_reading.csv) is kept.
+photographs: .venv/ready-dev
+	cd papermill_runs/evidence && rm -f $$(ls photographs_*.csv | grep -v reading)
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/photographs.ipynb nbs/runs/photographs.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/photographs.ipynb
 
 readme: .venv/ready
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
