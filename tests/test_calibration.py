@@ -134,3 +134,19 @@ def test_the_command(run, tmp_path):
     (run/"classes.md").unlink()
     bad = verified()
     assert (bad.returncode, bad.stdout) == (1, "classes.md is missing\n5 files as written in papermill_runs/pond, 1 not\n")
+
+
+def test_the_benchmarks_page_compares_its_own_row(tmp_path):
+    "From the lines that a benchmark has measured, with the templates that it used"
+    import pandas as pd
+    from types import SimpleNamespace
+    from datadesc.benchmark_page import BenchmarkPage
+    params = dict(dataset="cifar10", split="official", model="ViT-B-32-quickgelu", checkpoint=None)
+    page = BenchmarkPage(SimpleNamespace(labels=dict(test=range(10_000))), params, None, tmp_path, tmp_path)
+    page.templates = list(CIFAR)
+    row = dict(method="clip_templates", protocol="zero_shot", aggregation="mean_embedding", names="only", k=18, n_test=10_000, mean=.88)
+    page.lines = pd.DataFrame([row, row | dict(method="set", k=5), row | dict(aggregation="mean", mean=.5)])
+    assert page.calibration().is_off and page.calibration().ours == .88
+    (tmp_path/"clip.pt").write_bytes(b"somebody's weights")
+    page.params = params | dict(checkpoint=str(tmp_path/"clip.pt"))
+    assert "unknown content" in page.calibration().sentence
