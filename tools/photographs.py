@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 
 from datadesc import runs
@@ -143,13 +144,14 @@ def methods_of(studies):
 
 
 def suspects(study, seeds, share=.1):
-    "AUC of each label-issue score, and the share of planted errors among as many highest scores; one row per seed and score."
+    "AUC of each label-issue score, and the share of planted errors among as many highest scores; how many labels are flagged as likely wrong. One row per seed and score."
     rows, y = [], study.labels["train"]
     for seed in range(seeds):
         labels = add_label_noise(y, share, seed)
-        noisy = Study(study.classes, study.image_emb, {**study.labels, "train": labels}, study.pool, study.embed, study.options)
-        found = auc_of_scores(label_issue_scores(noisy), labels != y).rename_axis("by").reset_index()
-        rows.append(found.assign(seed=seed, images=len(y), planted=int((labels != y).sum())))
+        noisy, wrong = Study(study.classes, study.image_emb, {**study.labels, "train": labels}, study.pool, study.embed, study.options), labels != y
+        flagged = torch.zeros_like(wrong).index_fill(0, torch.tensor(label_issues(noisy).query("likely").image.to_numpy(copy=True)), True)
+        found = auc_of_scores(label_issue_scores(noisy), wrong).rename_axis("by").reset_index()
+        rows.append(found.assign(seed=seed, images=len(y), planted=int(wrong.sum()), flagged=int(flagged.sum()), flagged_right=int((flagged & wrong).sum())))
     return pd.concat(rows).assign(likely_as_it_is=int(label_issues(study).likely.sum()))
 
 
