@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -98,13 +99,13 @@ def _open_cell(
     return next((index for index in code if not ended_well(cells[index])), code[-1])
 
 # %% ../nbs/4_pages/55_runs.ipynb #3e335d33
-_DESCRIBE, _BENCHMARK = ("report", "describe.ipynb"), ("benchmark", "benchmark.ipynb")  # page of a run, the run notebook that makes it
+_PAGES = {"report": "describe.ipynb", "benchmark": "benchmark.ipynb", "judge": "judge.ipynb"}  # page of a run: notebook that makes it
 
 def _executed(
     work: Path,  # folder of a run that has not finished
 ) -> Path:
     "The notebook that the run is executing there."
-    return next((file for stem, _ in (_BENCHMARK, _DESCRIBE) if (file := work/f"{stem}.ipynb").exists()), work/"report.ipynb")
+    return next((file for page in reversed(_PAGES) if (file := work/f"{page}.ipynb").exists()), work/"report.ipynb")
 
 def _progress(
     report: Path,  # the executed notebook of a run that has not finished
@@ -125,21 +126,21 @@ def _unfinished(
     return f"stopped {where}: {error or 'interrupted or killed'}" + f": {no_room(error)}" * bool(no_room(error))
 
 # %% ../nbs/4_pages/55_runs.ipynb #c5e31d2a
-_RESULTS = {"report": "result.json", "benchmark": "benchmark.json"}  # what the notebook of each page must leave
+_RESULTS = {"report": "result.json", "benchmark": "benchmark.json", "judge": "judge.json"}  # what the notebook of each page must leave
 
 def _finish(
     target: RunFolder,  # whose notebook was executed, in its folder `work`
-    page: str,  # "report", or "benchmark", which is added to the run at `target`
+    page: str,  # "report", or one of the others, which is added to the run at `target`
 ) -> Path:
     "Makes what was executed the result at `target`, which is returned; `RunFailed` if the notebook left no result."
     from datadesc.kernel import report_html, tidy
     work = target.beside("work")
     if not (work/_RESULTS[page]).exists(): raise RunFailed(f"ended without writing {_RESULTS[page]}")
-    if page == "benchmark" and not (target/"result.json").exists(): raise RunFailed("lost the run that it belongs to")
+    if page != "report" and not (target/"result.json").exists(): raise RunFailed("lost the run that it belongs to")
     notebook = tidy(work/f"{page}.ipynb", work, target)
     write_text(work/f"{page}.html", report_html(notebook))
     target.beside("failed").remove()
-    return target.replace(add=page == "benchmark")
+    return target.replace(add=page != "report")
 
 # %% ../nbs/4_pages/55_runs.ipynb #9e75271c
 def _keep_failed(
@@ -163,7 +164,7 @@ def _attempt(
     target: RunFolder,  # where the result belongs, while this process has its folder `work`
     params: dict,  # values of its parameters
     manager: "SocketKernelManager",  # of a kernel that was started
-    page: str = "report",  # what it makes: "report" or "benchmark"
+    page: str = "report",  # what it makes: "report", "benchmark" or "judge"
 ) -> Path:
     "Executes `notebook`, puts the result in `target` and returns it; `RunFailed`, with the unfinished report kept, if that fails."
     from papermill.exceptions import PapermillExecutionError
@@ -182,21 +183,23 @@ def _attempt(
 # %% ../nbs/4_pages/55_runs.ipynb #a6fabac7
 def _run_notebook() -> Path:
     "The package's notebook that makes the report."
-    return sources()[0]/_DESCRIBE[1]
+    return sources()[0]/_PAGES["report"]
 
 _FLAG = Parameter("benchmark", "bool", False, "make the page for researchers as well: every method with its controls", "The benchmark")
 
-def _own_parameters(notebook, hidden=("out", "run", "images_at", "store")):
-    "The parameters of benchmark.ipynb beside the run notebook that a user gives; {} where there is none."
-    beside_it = Path(notebook).with_name(_BENCHMARK[1])
+def _own_parameters(notebook, page="benchmark", hidden=("out", "run", "images_at", "store")):
+    "The parameters of another page's notebook beside the run notebook that a user gives; {} where there is none."
+    beside_it, flag = Path(notebook).with_name(_PAGES[page]), {"benchmark": _FLAG} if page == "benchmark" else {}
     if not beside_it.exists(): return {}
-    return {"benchmark": _FLAG} | {name: parameter for name, parameter in parameters(beside_it).items() if name not in hidden}
+    return flag | {name: parameter for name, parameter in parameters(beside_it).items() if name not in hidden}
 
 def known_parameters(
     notebook: Path | None = None,  # a run notebook; None: the package's describe.ipynb
+    page: str | None = None,  # "judge": those of that page alone
 ) -> dict[str, Parameter]:
     "All parameters of a run by name, those of the benchmark last."
     notebook = Path(notebook or _run_notebook())
+    if page: return _own_parameters(notebook, page)
     return {name: parameter for name, parameter in parameters(notebook).items() if name != "out"} | _own_parameters(notebook)
 
 def _divided(params, notebook):
@@ -207,7 +210,7 @@ def _divided(params, notebook):
 # %% ../nbs/4_pages/55_runs.ipynb #759ee762
 _EXECUTION_ONLY = (  # parameters of execution only: they do not change a result
     "data_root", "download", "llm_budget", "llm_concurrency", "llm_requests_per_minute", "llm_tokens_per_minute", "llm_timeout",
-    "answers", "store")
+    "answers", "store", "judge_budget")
 
 def _had(target, page="report"):
     "The values that the notebook of the page was given."
@@ -320,7 +323,7 @@ def run(
         if not done and not force: _say_changes(target, ours, _divided(known, notebook)[0])
         if done and (done := _reads_the_same(target, inputs)): target.beside("failed").remove()  # it is the latest again
         if not done: _describe(target, source, ours, inputs, notebook, kernel_up)
-        if params.get("benchmark"): done &= _add_benchmark(target, theirs, ours.get("store"), notebook, kernel_up, force)
+        if params.get("benchmark"): done &= _add_page("benchmark", target, theirs, ours.get("store"), notebook, kernel_up, force)
     if done: print(f"{target} is finished and has these parameters: nothing to run, --force runs it again")
     return target.path
 
@@ -336,19 +339,19 @@ def _describe(target, source, params, inputs, notebook, kernel_up):
         target.note_inputs(inputs)
         _attempt(notebook, target, params, kernel_up())
 
-def _add_benchmark(target, params, store, notebook, kernel_up, force=False):
-    "Adds the benchmark to the run at `target`; True where the one that it has is the same."
-    notebook, known, inputs = notebook.with_name(_BENCHMARK[1]), _own_parameters(notebook), [path for _, path in input_files(params)]
-    if not force and _is_current(target, params, known, "benchmark") and _reads_the_same(target, inputs, "benchmark"):
+def _add_page(page, target, params, store, notebook, kernel_up, force=False):
+    "Adds the page to the run at `target`; True where the one that it has is the same."
+    known, inputs = _own_parameters(notebook, page), [path for _, path in input_files(params)]
+    if not force and _is_current(target, params, known, page) and _reads_the_same(target, inputs, page):
         target.beside("failed").remove()  # the finished one is the latest again
         return True
-    if not force: _say_changes(target, params, known, "benchmark")
+    if not force: _say_changes(target, params, known, page)
     values = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(target)}
     if store: values["store"] = store
     if own_images(_had(target)): values["images_at"] = _from_here(target, _had(target))["dataset"]
     with target.working(target.mark["source"]):
-        target.note_inputs(inputs, "benchmark")
-        _attempt(notebook, target, values, kernel_up(), "benchmark")
+        target.note_inputs(inputs, page)
+        _attempt(notebook.with_name(_PAGES[page]), target, values, kernel_up(), page)
     return False
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f823cd5
@@ -395,22 +398,30 @@ def benchmark(
 ) -> Path:
     "Adds the benchmark to the finished run `name` and returns its folder; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
-    FinishedRun(root, name)  # there is one
-    target, own, files = RunFolder(root/name), _own_parameters(notebook), _parameter_files(root)
+    return _add_to_finished("benchmark", FinishedRun(root, name), params, kernel, force, notebook)
+
+def _values(page, run, params, notebook):
+    "The values of the page's own parameters: from the dataset's file, from an earlier page, and from the user, who has the last word."
+    target, own, files = RunFolder(run.folder), _own_parameters(notebook, page), _parameter_files(run.root)
     own_only = lambda values: {key: value for key, value in values.items() if key in own}
-    before = own_only(renamed(_had(target, "benchmark"), own, quiet=True)) if _is_finished(target, "benchmark") else {}
-    from_file = own_only(renamed(_read_parameter_file(files[name]), own)) if name in files else {}
-    theirs = check_parameters(from_file | before | renamed(params or {}, own), own)
+    before = own_only(renamed(_had(target, page), own, quiet=True)) if _is_finished(target, page) else {}
+    from_file = own_only(renamed(_read_parameter_file(files[run.name]), own)) if run.name in files else {}
+    return check_parameters(from_file | before | renamed(params or {}, own), own)
+
+def _add_to_finished(page, run, params, kernel, force, notebook):
+    "Adds the page to a finished run, unless it has the same, and returns the run's folder."
+    name, target, own = run.name, RunFolder(run.folder), _own_parameters(notebook, page)
+    theirs = _values(page, run, params, notebook)
     ours = {key: value for key, value in _had(target).items() if key not in (*own, "out")}
     with ExitStack() as stack:
         kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, ours)))
-        if force or not _is_current(target, theirs, own, "benchmark"): kernel_up()
+        if force or not _is_current(target, theirs, own, page): kernel_up()
         ours = _from_here(target, ours)
         listing = check(ours | theirs)
         if different := target.changed_inputs(_inputs(ours, listing)):
             raise ValueError(f"'{name}' was run with other files ({different[0]}): datadesc run {name} makes it anew")
-        if _add_benchmark(target, theirs, ours.get("store"), notebook, kernel_up, force):
-            print(f"{target} has this benchmark: nothing to run, --force runs it again")
+        if _add_page(page, target, theirs, ours.get("store"), notebook, kernel_up, force):
+            print(f"{target} has this {page}: nothing to run, --force runs it again")
     return target.path
 
 def _from_here(target, params):
@@ -422,6 +433,36 @@ def _from_here(target, params):
     paths = {name: params.get(name) for name in named}
     there = {name: os.path.join(then, path) for name, path in paths.items() if path}
     return params | {name: os.path.relpath(path) for name, path in there.items() if os.path.exists(path)}
+
+# %% ../nbs/4_pages/55_runs.ipynb #12429fc1
+_ALPHA = "Agreement needs the library krippendorff: pip install krippendorff"
+
+@patch
+def judge(
+    self: FinishedRun,
+    params: dict | None = None,  # values of the page's own parameters; texts are read by annotation
+    kernel: str | None = None,  # name of a Jupyter kernel; None: the Python that runs now
+    force: bool = False,  # make it even if the same is there
+    notebook: str | Path | None = None,  # a run notebook, with judge.ipynb beside it; None: the package's describe.ipynb
+) -> Path:
+    "Adds the judge's page and returns the run's folder; `ValueError` before it starts, `RunFailed` after."
+    if not find_spec("krippendorff"): raise ValueError(_ALPHA)
+    return _add_to_finished("judge", FinishedRun(Path(os.path.relpath(self.root)), self.name), params, kernel, force,
+                            Path(notebook or _run_notebook()))
+
+@patch
+def judge_cost(
+    self: FinishedRun,
+    params: dict | None = None,  # values of the page's own parameters; texts are read by annotation
+) -> str:
+    "Dry run: which images would go where, and the cost estimate of each judge. Nothing is asked or written."
+    notebook = _run_notebook()
+    values = {name: known.default for name, known in known_parameters(notebook, "judge").items()}
+    values |= _values("judge", self, params, notebook)
+    from datadesc.judge_page import JudgePage  # heavy: only once everything cheap is right
+    had = _from_here(RunFolder(self.folder), _had(self.folder))
+    at = had["dataset"] if own_images(had) else None
+    return JudgePage.of_run(self.folder, self.folder, values, at, had.get("store"), dry_run=True).cost_estimate()
 
 # %% ../nbs/4_pages/55_runs.ipynb #88b480fe
 _ASSUMED = "Where parts are not cached, {parts} per superclass are assumed; articles not fetched yet are assumed to fill their quotation."
@@ -458,7 +499,7 @@ def _state(
     for folder in (target.beside("work"), target.beside("failed"), target):
         if not folder.mark or (folder/"result.json").exists(): continue
         notebook = _executed(folder)
-        if (target/"result.json").exists() and notebook.stem == "benchmark": return "done", f"its benchmark {_unfinished(notebook)}"
+        if (target/"result.json").exists() and notebook.stem != "report": return "done", f"its {notebook.stem} {_unfinished(notebook)}"
         return "failed", _unfinished(notebook)
     return ("done", str(target/"report.html")) if target.mark else ("never", f"datadesc run {name}")
 
@@ -555,6 +596,17 @@ def repeat_command(self: FinishedRun) -> str:
     named = ["--name", name] if target != name and _default_name(target) != name else []
     written = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
     return shlex.join(["datadesc", "run", target, *named, *(word for text in written for word in ("-p", text))])
+
+# %% ../nbs/4_pages/55_runs.ipynb #db3fe90e
+@patch
+def parameters_here(self: FinishedRun) -> dict:
+    "All parameters of the run by name, with the ways to its files from the folder that one stands in; `ValueError` if files are gone."
+    folder, known = RunFolder(self.folder), known_parameters()
+    had, noted = (renamed(values, known, quiet=True) for values in (_had(folder), self.result.get("parameters", {})))
+    given = {name: had.get(name) for name in ("store", "device", "superclass")}  # the result notes what they came to
+    params = _from_here(folder, {name: parameter.default for name, parameter in known.items()} | noted | given)
+    check(params)
+    return params
 
 # %% ../nbs/4_pages/55_runs.ipynb #dd8d3fa1
 def finished(
