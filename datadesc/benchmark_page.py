@@ -84,7 +84,8 @@ def _methods_of(study, kind, llm, baselines=(), specs=(), aliases=(), templates=
     "({name: method}, {name: class names of a user's file that had to be matched}); `ValueError` for a name that is taken."
     pool, classes = study.pool, study.classes
     methods = {form: chosen_by(form) for form in ("set", *FORMS) if form != "random"} | controls(study, study.options.form)
-    if "truth" in pool: methods[_ORACLE] = pool[pool.truth == "visible"]
+    true = pool[pool.truth == "visible"] if "truth" in pool else pool[:0]
+    if true.class_id.nunique() == len(classes): methods[_ORACLE] = true
     for name in baselines: methods[name] = BASELINES[name].table(BASELINES[name].ask(classes, llm, kind), classes, kind)
     prompts = from_templates(classes, templates) if templates else from_templates(classes)
     methods["clip_templates"] = BASELINES["clip_templates"].table(prompts, classes).drop(columns="text")
@@ -296,7 +297,8 @@ def _by_mean(lines):
 def _precision_of_forms(study):
     "What `Study.precision` gives for each form, with `world`; [] without ground truth."
     name = study.image_set.name if study.image_set is not None else ""
-    return [dict(world=name) | study.precision(form) for form in ("set", *FORMS)] if "truth" in study.pool else []
+    found = [dict(world=name) | study.precision(form) for form in ("set", *FORMS)] if "truth" in study.pool else []
+    return [row for row in found if pd.notna(row["precision"])]
 
 @patch
 def precision(self: BenchmarkPage) -> None:

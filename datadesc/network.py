@@ -109,7 +109,8 @@ def _fitting(model, weights, source):
 def _fill(model, weights, last, source):
     "Put `weights` into `model`; a last layer of another number of classes becomes zero."
     own, head = model.state_dict(), [f"{last}.weight", f"{last}.bias"]
-    if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]): weights = weights | {k: torch.zeros_like(own[k]) for k in head if k in own}
+    if head[0] in weights and len(weights[head[0]]) != len(own[head[0]]):
+        weights = weights | {k: torch.zeros_like(own[k]) for k in head if k in own}
     model.load_state_dict(_fitting(model, weights, source), strict=False)
 
 # %% ../nbs/1_method/35_network.ipynb #117bea6c

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from . import stats, conditions, results
 from .accuracy import accuracy_row
+from .attributes import AttributeTable
 from .audit import confusable_pairs, separating_texts, label_issues
 from .labels import apply_corrections, image_path
 from .stats import interval, paired_test
@@ -73,6 +74,7 @@ def candidate_sentences(
     if params["descriptions"]: pool = from_file(params["descriptions"], classes, kind, image_set.raw_names)
     else: pool = describe(classes, llm, kind, articles, **{key: params[key] for key in ("knowledge", "samples", "article_tokens", "parts")})
     if synthetic and set(pool.source) == {f"{synthetic.name}-author"}: pool["truth"] = synthetic.truth_of(pool)
+    elif table := AttributeTable.of_run(params, image_set): pool = pool.assign(**table.truth_of(pool))
     pool = flag_too_long(pool, encoder.tokenizer)
     silent = conditions.undescribed(pool, len(classes)).numpy()
     if silent.any() and params["descriptions"]:
@@ -798,10 +800,20 @@ def _pool_words(findings):
     by_itself = options.form == "set" and options.top_k == "auto"
     if not by_itself and pool.groupby("class_id").size().max() <= options.most:
         words += " No class has more than `top_k` sentences, so all are chosen."
-    if not truth: return words
+    return words + _truth_words(pool, options, truth) if truth else words
+
+def _truth_words(pool, options, truth):
+    "Precision of the choice, and what the truth of a sentence is known from."
     share, of = ("precision", "chosen") if options.form == "set" else ("precision_at_5", "best five")
-    return words + (f" Ground truth is known for this synthetic dataset: {_percent(truth[share])} of the {of} "
-                    f"sentences per class are true and visible (chance {_percent(truth['chance'])}).")
+    share, chance = _percent(truth[share]), _percent(truth["chance"])
+    if "attributes" not in pool:
+        return (f" Ground truth is known for this synthetic dataset: {share} of the {of} sentences per class are true and visible "
+                f"(chance {chance}).")
+    counts, unmatched = pool.truth.value_counts(), int((pool.attributes.fillna("") == "").sum())
+    undecided = int(pool.truth.isna().sum()) - unmatched
+    return (f" CUB's table of attributes says that {counts.get('visible', 0):,} of {len(pool):,} sentences are true of their class and "
+            f"{counts.get('wrong', 0):,} wrong; {undecided:,} are undecided, {unmatched:,} name none of its attributes. Of the {of} "
+            f"sentences per class that are decided, {share} are true (chance {chance}).")
 
 # %% ../nbs/4_pages/25_report.ipynb #401198bb
 def _precision_of_form(
@@ -809,7 +821,8 @@ def _precision_of_form(
 ) -> dict | None:
     "Precision of the chosen sentences against the ground truth; None where it is not known."
     study = findings.study
-    return dict(world=study.image_set.name) | study.precision() if "truth" in study.pool else None
+    found = study.precision()
+    return dict(world=study.image_set.name) | found if found and not np.isnan(found["precision"]) else None
 
 def _dollars(cost): return "unknown" if pd.isna(cost) else f"${cost:.4f}"
 

@@ -198,18 +198,22 @@ def ift(
 
 # %% ../nbs/1_method/40_selection.ipynb #df71e8fe
 def _precision_by_class(scores, truth, k, true):
-    "Per class (C rows), the share of true texts among its `k` best (None: its chosen), among all (chance), in oracle selection (ceiling)."
+    """Share of true texts among the `k` best of a class (None: its chosen), among all (chance), in oracle selection (ceiling).
+
+    A text of unknown truth is left out; so is a class none of whose `k` best is known."""
     if not truth.index.equals(scores.index):
         raise ValueError("truth: its index differs from that of the scores; expected one entry per scored text, in the same order")
     chosen = scores["proponent"] if k is None else scores["rank"] <= k
-    right = scores.assign(right=(truth == true).to_numpy(), chosen=chosen).groupby("class_id")
+    known = scores.assign(right=(truth == true).to_numpy(), chosen=chosen)[truth.notna().to_numpy()]
+    if known.empty: return pd.DataFrame(columns=["precision", "chance", "ceiling"], dtype=float)
+    right = known.groupby("class_id")
     return pd.DataFrame(dict(
         precision=right.apply(lambda c: c.right[c.chosen].mean()), chance=right.right.mean(),
-        ceiling=right.apply(lambda c: c.right.sort_values(ascending=False).head(c.chosen.sum()).mean())))
+        ceiling=right.apply(lambda c: c.right.sort_values(ascending=False).head(c.chosen.sum()).mean()))).dropna(subset="precision")
 
 def precision_at(
     scores: pd.DataFrame,  # what `ift` or `choose` returned
-    truth: pd.Series,  # ground truth of each text, same index as `scores`
+    truth: pd.Series,  # ground truth of each text, same index as `scores`; a missing one is unknown and not counted
     k: int | None,  # how many of the best to count; None: those that are chosen
     true: str = "visible",  # the value of `truth` that counts as right
 ) -> dict[str, float]:
