@@ -229,6 +229,8 @@ def make_asset(
     return Path(path)
 
 # %% ../nbs/1_method/17_offline.ipynb #905a71fe
+_AT_ONCE = 4  # images that a CPU reads at once
+
 class OfflineClip(nn.Module):
     "EfficientNet-Lite2 and MiniLM behind the methods of open_clip's models, frozen; ImportError says what to install."
     def __init__(
@@ -251,7 +253,8 @@ class OfflineClip(nn.Module):
         images: Tensor,  # (N, 3, 260, 260), preprocessed
     ) -> Tensor:  # (N, 1664)
         "(N, 1664): the words of what each image resembles, and its features; both centred by the asset's means."
-        features = self.visual.forward_head(self.visual.forward_features(images), pre_logits=True)
+        parts = images.split(_AT_ONCE) if images.device.type == "cpu" else [images]
+        features = torch.cat([self.visual.forward_head(self.visual.forward_features(part), pre_logits=True) for part in parts])
         words = _words_of_images(self.visual.classifier(features), self.table)
         return _side_by_side(words - self.words_mean, features - self.feature_mean)
 
