@@ -12,12 +12,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .head import train_head
 from .influence import self_influence, text_influence
 
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['add_label_noise', 'label_issue_scores', 'auc_of_scores', 'label_issues', 'confusable_pairs', 'separating_texts']
+__all__ = ['add_label_noise', 'label_issue_scores', 'auc_of_scores', 'out_of_sample_probabilities', 'label_issues',
+           'confusable_pairs', 'separating_texts']
 
 # %% ../nbs/3_looking/20_audit.ipynb #5e701235
 def add_label_noise(
@@ -60,7 +62,11 @@ def _trajectory_of(x, y, checkpoints):
 def _trajectory(study, split="train"):
     "What the checkpoints of the study's classifier predict for each image of the split and its label."
     x, y, checkpoints = study.features[split], study.labels[split], study.classifier
-    rows = max(1, 2 ** 24 // sum(len(c.weight) for c in checkpoints))  # 64 MB of probabilities at a time
+    return _in_blocks(x, y, checkpoints)
+
+def _in_blocks(x, y, checkpoints):
+    "The trajectory of any number of images, 64 MB of probabilities at a time."
+    rows = max(1, 2 ** 24 // sum(len(c.weight) for c in checkpoints))
     blocks = [_trajectory_of(x[i:i + rows], y[i:i + rows], checkpoints) for i in range(0, len(x), rows)]
     return _Trajectory(*map(torch.cat, zip(*blocks)))
 
@@ -98,17 +104,53 @@ def auc_of_scores(
         return dict(auc=roc_auc_score(wrong, score) if score.notna().all() else np.nan, found=wrong[highest].mean())
     return pd.DataFrame({name: evaluated(score) for name, score in scores.items()}).T
 
+# %% ../nbs/3_looking/20_audit.ipynb #e4b08265
+def _folds(labels, folds, seed):
+    "A fold for each image, (N,), every class spread over all of them."
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels.cpu()[order].argsort(stable=True)]
+    return torch.empty(len(labels), dtype=torch.long).index_copy_(0, order, torch.arange(len(labels)) % folds)
+
+def _held_out_heads(study, folds=5, seed=0):
+    "(mask (N,) of a fold of the train images, checkpoints of a head that was trained on the others), fold by fold."
+    x, y = study.features["train"], study.labels["train"]
+    fold = _folds(y, folds, seed).to(x.device)
+    for k in fold.unique(): yield fold == k, train_head(x[fold != k], y[fold != k], study.n_classes)
+
+def _held_out_trajectory(study, split):
+    "As `_trajectory`, from heads that have not seen the images of the split."
+    if split != "train": return _trajectory(study, split)
+    x, y = study.features["train"], study.labels["train"]
+    parts = [(of.nonzero()[:, 0], _in_blocks(x[of], y[of], checkpoints)) for of, checkpoints in _held_out_heads(study)]
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    return _Trajectory(*(torch.cat(values)[order] for values in zip(*(part for _, part in parts))))
+
+def out_of_sample_probabilities(
+    study: Study,
+    folds: int = 5,  # of the train images
+    seed: int = 0,  # which image is in which fold
+) -> tuple[pd.DataFrame, np.ndarray]:  # (split, image, label: N rows of all splits; (N, C) probabilities)
+    """The predictions of heads that have not seen the image, as cleanlab's `find_label_issues(labels, pred_probs)` takes them.
+
+    Train images by cross-validation, the others by the classifier. ValueError for fewer than two folds."""
+    if folds < 2: raise ValueError(f"folds={folds}: expected two or more")
+    p = {split: study.classifier[-1].logits(study.features[split]).softmax(1) for split in study.labels}
+    for of, checkpoints in _held_out_heads(study, folds, seed):
+        p["train"][of] = checkpoints[-1].logits(study.features["train"][of]).softmax(1)
+    rows = [pd.DataFrame(dict(split=split, image=range(len(y)), label=y.cpu().numpy())) for split, y in study.labels.items()]
+    return pd.concat(rows, ignore_index=True), np.concatenate([part.cpu().numpy() for part in p.values()])
+
 # %% ../nbs/3_looking/20_audit.ipynb #4b8d7241
 def label_issues(
     study: Study,
-    split: str = "train",  # or "val" or "test", judged by heads that have not seen them
+    split: str = "train",  # or "val" or "test"
 ) -> pd.DataFrame:  # image, given, suggested, likely, score, p_given, p_suggested, self_influence; highest score first
     """Every image of the split with its label-issue score, a class that fits better, and whether its label is likely wrong.
 
-    The score is NaN where no other train image has the label. Compare confident learning (Northcutt et al. 2021) and AUM
+    Loss and probabilities are those of heads that have not seen the image. The score is NaN where no other train image has the label. Compare confident learning (Northcutt et al. 2021) and AUM
     (Pleiss et al. 2020). ValueError for a split that the study lacks."""
     if split not in study.labels: raise ValueError(f"split={split!r}: expected one of {', '.join(study.labels)}")
-    trajectory, y, own = _trajectory(study, split), study.labels[split], _self_influence(study, split)
+    trajectory, y, own = _held_out_trajectory(study, split), study.labels[split], _self_influence(study, split)
     alone = study.labels["train"].bincount(minlength=study.n_classes)[y] == (1 if split == "train" else 0)
     likely = (trajectory.other > trajectory.given) & ~alone
     columns = dict(image=torch.arange(len(y)), given=y, suggested=trajectory.suggested, likely=likely,

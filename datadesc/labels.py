@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['image_path', 'read_corrections', 'apply_corrections', 'out_of_sample_probabilities', 'write_label_files']
+__all__ = ['image_path', 'read_corrections', 'apply_corrections', 'write_label_files']
 
 # %% ../nbs/3_looking/30_labels.ipynb #d2ecd71d
 def _image_path(image, split, i, root):
@@ -210,41 +210,6 @@ def _relabelled(image_set, new, kept, note):
     if digests: vars(images)["digests"] = {split: [digests[split][i] for i in at] for split, at in kept.items()}
     return images
 
-# %% ../nbs/3_looking/30_labels.ipynb #59bce82a
-def _folds(labels, folds, seed):
-    "A fold for each image, (N,), every class spread over all of them."
-    import torch
-    g = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=g)
-    order = order[labels.cpu()[order].argsort(stable=True)]
-    fold = torch.empty(len(labels), dtype=torch.long)
-    fold[order] = torch.arange(len(labels)) % folds
-    return fold
-
-def _cross_validated(study, folds, seed):
-    "Probabilities (N, C) of the train images, each by a head that was trained on the other folds."
-    from datadesc.head import train_head
-    x, y = study.features["train"], study.labels["train"]
-    fold, p = _folds(y, folds, seed).to(x.device), x.new_zeros(len(x), study.n_classes)
-    for k in range(folds):
-        if (fold == k).any(): p[fold == k] = train_head(x[fold != k], y[fold != k], study.n_classes)[-1].logits(x[fold == k]).softmax(1)
-    return p
-
-def out_of_sample_probabilities(
-    study: Study,
-    folds: int = 5,  # of the train images
-    seed: int = 0,  # which image is in which fold
-) -> tuple[pd.DataFrame, np.ndarray]:  # (split, image, label: N rows of all splits; (N, C) probabilities)
-    """The predictions of heads that have not seen the image, as cleanlab's `find_label_issues(labels, pred_probs)` takes them.
-
-    Train images by cross-validation, the others by the classifier. ValueError for fewer than two folds."""
-    import numpy as np, pandas as pd
-    if folds < 2: raise ValueError(f"folds={folds}: expected two or more")
-    unseen = {split: study.classifier[-1].logits(x).softmax(1) for split, x in study.features.items() if split != "train"}
-    p = {split: _cross_validated(study, folds, seed) if split == "train" else unseen[split] for split in study.labels}
-    rows = [pd.DataFrame(dict(split=split, image=range(len(y)), label=y.cpu().numpy())) for split, y in study.labels.items()]
-    return pd.concat(rows, ignore_index=True), np.concatenate([part.cpu().numpy() for part in p.values()])
-
 # %% ../nbs/3_looking/30_labels.ipynb #6b3c48d7
 def _data_uri(image, side=512):
     "The image as a data URI, at most `side` pixels a side."
@@ -301,6 +266,7 @@ def write_label_files(
 ) -> list[Path]:  # the files, and the folder of FiftyOne's
     "Writes label_studio.json, its interface label_studio.xml, fiftyone/ and cleanlab.npz, with label and prediction of every image."
     import numpy as np
+    from datadesc.audit import out_of_sample_probabilities
     out, paths = Path(out), _all_paths(study.image_set, dataset, data_root)
     rows = _rows_of(study, suspects.head(at_most), paths)
     files = [write_text(out/"label_studio.json", json.dumps(list(_tasks(rows)), ensure_ascii=False, indent=1)),
