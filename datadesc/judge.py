@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
+from scipy.special import stdtrit
 
 from .data import ImageSet, open_image
 from .describe import quoted
@@ -227,15 +228,18 @@ def _draws(n, repeats=_REPEATS, seed=0):
     "How often each of n classes is drawn (repeats, n); the first row draws each once, which is the estimate itself."
     return np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=repeats)])
 
-def _interval(values):
-    "(estimate, low, high) from the estimate and its bootstrap draws; an interval of NaN where there is none."
-    low, high = np.nanquantile(values[1:], [.025, .975]) if np.isfinite(values[1:]).any() else (np.nan, np.nan)
-    return values[0], low, high
+def _interval(values, n):
+    "(estimate, low, high) from the estimate and its bootstrap draws of n classes; an interval of NaN where there is none."
+    draws = values[1:][np.isfinite(values[1:])]
+    if n < 2 or not len(draws): return values[0], np.nan, np.nan
+    wider = stdtrit(n - 1, .975) / stdtrit(np.inf, .975) * (n / (n - 1)) ** .5
+    ends = values[0] + wider * (np.quantile(draws, [.025, .975]) - values[0])
+    return values[0], *ends.clip(draws.min(), draws.max())
 
 def _ratio(rows, parts, of=lambda sums: sums[0] / sums[1]):
     "(estimate, low, high) of a function of sums over the rows, by default of the first part over the second."
     sums = rows.assign(**{f"_{i}": part for i, part in enumerate(parts)}).groupby("class_id")[[f"_{i}" for i in range(len(parts))]].sum()
-    with np.errstate(invalid="ignore", divide="ignore"): return _interval(of((_draws(len(sums)) @ sums.to_numpy(dtype=float)).T))
+    with np.errstate(invalid="ignore", divide="ignore"): return _interval(of((_draws(len(sums)) @ sums.to_numpy(dtype=float)).T), len(sums))
 
 @patch
 def scores(self: Votes) -> pd.DataFrame:
@@ -258,7 +262,7 @@ def position_bias(self: Votes) -> pd.DataFrame:
         for position, at in of_judge.groupby("position"):
             rate, low, high = _ratio(at, (at.credit, 1))
             rows.append(dict(judge=judge, position=_letters(26)[position], rate=rate, low=low, high=high, fair=fair,
-                             biased=not low - 1e-9 <= fair <= high + 1e-9))
+                             biased=bool(low > fair + 1e-9 or high < fair - 1e-9)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/3_looking/40_judge.ipynb #d4662ca3
@@ -280,7 +284,7 @@ def _agreed(rows, rater, column, repeats):
     if counts.empty: return np.nan, np.nan, np.nan
     values, place = counts.to_numpy(), counts.index.get_level_values("class_id").factorize()[0]
     alphas = [_alpha(np.repeat(values, times[place].astype(int), axis=0), _LEVELS[column]) for times in _draws(place.max() + 1, repeats)]
-    return _interval(alphas)
+    return _interval(np.array(alphas), place.max() + 1)
 
 @patch
 def agreement(

@@ -109,8 +109,8 @@ def sent(self: JudgePage) -> str:
     names, hosts = " and ".join(judge.model for judge in self.judges), " and ".join(sorted({judge.host for judge in self.judges} - {""}))
     if not hosts:
         return (f"{asked} No image leaves this machine: the judge is a rule, \"{names}\". It adds {_BIAS} to the first text and noise of "
-                f"standard deviation {_NOISE}, where a true and visible sentence is worth 1. Its scores say that the page works, "
-                "not what a reader would think.")
+                f"standard deviation {_NOISE}, where a true and visible sentence is worth 1, "
+                "a generic one 0.5, and any other text 0. Its scores say that the page works, not what a reader would think.")
     authors = sorted({judge.model for judge in self.judges} & set(self.run.study.pool.source))
     own = f" {' and '.join(authors)} also wrote the candidate sentences, and a judge tends to prefer its own." * bool(authors)
     return (f"Images leave this machine: {n:,} images, as JPEG files of at most 512 pixels on a side without any metadata, go to {hosts} "
