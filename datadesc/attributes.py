@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttributeTable']
 
-# %% ../nbs/5_sources/47_attributes.ipynb #651232b1
+# %% ../nbs/5_sources/47_attributes.ipynb #cbbcd6aa
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .catalogue import data_folder
 from .data import ImageSet
 from .selection import scored_text
 
-# %% ../nbs/5_sources/47_attributes.ipynb #328a1129
+# %% ../nbs/5_sources/47_attributes.ipynb #f4619c98
 def _parts_of(name):
     "('bill', 'curved') of 'has_bill_shape::curved_(up_or_down)'; of the whole bird ('size', 'large')."
     left, _, value = name.partition("::")
@@ -27,7 +27,7 @@ def _parts_of(name):
     value = re.sub(r"_?\(.*\)|[_-](tail|wings)$", "", value).replace("_", " ")
     return part or respect, value
 
-# %% ../nbs/5_sources/47_attributes.ipynb #770a1087
+# %% ../nbs/5_sources/47_attributes.ipynb #c335ec32
 def _shares_from_images(folder, n_attributes):
     "Percentages (C, A) from the annotations of single images; classes in the order of their numbers."
     columns = ["image", "attribute", "present", "certainty"]
@@ -38,7 +38,7 @@ def _shares_from_images(folder, n_attributes):
     shares = 100 * seen.groupby(["label", "attribute"]).present.mean().unstack()
     return shares.reindex(index=range(1, classes.max() + 1), columns=range(1, n_attributes + 1)).to_numpy()
 
-# %% ../nbs/5_sources/47_attributes.ipynb #643d1e03
+# %% ../nbs/5_sources/47_attributes.ipynb #fd9baebc
 @dataclass(frozen=True, eq=False)
 class AttributeTable:
     "Which attributes the classes have, by people's annotations; `matches` and `truth_of` compare sentences with it."
@@ -56,7 +56,7 @@ class AttributeTable:
 
     def __repr__(self): return f"AttributeTable({len(self.shares)} classes, {len(self.names)} attributes)"
 
-# %% ../nbs/5_sources/47_attributes.ipynb #ef4febff
+# %% ../nbs/5_sources/47_attributes.ipynb #d24f816d
 @patch(cls_method=True)
 def read(
     cls: AttributeTable,
@@ -77,7 +77,7 @@ def read(
                          f"and {len(names)} attributes")
     return cls(names, shares[[numbers[name] - 1 for name in folders]])
 
-# %% ../nbs/5_sources/47_attributes.ipynb #260a8b21
+# %% ../nbs/5_sources/47_attributes.ipynb #0697be37
 def _by_word(**words): return {word: name for name, listed in words.items() for word in listed.split()}
 
 _PART = _by_word(
@@ -94,7 +94,7 @@ _COLOUR = _by_word(
     green="green greenish", pink="pink pinkish", orange="orange", black="black blackish", white="white whitish",
     red="red reddish scarlet crimson", buff="buff buffy tan cream beige")
 
-# %% ../nbs/5_sources/47_attributes.ipynb #113cc009
+# %% ../nbs/5_sources/47_attributes.ipynb #4fdfaa28
 _MARK = _by_word(striped="stripe stripes streak streaks streaking bars", spotted="spot spots speckles")
 _HEAD_MARK = _by_word(eyering="eyering eyerings", eyebrow="eyebrow eyebrows supercilium", eyeline="eyeline eyelines",
                       crested="crest crested", masked="mask masked", capped="cap capped", malar="malar")
@@ -108,7 +108,7 @@ _VALUE = {colour: (value,) for colour, value in _COLOUR.items()} | {
     "square": ("squared",), "squared": ("squared",), "large": ("large", "very large"), "small": ("small", "very small"),
     "tiny": ("very small",), "medium": ("medium", "about the same as head"), "very-large": ("very large",), "very-small": ("very small",)}
 
-# %% ../nbs/5_sources/47_attributes.ipynb #049e0553
+# %% ../nbs/5_sources/47_attributes.ipynb #1fc929a5
 _BETWEEN = set("a an the its their it they has have having of on in down across along over very quite bright dark light pale deep rich "
                "bold thin thick sharp strong stout slender sturdy stocky powerful mostly mainly all entirely slightly sized shaped colored "
                "coloured that which distinct distinctive prominent and or to from".split())
@@ -135,7 +135,7 @@ def _tokens(text):
         tokens += [pieces[0], *joint, *pieces[1:]] if len(pieces) > 1 else pieces
     return [{"/": "or"}.get(token, token) for token in tokens]
 
-# %% ../nbs/5_sources/47_attributes.ipynb #6be00a0d
+# %% ../nbs/5_sources/47_attributes.ipynb #4e4e8fb9
 class _Reader:
     "Reads one sentence: `claims` are (part, values, denied), values the alternatives."
     def __init__(self):
@@ -189,7 +189,7 @@ class _Reader:
         self.flush()
         return self.claims
 
-# %% ../nbs/5_sources/47_attributes.ipynb #413a2a4a
+# %% ../nbs/5_sources/47_attributes.ipynb #a3956c87
 def _claims(text):
     "The claims of a text about parts: (part, alternative values, whether denied)."
     if _UNSURE.search(text.lower()): return []
@@ -210,7 +210,7 @@ def matches(
         if listed and (listed, denied) not in found: found.append((listed, denied))
     return found
 
-# %% ../nbs/5_sources/47_attributes.ipynb #be36fc42
+# %% ../nbs/5_sources/47_attributes.ipynb #0beb5daa
 def _verdict(shares, denied, true_from, false_below):
     "1 if the claim holds, -1 if it fails, 0 if that is undecided; `shares` are those of its attributes."
     share = np.nanmax(shares) if np.isfinite(shares).any() else np.nan
@@ -234,7 +234,7 @@ def truth_of(
         rows.append((truth, _in_words(claims)))
     return pd.DataFrame(rows, index=pool.index, columns=["truth", "attributes"])
 
-# %% ../nbs/5_sources/47_attributes.ipynb #dc19bcc2
+# %% ../nbs/5_sources/47_attributes.ipynb #01a5cf5d
 @patch(cls_method=True)
 def of_run(
     cls: AttributeTable,

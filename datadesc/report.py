@@ -297,16 +297,17 @@ def _corrections_part(findings):
 # %% ../nbs/4_pages/25_report.ipynb #1816d842
 def with_influence_of(
     study: Study,  # made by `Study.of`
-    params: Mapping,  # of the run: influence_model, influence_weights, influence_epochs, device
+    params: Mapping,  # of the run: influence_model, device, and those of its training
     store: Store,  # keeps the network's training
 ) -> Study:
     "The study itself, or one whose influence comes from the network that the parameters name."
     name = params["influence_model"]
     if name == "linear": return study
     from datadesc.network import NetworkOptions, Network
-    image_set, options = study.image_set, NetworkOptions(epochs=params["influence_epochs"])
+    given = {name: params[f"influence_{name}"] for name in ("epochs", "lr", "frozen_statistics") if f"influence_{name}" in params}
+    image_set, options = study.image_set, NetworkOptions(**given)
     pixels = max(open_image(image_set.images("train")[0]).size)
-    side, weights = pixels if pixels < 224 else None, params.get("influence_weights")  # runs of before have no such parameter
+    side, weights = pixels if pixels < 224 else None, params.get("influence_weights")  # runs of before lack some of these
     network = Network.load(name, study.n_classes, weights, side, params["device"])
     folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
     training = network.train(image_set, folder, options)
