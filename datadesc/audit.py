@@ -147,7 +147,8 @@ def label_issues(
 ) -> pd.DataFrame:  # image, given, suggested, likely, score, p_given, p_suggested, self_influence; highest score first
     """Every image of the split with its label-issue score, a class that fits better, and whether its label is likely wrong.
 
-    Loss and probabilities are those of heads that have not seen the image. The score is NaN where no other train image has the label. Compare confident learning (Northcutt et al. 2021) and AUM
+    Loss and probabilities are those of heads that have not seen the image. The score is NaN where no other train image has the label.
+    Compare confident learning (Northcutt et al. 2021) and AUM
     (Pleiss et al. 2020). ValueError for a split that the study lacks."""
     if split not in study.labels: raise ValueError(f"split={split!r}: expected one of {', '.join(study.labels)}")
     trajectory, y, own = _held_out_trajectory(study, split), study.labels[split], _self_influence(study, split)

@@ -64,6 +64,16 @@ def mark(self: RunFolder) -> dict | None:
     except (OSError, ValueError): return _mark_of_0_1(self.path)
     return mark if isinstance(mark, dict) and {"run", "source", "files"} <= set(mark) else None
 
+# %% ../nbs/4_pages/35_run_folder.ipynb #96a0024d
+@patch
+def note_made(
+    self: RunFolder,
+    files: Iterable[str],  # ways from the run's folder to what was added to a finished run
+) -> None:
+    "Adds the files to the mark, so that the next run replaces them; nothing in a folder that no run of this version made."
+    if not (self/MARK).exists() or not (mark := self.mark): return
+    write_text(self/MARK, json.dumps(mark | {"files": sorted({*mark["files"], *files})}, indent=1) + "\n")
+
 # %% ../nbs/4_pages/35_run_folder.ipynb #8340622c
 def _way(path, folder):
     "The parts of the way from `folder` down to `path`, links followed; None where it does not lead there."
