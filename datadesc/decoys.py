@@ -85,12 +85,16 @@ def decoy_precision(
 def decoy_summary(
     shares: pd.DataFrame,  # what `decoy_precision` returned
     level: float = .95,  # of the interval
-) -> pd.DataFrame:  # form, own, low, high, chance (fractions), classes, seeds
-    "One row per form: the mean share of own sentences over classes, with its bootstrap interval over classes, and chance."
+) -> pd.DataFrame:  # form, own, low, high, chance, chance_high (fractions), classes, seeds
+    """One row per form: the mean share of own sentences over classes, with its bootstrap interval over classes, and chance.
+
+    A random choice stays below `chance_high` in 97.5 % of cases, whatever the level."""
     def line(form, rows):
-        by_class = rows.groupby("class_id")[["own", "chance"]].mean()
-        low, high = interval(by_class["own"].to_numpy(dtype=float), level)
-        own, chance = by_class.mean()
-        return dict(form=form, own=own, low=low, high=high, chance=chance, classes=len(by_class), seeds=rows["seed"].nunique())
+        by_class = rows.groupby("class_id")[["own", "chance", "first", "candidates", "decoys"]].mean().astype(float)
+        low, high = interval(by_class["own"].to_numpy(), level)
+        chance, k, n = by_class["chance"], by_class["first"], by_class["candidates"] + by_class["decoys"]
+        spread = (chance * (1 - chance) / k * (n - k) / (n - 1)).sum() ** .5 / len(by_class)
+        return dict(form=form, own=by_class["own"].mean(), low=low, high=high, chance=chance.mean(),
+                    chance_high=chance.mean() + 1.96 * spread, classes=len(by_class), seeds=rows["seed"].nunique())
     lines = [line(form, rows) for form, rows in shares.groupby("form", sort=False)]
-    return pd.DataFrame(lines, columns=["form", "own", "low", "high", "chance", "classes", "seeds"])
+    return pd.DataFrame(lines, columns=["form", "own", "low", "high", "chance", "chance_high", "classes", "seeds"])
