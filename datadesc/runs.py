@@ -384,7 +384,15 @@ class FinishedRun:
     @property
     def benchmark(self) -> dict:
         "The content of benchmark.json; {} if no benchmark was made."
-        file = self.folder/"benchmark.json"
+        return self._page("benchmark")
+
+    @property
+    def judged(self) -> dict:
+        "The content of judge.json; {} if no judge was asked."
+        return self._page("judge")
+
+    def _page(self, page):
+        file = self.folder/_RESULTS[page]
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 # %% ../nbs/4_pages/55_runs.ipynb #25f26e75
@@ -564,6 +572,22 @@ def chosen_texts(self: FinishedRun) -> list[dict]:
     rows = [{"class_id": row["class_id"], "class": facts["classes"][row["class_id"]], "text": text_by_id[row["text_id"]],
              "ift": row["ift"], "rank": row["rank"]} for row in chosen]
     return sorted(rows, key=lambda row: (row["class_id"], row["rank"]))
+
+# %% ../nbs/4_pages/55_runs.ipynb #5d097577
+@patch
+def write_labels(self: FinishedRun) -> list[Path]:
+    "Writes the likely label issues for other tools into the run's folder `labels`; `ValueError` where labels were not judged."
+    file = self.folder/"tables"/"suspects.parquet"
+    if not file.exists(): raise ValueError(f"'{self.name}' has no list of label issues: its report says why labels are not judged")
+    from datadesc.benchmark_page import BenchmarkPage
+    from datadesc.labels import write_label_files
+    from datadesc.store import read_file
+    target, suspects = RunFolder(self.folder), read_file(file)
+    if "split" not in suspects: raise ValueError(f"'{self.name}' was made by an older version: datadesc run {self.name} --force")
+    params = _from_here(target, _had(target))
+    own = own_images(params)
+    study = BenchmarkPage.of_run(self.folder, self.folder, own, params.get("store")).study
+    return write_label_files(self.folder/"labels", study, suspects, own, params.get("data_root"))
 
 # %% ../nbs/4_pages/55_runs.ipynb #32c5fbf7
 @patch

@@ -29,6 +29,7 @@ _FACTS = {"encoder": "model", "weights": "checkpoint", "knowledge": "knowledge",
 def measured(
     root: Path,  # folder that holds the runs
     names: Sequence[str],  # finished runs
+    page: str = "benchmark",  # or "judge": its scores, one row per judge, criterion and method
 ) -> pd.DataFrame:
     "The accuracies of the runs' benchmarks, one per row: run, dataset, encoder, weights, knowledge, form, then the line; fractions."
     def lines(name):
@@ -36,7 +37,8 @@ def measured(
         facts = run.result
         made_by = {column: facts["parameters"][parameter] for column, parameter in _FACTS.items()}
         of_run = dict(source="measured", run=name, dataset=facts["dataset"]) | made_by
-        return [of_run | {key: value for key, value in line.items() if "interval" not in key} | _ends(line) for line in run.accuracies()]
+        of_page = run.judged.get("scores", []) if page == "judge" else run.accuracies()
+        return [of_run | {key: value for key, value in line.items() if "interval" not in key} | _ends(line) for line in of_page]
     table = [line for name in names for line in lines(name)]
     return pd.DataFrame(table, columns=None if table else _COLUMNS)
 
@@ -95,14 +97,29 @@ def _with_published(
 
 # %% ../nbs/4_pages/60_summary.ipynb #b6d5c0ea
 def counterpart(
-    table: str,  # "zero-shot", "transfer" or "selection"
+    table: str,  # "zero-shot", "transfer", "selection"; "judge, best %" or "judge, mean rank"
     figures: pd.DataFrame,  # from `measured`
-) -> pd.DataFrame:  # index (dataset, source), a column for each column of the paper's table
-    "A table of the paper: our accuracies ± half their 95 % interval in percent, with the published row of each dataset that has one."
+) -> pd.DataFrame:  # index (dataset, source), for a judge (criterion, source); a column for each column of the paper's table
+    "A table of the paper: our figures ± half their 95 % interval, accuracies in percent, with the published row where there is one."
+    if table in _JUDGED: return _judge_counterpart(table, figures)
     rows = {}
     for (dataset, run), lines in figures.groupby(["dataset", "run"], sort=False):
         rows[dataset, f"run {run}"] = {column: _percent(_find_line(lines, wanted)) for column, wanted in _COUNTERPARTS[table].items()}
     return _with_published(rows, table, list(_COUNTERPARTS[table]))
+
+_JUDGED = {"judge, best %": ("best", 100, "{:.1f}"), "judge, mean rank": ("rank", 1, "{:.2f}")}  # column, times, format
+_JUDGED_METHODS = ("menon", "labo", "cupl", "vdt", "proponent texts", "random choice", "class names")  # the last two are ours alone
+
+def _judge_counterpart(table, figures):
+    "Index (criterion, source): our judges' figures and the published ones of GPT-4o."
+    column, times, form = _JUDGED[table]
+    rows = {}
+    for (criterion, run, judge), lines in figures.groupby(["criterion", "run", "judge"], sort=False):
+        by_method = lines.assign(method=lines.method.where(lines.method != lines.form, "proponent texts")).set_index("method")
+        text = {name: f"{form.format(times * row[column])} ± {form.format(times * (row[f'{column}_high'] - row[f'{column}_low']) / 2)}"
+                for name, row in by_method.iterrows()}
+        rows[criterion, f"run {run}: {judge}"] = {name: text.get(name, "") for name in _JUDGED_METHODS}
+    return _with_published(rows, table, list(_JUDGED_METHODS))
 
 # %% ../nbs/4_pages/60_summary.ipynb #250d16d1
 def styled(
