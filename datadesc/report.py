@@ -29,6 +29,7 @@ from .audit import confusable_pairs, separating_texts, label_issues
 from .labels import apply_corrections, image_path
 from .stats import interval, paired_test
 from .conditions import Measures
+from .decoys import decoy_precision, decoy_summary
 from .calibration import calibrate
 from .catalogue import published
 from .checks import input_files
@@ -125,9 +126,14 @@ class Findings:
         return conditions.Clashes.of(self.study)
 
     @cached_property
+    def decoy_shares(self) -> pd.DataFrame:
+        "Share of own sentences among the first five chosen of each class, with sentences of other classes mixed in."
+        return decoy_precision(self.study, seeds=range(3 if self.study.n_classes <= 100 else 1))  # many classes are replication enough
+
+    @cached_property
     def conditions(self) -> list[conditions.Condition]:
         "The conditions of the report with their verdicts."
-        return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes)
+        return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes, self.decoy_shares)
 
     @cached_property
     def withheld(self) -> dict[str, str]:
@@ -446,6 +452,12 @@ def _accuracy_tiles(findings):
     tiles += [_tile(heads[c.over], f"{100 * (c.mean - c.mean_over):+.1f} points", _comparison_words(c)) for c in findings.comparisons]
     return tiles
 
+def _decoy_tiles(findings):
+    "The share of own sentences with sentences of other classes mixed in, unless that failed, and the box above says so."
+    condition = next(c for c in findings.conditions if c.name == "decoys")
+    if condition.figure is None or condition.verdict == "fail": return []
+    return [_tile("Own sentences preferred to those of other classes", _percent(condition.figure), html.escape(condition.sentence))]
+
 def _benchmark_line(findings):
     "What measures more than the two comparisons."
     if "comparison" in findings.withheld: return ""
@@ -481,7 +493,7 @@ def first_screen(
     self: Findings,
 ) -> HTML:
     "The first screen: counts, what fails, the answers, the conditions, a table of contents."
-    tiles = "".join([*_accuracy_tiles(self), *_audit_tiles(self)])
+    tiles = "".join([*_accuracy_tiles(self), *_decoy_tiles(self), *_audit_tiles(self)])
     tiles = f'<div class="tiles">{tiles}</div>' if tiles else ""
     parts = (_counts, _corrections_box, _failed_box, lambda _: tiles, _benchmark_line, _conditions_table, _contents)
     return HTML("".join(part(self) for part in parts))
@@ -940,7 +952,7 @@ def result(
         inputs=results.with_hashes({}, inputs=[path for _, path in input_files(self.params)])["inputs"],
         parameters=params | dict(superclass=image_set.superclass, device=str(study.encoder.device)), hashes=_hashes(study),
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in self.conditions], warning=self.warning,
-        comparisons=self.comparisons, accuracy=_accuracy_lines(self),
+        comparisons=self.comparisons, accuracy=_accuracy_lines(self), decoys=decoy_summary(self.decoy_shares).to_dict("records"),
         chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not self.undescribed[c]},
         pairs=_pair_lines(self), suspects=None if self.suspects is None else len(self.suspects),
         unjudged=len(self.unjudged), withheld=withheld, corrections=self.correction_effects,

@@ -75,6 +75,17 @@ class Comparison(_Part):
     p: float  # after Holm's correction for the two
     n_test: int
 
+class _DecoyLine(_Part):
+    "Own sentences among the first five chosen with sentences of other classes mixed in, as `decoys.decoy_summary` has it; fractions."
+    form: str
+    own: float
+    low: float
+    high: float
+    chance: float
+    chance_high: float
+    classes: int
+    seeds: int
+
 class Result(_Part):
     "What a run found."
     schema_version: Literal["2"] = _SCHEMA
@@ -89,6 +100,7 @@ class Result(_Part):
     warning: str | None = None  # what must stand wherever a figure of this run stands
     comparisons: list[Comparison] = []
     accuracy: list[AccuracyLine]
+    decoys: list[_DecoyLine] = []  # of the run's form; none where no sentence of another class could be mixed in
     chosen: dict[str, list[str]] = {}  # class -> its chosen sentences, best first
     pairs: list[PairLine] = []
     suspects: int | None = None  # labels to look at; None where that was not, or cannot be, said
