@@ -286,8 +286,8 @@ function render({model, el}) {
   // ------------------------------------------------------------------ what changed
   function drawBar() {
     const bar = model.get("bar");
-    form.value = bar.form;
-    k.value = String(bar.top_k);
+    form.value = bar.wanted.form;
+    k.value = String(bar.wanted.top_k);
     accuracy.replaceChildren(h("b", {}, bar.ready ? percent(bar.accuracy) : "…"), h("span", {}, bar.ready ? bar.accuracy == null ? "not measured" : "held-out accuracy" : "choosing and measuring"),
       h("small", {}, `class names alone ${percent(bar.names_accuracy)}`));
     accuracy.title = "Zero-shot accuracy on the validation images, each classified by sentences that were chosen without it. Test images are not used.";
