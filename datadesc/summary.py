@@ -119,7 +119,7 @@ def _judge_counterpart(table, figures):
         text = {name: f"{form.format(times * row[column])} ± {form.format(times * (row[f'{column}_high'] - row[f'{column}_low']) / 2)}"
                 for name, row in by_method.iterrows()}
         rows[criterion, f"run {run}: {judge}"] = {name: text.get(name, "") for name in _JUDGED_METHODS}
-    return _with_published(rows, table, list(_JUDGED_METHODS))
+    return _with_published(rows, table, list(_JUDGED_METHODS)).fillna("")
 
 # %% ../nbs/4_pages/60_summary.ipynb #250d16d1
 def styled(
