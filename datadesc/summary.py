@@ -29,7 +29,7 @@ _FACTS = {"encoder": "model", "weights": "checkpoint", "knowledge": "knowledge",
 def measured(
     root: Path,  # folder that holds the runs
     names: Sequence[str],  # finished runs
-    page: str = "benchmark",  # or "judge": its scores, one row per judge, criterion and method
+    page: str = "benchmark",  # or "judge": its scores, one row per judge, criterion and method; or "decoys": one row per form
 ) -> pd.DataFrame:
     "The accuracies of the runs' benchmarks, one per row: run, dataset, encoder, weights, knowledge, form, then the line; fractions."
     def lines(name):
@@ -37,13 +37,19 @@ def measured(
         facts = run.result
         made_by = {column: facts["parameters"][parameter] for column, parameter in _FACTS.items()}
         of_run = dict(source="measured", run=name, dataset=facts["dataset"]) | made_by
-        of_page = run.judged.get("scores", []) if page == "judge" else run.accuracies()
+        of_page = {"judge": lambda: run.judged.get("scores", []), "decoys": lambda: _decoy_lines(run)}.get(page, run.accuracies)()
         return [of_run | {key: value for key, value in line.items() if "interval" not in key} | _ends(line) for line in of_page]
     table = [line for name in names for line in lines(name)]
     return pd.DataFrame(table, columns=None if table else _COLUMNS)
 
 _COLUMNS = ("source", "run", "dataset", *_FACTS, "protocol", "method", "aggregation", "names", "shots",
             "mean", "low", "high", "over", "gain", "gain_low", "gain_high", "significant")
+
+def _decoy_lines(run):
+    "The shares of own sentences of all forms, or of the run's form without a benchmark; [] for a run of before."
+    lines = run.benchmark.get("decoys") or run.result.get("decoys", [])
+    names = ("low", "high", "chance", "chance_high", "classes", "seeds")
+    return [dict(protocol="decoys", method=line["form"], mean=line["own"]) | {name: line[name] for name in names} for line in lines]
 
 def _ends(line):
     "The intervals of a line as columns of their own."
