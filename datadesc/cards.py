@@ -37,9 +37,14 @@ def _metadata(result):
     return dict(pretty_name=printable(result.dataset), task_categories=["image-classification"], size_categories=sizes, **language,
                 tags=["datadesc", "class-descriptions"], dataset_info=dict(features=features, splits=splits))
 
+class _Dumper(yaml.SafeDumper):
+    "Writes a text with line breaks in one line, so that none of its lines can end the block."
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if "\n" in text else None))
+
 def _front_matter(metadata):
     "The metadata as a block of YAML."
-    return "---\n" + yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=10**6) + "---\n"
+    return "---\n" + yaml.dump(metadata, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6) + "---\n"
 
 # %% ../nbs/4_pages/58_cards.ipynb #6f64d979
 _BIDI = re.compile("[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]")
@@ -50,7 +55,8 @@ def _text(text):
     line = re.sub(r"([\\`*_{}\[\]<>#|~$&!@])", r"\\\1", line)
     line = re.sub(r"^([-+=]|\d+(?=[.)]))", lambda m: f"\\{m[0]}" if not m[0].isdigit() else m[0] + "\\", line)
     line = re.sub(r"(?i)(\b(?:https?|ftp|mailto|xmpp))(?=:)|\b(www)(?=\.)", lambda m: f"{m[0]}\\", line)
-    return f"\u2068{line}\u2069" if _BIDI.search(line) else line
+    if not _BIDI.search(line): return line
+    return "\u2068" + line.replace("\u2069", "") + "\u2069"  # nothing in it ends the isolation
 
 # %% ../nbs/4_pages/58_cards.ipynb #ff86be71
 def _licence(article):
@@ -152,7 +158,7 @@ def _card(result, folder):
         "It says what the run measured and where its sentences came from.", "", *warning,
         "## Classes and their descriptions", "", *_class_lines(result),
         "## How the descriptions were made", "", *_made_by(result), "", *_article_lines(_articles(folder)), "",
-        "## Accuracy", "", *_accuracy_table(result), "", "## Labels", "", *_label_lines(result), "",
+        "## Accuracy", "", *_accuracy_table(result), "", "## Labels", "", "\n\n".join(_label_lines(result)), "",
         "## Limits", "", *_limits(result, folder), ""])
 
 # %% ../nbs/4_pages/58_cards.ipynb #737c8638
