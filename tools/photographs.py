@@ -1,6 +1,8 @@
-"""Makes runs out of the photographs in ../shared/data, or another such folder: `python tools/photographs.py RUNS [DATA]`, then `datadesc run eurosat_sample --out RUNS`, and clothing_sample, grocery_sample, grocery_coarse_sample likewise.
+"""Makes runs out of the photographs in ../shared/data, or another such folder: `python tools/photographs.py RUNS [DATA]`.
 
-The encoder is the offline one, which needs no hub. The number of sentences per class is set here, before anything is measured: three where a class has about five candidates, else the default of five.
+Then `datadesc run clothing_sample --out RUNS`, and grocery_sample, grocery_coarse_sample, eurosat_sample likewise. The encoder is the
+offline one, which needs no hub. The number of sentences per class is set here, before anything is measured: three where a class has
+about five candidates or fewer, else the default of five.
 nbs/runs/photographs.ipynb shows what `measured` gives for each of the four.
 """
 import csv
@@ -86,12 +88,15 @@ def _grocery(folder, data, name, column):
     names = {int(row["Class ID (int)"]): row[column] for row in rows}
     def described(cut):
         texts = {}
-        for row in rows: texts.setdefault(row[column], {}).update(dict.fromkeys(cut((root/row["Product Description Path (str)"].lstrip("/")).read_text(encoding="utf-8"))))
+        for row in rows:
+            description = (root/row["Product Description Path (str)"].lstrip("/")).read_text(encoding="utf-8")
+            texts.setdefault(row[column], {}).update(dict.fromkeys(cut(description)))
         return {label: list(of_class) for label, of_class in texts.items()}
     lines = [(line.split(","), split) for split in ("train", "val", "test") for line in (root/f"{split}.txt").read_text().splitlines()]
     write_list(folder/f"{name}.csv", ((root/path, names[int(label)], split) for (path, label, _), split in lines))
     clauses_at = write_sentences(folder/f"{name}_clauses.json", described(clauses))
-    return dict(dataset=str(folder/f"{name}.csv"), descriptions=write_sentences(folder/f"{name}.json", described(sentences)), methods=[f"clauses={clauses_at}"], top_k=3)
+    sentences_at = write_sentences(folder/f"{name}.json", described(sentences))
+    return dict(dataset=str(folder/f"{name}.csv"), descriptions=sentences_at, methods=[f"clauses={clauses_at}"], top_k=3)
 
 
 def grocery(folder, data):
@@ -113,16 +118,24 @@ def main(root, data=DATA):
     "Writes parameters and sentences of the four datasets into the folder of runs `root`; `FileNotFoundError` without the images."
     data, folder = Path(data).resolve(), Path(root).resolve()/"photographs"
     missing = [name for name in ("clothing", "grocery", "eurosat", "peers", "clothing_sentences.json") if not (data/name).exists()]
-    if missing: raise FileNotFoundError(f"'{data}' lacks {', '.join(missing)}: give the folder that holds clothing, grocery, eurosat and published descriptions")
+    if missing:
+        raise FileNotFoundError(f"'{data}' lacks {', '.join(missing)}: give the folder that holds clothing, grocery, eurosat and "
+                                "published descriptions")
     folder.mkdir(parents=True, exist_ok=True)
     for make in (clothing, grocery, grocery_coarse, eurosat):
         (folder.parent/f"{make.__name__}_sample.yaml").write_text(yaml.safe_dump(make(folder, data) | dict(model="offline")))
     print(f"Next: datadesc run clothing_sample --out {root}")
 
 
+def params_of(folder, name, store):
+    "All parameters of a dataset's run."
+    defaults = {p.name: p.default for p in runs.known_parameters().values()}
+    return defaults | yaml.safe_load((folder/f"{name}_sample.yaml").read_text()) | dict(store=str(store))
+
+
 def pool_of(folder, name, pool, image_set, encoder, store):
     "The candidate sentences of a dataset from one source, as a run would have them."
-    params = {p.name: p.default for p in runs.known_parameters().values()} | yaml.safe_load((folder/f"{name}_sample.yaml").read_text()) | dict(store=str(store))
+    params = params_of(folder, name, store)
     if pool == LOCAL: params |= dict(descriptions=None, llm_gguf="smollm2", knowledge="none")
     if pool == CLAUSES: params |= dict(descriptions=str(folder/"photographs"/f"{name}_clauses.json"))
     if pool == "GPT-3": params |= dict(descriptions=str(folder/"photographs"/"eurosat_gpt3.json"))
@@ -134,7 +147,8 @@ def methods_of(studies):
     first = next(iter(studies.values()))
     episode = cache(lambda pool, shots, seed: studies[pool].few_shot(shots, seed))
     def in_pool(pool, method): return (lambda few: method(episode(pool, few.split.shots, few.split.seed))) if callable(method) else method
-    def names(prompts): return pd.DataFrame([(c, prompt) for c, of_class in enumerate(prompts) for prompt in of_class], columns=["class_id", "prompt"])
+    def names(prompts):
+        return pd.DataFrame([(c, prompt) for c, of_class in enumerate(prompts) for prompt in of_class], columns=["class_id", "prompt"])
     methods = {"class names": controls(first)["class names"], "class names, bare": names([t] for t in names_only(first.classes, "{class}")),
                "class names in templates": names(from_templates(first.classes).values())}
     for pool, study in studies.items():
@@ -144,36 +158,61 @@ def methods_of(studies):
 
 
 def suspects(study, seeds, share=.1):
-    "AUC of each label-issue score, and the share of planted errors among as many highest scores; how many labels are flagged as likely wrong. One row per seed and score."
+    """One row per seed and label-issue score: AUC, and the share of planted errors among as many highest scores (`found`).
+
+    `reported` is the score of `label_issues`, as a report shows it; the others are those of `label_issue_scores`.
+
+    `flagged` counts the labels called likely wrong, `flagged_right` those of them that are."""
     rows, y = [], study.labels["train"]
     for seed in range(seeds):
         labels = add_label_noise(y, share, seed)
-        noisy, wrong = Study(study.classes, study.image_emb, {**study.labels, "train": labels}, study.pool, study.embed, study.options), labels != y
-        flagged = torch.zeros_like(wrong).index_fill(0, torch.tensor(label_issues(noisy).query("likely").image.to_numpy(copy=True)), True)
-        found = auc_of_scores(label_issue_scores(noisy), wrong).rename_axis("by").reset_index()
-        rows.append(found.assign(seed=seed, images=len(y), planted=int(wrong.sum()), flagged=int(flagged.sum()), flagged_right=int((flagged & wrong).sum())))
+        noisy = Study(study.classes, study.image_emb, {**study.labels, "train": labels}, study.pool, study.embed, study.options)
+        wrong = labels != y
+        reported = label_issues(noisy).sort_values("image")  # by heads that have not seen the image
+        flagged = torch.tensor(reported.likely.to_numpy(copy=True))
+        scores = label_issue_scores(noisy).assign(reported=reported.score.to_numpy())
+        found = auc_of_scores(scores, wrong).rename_axis("by").reset_index()
+        counts = dict(planted=int(wrong.sum()), flagged=int(flagged.sum()), flagged_right=int((flagged & wrong).sum()))
+        rows.append(found.assign(seed=seed, images=len(y), **counts))
     return pd.concat(rows).assign(likely_as_it_is=int(label_issues(study).likely.sum()))
+
+
+def gains_of(rows, studies):
+    "Differences from class names (zero-shot) and from images only (trained), and of each choice from its pool and from random choice."
+    bare = rows[(rows.protocol == "zero_shot") & (rows.aggregation == "mean") & (rows.names != "with")]
+    gains = [gain(bare, "class names").assign(over="class names"),
+             gain(rows[rows.protocol == "transfer"], "images only", ["protocol", "shots"]).assign(over="images only")]
+    for pool in studies:
+        for over in ("whole pool", "random choice"):
+            compared = bare[bare.method.isin([f"{pool}: {method}" for method in (*FORMS, over)])]
+            gains.append(gain(compared, f"{pool}: {over}").assign(over=over))
+    return pd.concat(gains)
+
+
+def sizes_of(studies):
+    "Images, candidates and chosen sentences per class of every pool."
+    def row(pool, study):
+        candidates = dict(candidates=len(study.pool), flagged=(study.pool.flag != "").sum(), named=study.pool.names_class.mean())
+        images = {split: len(y) for split, y in study.labels.items()}
+        return dict(pool=pool, classes=study.n_classes, **candidates, top_k=study.options.top_k, **images)
+    return pd.DataFrame([row(pool, study) for pool, study in studies.items()])
 
 
 def measured(folder, name, store, seeds=5, shots=(1, 4, 16, "all")):
     "What the page shows of one dataset, as tables by name: lines, gains, comparisons, decoys, suspects, pools."
     store, encoder = Store(store), load_encoder("offline")
-    image_set, _ = load_images({p.name: p.default for p in runs.known_parameters().values()} | yaml.safe_load((folder/f"{name}_sample.yaml").read_text()) | dict(store=str(store.root)))
-    studies = {pool: Study.of(image_set, encoder, pool_of(folder, name, pool, image_set, encoder, store.root), ChoiceOptions(top_k=k), store, progress=False)
-               for pool, k in POOLS[name].items()}
+    image_set, _ = load_images(params_of(folder, name, store.root))
+    studies = {}
+    for pool, k in POOLS[name].items():
+        candidates = pool_of(folder, name, pool, image_set, encoder, store.root)
+        studies[pool] = Study.of(image_set, encoder, candidates, ChoiceOptions(top_k=k), store, progress=False)
     first = next(iter(studies.values()))
     rows = benchmark(first, methods_of(studies), shots, (), range(seeds))
-    bare, trained = rows[(rows.protocol == "zero_shot") & (rows.aggregation == "mean") & (rows.names != "with")], rows[rows.protocol == "transfer"]
-    gains = [gain(bare, "class names").assign(over="class names"), gain(trained, "images only", ["protocol", "shots"]).assign(over="images only")]
-    for pool in studies:
-        chosen = [f"{pool}: {form}" for form in FORMS]
-        gains += [gain(bare[bare.method.isin([*chosen, f"{pool}: {over}"])], f"{pool}: {over}").assign(over=over) for over in ("whole pool", "random choice")]
     compared = [named_comparisons(rows, f"{pool}: set").assign(pool=pool, planned=studies[pool] is first) for pool in studies]
-    sizes = [dict(pool=pool, classes=study.n_classes, candidates=len(study.pool), flagged=(study.pool.flag != "").sum(), named=study.pool.names_class.mean(), top_k=study.options.top_k,
-                  **{split: len(y) for split, y in study.labels.items()}) for pool, study in studies.items()]
     decoys = [decoy_summary(decoy_precision(study, (*FORMS, "random"), range(seeds))).assign(pool=pool) for pool, study in studies.items()]
     lines = summary(rows[(rows.protocol == "transfer") | (rows.aggregation == "mean")])
-    tables = dict(lines=lines, gains=pd.concat(gains), comparisons=pd.concat(compared), decoys=pd.concat(decoys), suspects=suspects(first, seeds), pools=pd.DataFrame(sizes))
+    tables = dict(lines=lines, gains=gains_of(rows, studies), comparisons=pd.concat(compared), decoys=pd.concat(decoys),
+                  suspects=suspects(first, seeds), pools=sizes_of(studies))
     return {of: table.assign(dataset=name) for of, table in tables.items()}
 
 
