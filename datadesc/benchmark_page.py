@@ -9,6 +9,7 @@ __all__ = ['BenchmarkPage']
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from .benchmark import benchmark, chosen_by, controls, method_from, texts_of
 from .stats import gain, named_comparisons, summary
 from .calibration import calibrate
 from .checks import input_files
+from .decoys import decoy_precision, decoy_summary
 from .embed import load_encoder
 from .figures import as_typed, typed_table
 from .llm import LLM
@@ -46,6 +48,12 @@ class BenchmarkPage:
     def form(self) -> str:
         "The form that chose the sentences, which is their row in the tables."
         return self.study.options.form
+
+    @cached_property
+    def decoy_lines(self) -> pd.DataFrame:
+        "A row of `decoys.decoy_summary` for each form: its share of own sentences with those of other classes mixed in."
+        seeds = range(3 if self.study.n_classes <= 100 else 1)  # many classes are replication enough
+        return decoy_summary(decoy_precision(self.study, ["set", *FORMS], seeds))
 
     @classmethod
     def of_run(
@@ -293,6 +301,17 @@ def _by_mean(lines):
     rank = {method: place for place, method in enumerate(fewest.method)}
     return lines.sort_values("method", key=lambda names: names.map(rank), kind="stable")
 
+# %% ../nbs/4_pages/30_benchmark_page.ipynb #79734744
+@patch
+def decoys(self: BenchmarkPage) -> None:
+    "Shows the share of own sentences among the first five of each form, with sentences of other classes mixed in; the best first."
+    lines = self.decoy_lines.sort_values("own", ascending=False)
+    if lines.empty: return display(Markdown("No class has images, sentences of its own and sentences of other classes."))
+    percent = {"own": "own sentences, %", "low": "from", "high": "to"}
+    display((100 * lines.set_index("form")[list(percent)]).rename(columns=percent).rename_axis(None).style.format("{:.1f}"))
+    display(Markdown(f"From, to: 95 % interval over {lines.classes.max():,} classes. Chance: {lines.chance.mean():.0%}; "
+                     f"a random choice stays below {lines.chance_high.mean():.0%} in 97.5 % of cases."))
+
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #9bc3d191
 def _precision_of_forms(study):
     "What `Study.precision` gives for each form, with `world`; [] without ground truth."
@@ -356,6 +375,7 @@ def write(
     file = write_file(self.out/"benchmark.json", dict(
         schema_version="2", dataset=facts["dataset"], parameters=dict(options), warning=facts.get("warning"), conditions=conditions,
         comparisons=compared, accuracy=_accuracy_lines(self.accuracies, self.lines), selection=_precision_of_forms(self.study),
+        decoys=self.decoy_lines.to_dict("records"),
         asked=asked.astype(object).where(asked.notna(), None).to_dict("records"), templates=self.templates,
         calibration=dict(published=calibration.published, ours=calibration.ours, is_off=calibration.is_off, sentence=calibration.sentence)))
     write_file(file, with_hashes(read_file(file), self.out, [path for _, path in input_files(dict(options))]))

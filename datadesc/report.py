@@ -456,7 +456,10 @@ def _decoy_tiles(findings):
     "The share of own sentences with sentences of other classes mixed in, unless that failed, and the box above says so."
     condition = next(c for c in findings.conditions if c.name == "decoys")
     if condition.figure is None or condition.verdict == "fail": return []
-    return [_tile("Own sentences preferred to those of other classes", _percent(condition.figure), html.escape(condition.sentence))]
+    line = decoy_summary(findings.decoy_shares).iloc[0]
+    words = (f"of the first five are the class's own when as many sentences of other classes are mixed into the pool "
+             f"(95 % interval {_percent(line.low)} to {_percent(line.high)}; chance {_percent(line.chance)})")
+    return [_tile("Own sentences preferred", _percent(line.own), words)]
 
 def _benchmark_line(findings):
     "What measures more than the two comparisons."
