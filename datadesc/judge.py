@@ -30,7 +30,7 @@ def _jpeg(image, side=_SIDE):
     image = open_image(image)
     image.thumbnail((side, side))
     file = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=90)
+    Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=90, subsampling=0)  # colours at full resolution
     return file.getvalue()
 
 # %% ../nbs/3_looking/40_judge.ipynb #471620ab

@@ -298,3 +298,31 @@ def test_length_is_found(tmp_path):
         judge = simulated(tmp_path / str(sign), quality={name: sign * value for name, value in quality.items()})
         rows = Votes.ask(cases_of(6, 1, names), [judge], progress=False).length()
         assert rows.correlation.to_numpy() == pytest.approx(-sign)
+
+
+# -- the page of a run --
+
+def test_the_page_sends_the_images_of_the_run_to_the_server_that_it_names(repo, tmp_path):
+    from shutil import copytree, ignore_patterns
+    from datadesc import meadow
+    from datadesc.data import open_image
+    from datadesc.judge_page import JudgePage
+    run = copytree(repo / "papermill_runs" / "meadow", tmp_path / "meadow", ignore=ignore_patterns("benchmark*"))
+    options = dict(judges=["eye"], judge_budget=None, judge_temperature=0., judge_methods=["set", "class names"], judge_texts="joined", judge_classes=3, judge_cases=1,
+                   judge_orders=1, judge_repeats=1, judge_seed=0)
+    def answer(chat): return json.dumps(dict.fromkeys(CRITERIA, placed([["B"], ["A"]])))
+    with llm_server(answer) as (url, server):
+        page = JudgePage.of_run(run, tmp_path, options | dict(judge_base_url=url))
+        host = url.removeprefix("http://").removesuffix("/v1")
+        assert page.sent().startswith("Images leave this machine: 6 images, as JPEG files of at most 512 pixels") and f"go to {host} (judge: eye)" in page.sent()
+        assert not server.chats  # nothing was asked yet
+        page.ask()
+        page.write()
+    written = json.loads((tmp_path / "judge.json").read_text())
+    assert written["judges"] == [dict(model="eye", host=host, simulated=False)] and written["methods"] == ["set", "class names"] and len(server.chats) == 3
+    known = np.stack([np.asarray(open_image(image), dtype=float) for image in meadow.load().images.images("train")])
+    for chat in server.chats:
+        images, texts = seen(chat)
+        assert len(images) == 2 and len(texts) == 2
+        for image in images:
+            assert image.size == (64, 64) and np.abs(known - np.asarray(image, dtype=float)).mean(axis=(1, 2, 3)).min() < 4  # JPEG's error
