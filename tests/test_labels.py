@@ -17,11 +17,11 @@ from conftest import pictures
 from PIL import Image
 
 from datadesc import report, results
-from datadesc.audit import add_label_noise, label_issues
+from datadesc.audit import add_label_noise, label_issues, out_of_sample_probabilities
 from datadesc.checks import check
 from datadesc.data import ImageSet, PackedImage
 from datadesc.embed import load_encoder
-from datadesc.labels import apply_corrections, image_path, out_of_sample_probabilities, read_corrections, write_label_files
+from datadesc.labels import apply_corrections, image_path, read_corrections, write_label_files
 from datadesc.llm import LLM
 from datadesc.plan import load_images
 from datadesc.runs import known_parameters
