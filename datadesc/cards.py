@@ -106,16 +106,11 @@ def _accuracy_table(result):
             f"({_percent(a.interval[0])} to {_percent(a.interval[1])}) | {a.n_test:,} |" for a in result.accuracy]
     return ["| method | protocol | test accuracy (95 % interval) | test images |", "|---|---|---|---|", *rows]
 
-def _decoys(folder):
-    "The decoy test of the run in a sentence, if it has one: shares of a class's own sentences among the chosen, and in the pool."
-    decoys = json.loads((Path(folder)/"result.json").read_text(encoding="utf-8")).get("decoys")
-    if not isinstance(decoys, dict) or not {"own", "chance"} <= {*decoys}: return []
-    return [f"- Decoy test: mixed with sentences about other classes, {_percent(decoys['own'])} of the chosen ones are of the class "
-            f"itself (by chance {_percent(decoys['chance'])})."]
-
-def _limits(result, folder):
+def _limits(result):
     "What a reader must not take the card for."
-    lines = ["- The descriptions are useful to a classifier. Nobody has checked that they are true.", *_decoys(folder)]
+    lines = ["- The descriptions are useful to a classifier. Nobody has checked that they are true."]
+    lines += [f"- Decoy test: where sentences of other classes are mixed in, {_percent(d.own)} ({_percent(d.low)} to {_percent(d.high)}) of the "
+              f"first five chosen were written for the class itself; by chance {_percent(d.chance)}." for d in result.decoys]
     if known := (result.selection or [{}])[0].get("precision"):
         lines.append(f"- Of the chosen sentences {_percent(known)} are true and visible: ground truth is known for this synthetic dataset.")
     lines += [f"- Failed condition of the report: {_text(c.name)}. {_text(c.sentence)}" for c in result.failed()]
@@ -159,7 +154,7 @@ def _card(result, folder):
         "## Classes and their descriptions", "", *_class_lines(result),
         "## How the descriptions were made", "", *_made_by(result), "", *_article_lines(_articles(folder)), "",
         "## Accuracy", "", *_accuracy_table(result), "", "## Labels", "", "\n\n".join(_label_lines(result)), "",
-        "## Limits", "", *_limits(result, folder), ""])
+        "## Limits", "", *_limits(result), ""])
 
 # %% ../nbs/4_pages/58_cards.ipynb #737c8638
 _CONTEXT = {
@@ -202,7 +197,7 @@ def _croissant(result, folder, descriptions):
     file = {"@type": "cr:FileObject", "@id": "descriptions.json", "name": "descriptions.json", "description": "class: its chosen sentences",
             "contentUrl": "descriptions.json", "contentSize": f"{len(descriptions)} B", "encodingFormat": "application/json",
             "sha256": hashlib.sha256(descriptions).hexdigest()}
-    limits = [re.sub(r"\\(.)", r"\1", line.removeprefix("- ")) for line in _limits(result, folder)]
+    limits = [re.sub(r"\\(.)", r"\1", line.removeprefix("- ")) for line in _limits(result)]
     return {"@context": _CONTEXT, "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.0",
             "name": re.sub(r"[^a-zA-Z0-9_-]+", "-", result.dataset).strip("-") or "dataset", "alternateName": printable(result.dataset),
             "description": f"{counted(len(result.classes), 'class', 'classes')}; {counts}. Described in words by datadesc "

@@ -116,10 +116,8 @@ def test_what_is_withheld_is_not_published(tmp_path):
 def test_limits_hold_the_decoy_test_where_there_is_one(tmp_path):
     folder = run_of(tmp_path)
     assert "Decoy" not in parts(folder)[1]
-    facts = json.loads((folder / "result.json").read_text())
-    from datadesc.cards import _decoys
-    (folder / "result.json").write_text(json.dumps(facts | dict(decoys=dict(own=.8, chance=.5))))
-    assert "80.0 % of the chosen ones" in _decoys(folder)[0]
+    line = dict(form="set", own=.8, low=.7, high=.9, chance=.5, chance_high=.6, classes=2, seeds=3)
+    assert "80.0 % (70.0 % to 90.0 %) of the first five chosen" in parts(run_of(tmp_path / "other", decoys=[line]))[1]
 
 
 def test_mlcroissant_finds_no_fault(tmp_path):
