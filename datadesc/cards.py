@@ -109,8 +109,10 @@ def _accuracy_table(result):
 def _limits(result):
     "What a reader must not take the card for."
     lines = ["- The descriptions are useful to a classifier. Nobody has checked that they are true."]
-    lines += [f"- Decoy test: where sentences of other classes are mixed in, {_percent(d.own)} ({_percent(d.low)} to {_percent(d.high)}) of the "
-              f"first five chosen were written for the class itself; by chance {_percent(d.chance)}." for d in result.decoys]
+    for d in result.decoys:
+        share = f"{_percent(d.own)} ({_percent(d.low)} to {_percent(d.high)})"
+        lines.append(f"- Decoy test: where sentences of other classes are mixed in, {share} of the first five chosen were written "
+                     f"for the class itself; by chance {_percent(d.chance)}.")
     if known := (result.selection or [{}])[0].get("precision"):
         lines.append(f"- Of the chosen sentences {_percent(known)} are true and visible: ground truth is known for this synthetic dataset.")
     lines += [f"- Failed condition of the report: {_text(c.name)}. {_text(c.sentence)}" for c in result.failed()]
