@@ -86,11 +86,11 @@ class Page:
         self.idle()
 
     def state(self):
-        return {name: getattr(self.session.page, name) for name in ("facts", "page", "bar", "detail", "pair", "done")}
+        return {name: getattr(self.session.page, name) for name in ("facts", "page", "album", "bar", "detail", "pair", "done")}
 
     def receive(self, message):
         before = self.state()
-        self.session.receive(message)
+        self.session._receive(message)
         return {name: value for name, value in self.state().items() if value != before[name]}
 
     def idle(self):

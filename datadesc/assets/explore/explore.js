@@ -113,7 +113,7 @@ function render({model, el}) {
   const picture = (item, extra = {}) => h("img", {src: item.src, alt: `${names[item.c]}, ${SPLITS[item.split]} image ${item.i}`, draggable: "false", ...extra});
 
   function drawImages() {
-    const page = model.get("page");
+    const page = model.get("album");
     imageSplit.replaceChildren(...Object.entries(page.counts).map(([split, n]) => h("option", {value: split}, `${SPLITS[split]} (${n})`)));
     imageSplit.value = page.split;
     imageOrder.value = page.order;
@@ -304,14 +304,14 @@ function render({model, el}) {
   }
   const saw = h("span", {hidden: true});
   root.append(saw);
-  const draw = {bar: drawBar, detail: drawDetail, pair: drawComparison};
+  const draw = {bar: drawBar, album: drawImages, detail: drawDetail, pair: drawComparison};
   for (const [name, f] of Object.entries(draw)) model.on(`change:${name}`, f);
   model.on("change:page", () => {
     const page = model.get("page");
     classes.value = String(page.c);
     if (page.c !== ui.c) { ui.c = page.c; ui.other = null; rows.scrollTop = grid.scrollTop = 0; edit(null); }
     if (page.show) ui.current = {do: "sentence", t: page.show};
-    drawImages(); drawSentences();
+    drawSentences();
     if (ui.editAfter != null) { edit(ui.editAfter); ui.editAfter = null; }
   });
   model.on("change:bar", () => { if (ui.form !== model.get("bar").form) { ui.form = model.get("bar").form; drawSentences(); } });
