@@ -190,8 +190,8 @@ def _decoys(shares):
     fails, no_better = low <= chance, min(1., (1 - own) / (1 - chance))
     sentence = (f"Of the first five sentences chosen with as many sentences of other classes mixed in, {own:.0%} were the class's own "
                 f"(95 % interval {low:.0%} to {high:.0%}; chance {chance:.0%}).")
-    if fails: sentence += (" A random choice may do as well: the choice does not recognise what was written about a class, "
-                           "so the chosen sentences say nothing about it.")
+    if fails: sentence += (" A random choice may do as well: the choice does not recognise what was written about a class"
+                           + ", or the first sentences of a set leave the others nothing to add" * (lines[0]["form"] == "set") + ".")
     else: sentence += (f" By this count up to about {no_better:.0%} of the chosen fit their class no better than a foreign sentence; "
                        "whether the others are true it cannot tell.")
     if own <= limit and not fails: sentence += f" With so few classes a random choice may reach {limit:.0%}."
