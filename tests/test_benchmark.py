@@ -246,7 +246,7 @@ def test_zero_shot_columns_stand_in_one_order(full, images, tmp_path, monkeypatc
     shown = []
     monkeypatch.setattr(benchmark_page, "display", shown.append)
     page = BenchmarkPage(study_of(images), {}, None, tmp_path, tmp_path)
-    page.lines = summary(full)
+    page.lines, page.templates = summary(full), []
     page.zero_shot()
     ways = ["mean", "mean embedding", "max"]
     assert list(shown[-1].data.columns) == [(names, way) for names in ("bare texts", "with class names") for way in ways]

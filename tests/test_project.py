@@ -138,7 +138,7 @@ def test_citation_is_of_this_version(repo, facts):
 
 def test_every_breach_of_a_rule_is_found(repo, tmp_path, monkeypatch):
     rules = tool(repo, "check_rules", monkeypatch)
-    monkeypatch.setattr(rules, "NAMES_IN_ALL", 27)
+    monkeypatch.setattr(rules, "NAMES_ON_AVERAGE", 13)
     (tmp_path / "datadesc").mkdir()
     (tmp_path / "datadesc" / "wide.py").write_text("\n".join(f"name_{n}: int = {n}" for n in range(26)))
     (tmp_path / "datadesc" / "_modidx.py").write_text("d = {}")
