@@ -29,7 +29,7 @@ const select = (label, options, value, onchange, props = {}) => {
 const labelled = (words, control) => h("label", {class: "dd-field"}, h("span", {}, words), control);
 
 function render({model, el}) {
-  const root = h("div", {class: "dd-explore"});
+  const root = h("div", {class: "dd-explore", "data-lm-suppress-shortcuts": "true"});  // else JupyterLab takes the letters
   el.append(root);
   const facts = model.get("facts");
   const ui = {sort: "choice", mode: "class", image: null, sentence: null, other: null, history: [], edits: null, seq: 0, timer: null};
@@ -199,7 +199,7 @@ function render({model, el}) {
   // ------------------------------------------------------------------ what is selected
   const detail = h("section", {class: "dd-panel dd-detail", "aria-label": "What is selected"});
   // On a narrow screen it is a sheet at the lower edge of the window, outside the elements that Voila and JupyterLab lay out.
-  const narrow = matchMedia("(max-width: 1080px)"), sheet = h("div", {class: "dd-explore dd-sheet"});
+  const narrow = matchMedia("(max-width: 1080px)"), sheet = h("div", {class: "dd-explore dd-sheet", "data-lm-suppress-shortcuts": "true"});
   document.body.append(sheet);
   const place = () => { if (narrow.matches) sheet.append(detail); else if (ui.mode === "class") main.append(detail); sheet.hidden = !narrow.matches || ui.mode !== "class"; };
   narrow.addEventListener("change", place);
