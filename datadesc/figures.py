@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_typed', 'typed_table', 'image_rows', 'label_issue_gallery', 'tsne_figure', 'proponent_gallery',
            'selections_compared', 'accuracy_bars', 'gain_bars', 'accuracy_curves', 'accuracy_table',
-           'text_class_heatmap']
+           'text_class_heatmap', 'checkpoint_bars', 'confusable_gallery']
 
 # %% ../nbs/3_looking/10_figures.ipynb #97c6a189
 import html, math, re, textwrap, unicodedata
@@ -34,12 +34,12 @@ if TYPE_CHECKING: from pandas.io.formats.style import Styler
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
             "#7A5195", "#8C6D31", "#2F4B7C", "#B5446E", "#6B8E23", "#444444")
 _INK, _SOFT, _RULE = "#222222", "#777777", "#DDDDDD"  # text, secondary text, lines
-_WIDTH = 10  # inches, at 90 dots each: the width of a report's column
+_WIDTH = 8  # inches, at 110 dots each: printed on a page 7 inches wide, the smallest letters have 7 points
 
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _STYLE = {
     "axes.axisbelow": True, "lines.solid_capstyle": "round", "patch.edgecolor": "w", "patch.force_edgecolor": True,
-    "figure.dpi": 90, "savefig.dpi": 90, "font.family": _FONT, "font.size": 9,
+    "figure.dpi": 110, "savefig.dpi": 110, "font.family": _FONT, "font.size": 9,
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK,
     "text.color": _INK, "xtick.color": _SOFT, "ytick.color": _SOFT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
@@ -113,13 +113,24 @@ def _typeset(fig):
         if missing: word.set_text(_as_drawn(word.get_text(), missing))
     return fig
 
+def _listed(names, at_most=12):
+    "The names in a list for an alternative text, each brief, and how many more there are."
+    names = [_brief(" ".join(str(name).split()), 40) for name in names]
+    return ", ".join(names[:at_most]) + f" and {len(names) - at_most} more" * (len(names) > at_most)
+
+def _with_alt(fig):
+    "The figure, shown in a notebook with its label as alternative text."
+    def bundle(**_): return {"text/plain": fig.get_label()}, {kind: {"alt": fig.get_label()} for kind in ("image/png", "image/jpeg")}
+    fig._repr_mimebundle_ = bundle
+    return fig
+
 def _drawn(
     draw: Callable[..., Figure],
 ) -> Callable[..., Figure]:
-    "The function `draw`, in our style and with its words literally."
+    "The function `draw`, in our style, with its words literally and its label as alternative text."
     @wraps(draw)
     def figure(*args, **options):
-        with plt.rc_context(_STYLE): return _typeset(draw(*args, **options))
+        with plt.rc_context(_STYLE): return _with_alt(_typeset(draw(*args, **options)))
     return figure
 
 def _places(text):
@@ -157,7 +168,7 @@ def image_rows(
     rows: Sequence[Sequence[tuple]],  # (image, caption) pairs; a row may be shorter than the others
 ) -> Figure:
     "Rows of images with their captions."
-    fig, axes = _empty_figure(1.5 * len(rows), nrows=len(rows), ncols=max(map(len, rows)))
+    fig, axes = _empty_figure(1.3 * len(rows), nrows=len(rows), ncols=max(map(len, rows)))
     width = int(16 * _WIDTH / axes.shape[1])
     for ax in axes.flat: ax.axis("off")
     for line, row in zip(axes, rows):
@@ -165,6 +176,7 @@ def image_rows(
             ax.imshow(open_image(image))
             short = "\n".join(_brief(part, width, 3) for part in caption.split("\n"))
             ax.text(.5, -.04, short, transform=ax.transAxes, va="top", ha="center", size=8)
+    fig.set_label("Images: " + _listed(caption for row in rows for _, caption in row))
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #da94e808
@@ -226,43 +238,61 @@ def _pushed_apart(
 # %% ../nbs/3_looking/10_figures.ipynb #7c4a678d
 def _name_classes(ax, xy, labels, names, colours):
     "Write each class's name above its points, outliers not counted."
-    per_point = np.array([np.ptp(ax.get_xlim()) / (72 * _WIDTH), np.ptp(ax.get_ylim()) / (72 * ax.figure.get_figheight())])
+    across, down = ax.get_gridspec().get_geometry()[::-1]
+    per_point = np.array([np.ptp(ax.get_xlim()) * across / (72 * _WIDTH), np.ptp(ax.get_ylim()) * down / (72 * ax.figure.get_figheight())])
     size = np.array([[6.4 * _places(name), 14] for name in names.values()]) * per_point
     at = np.stack([(np.median(x), np.quantile(y, .97) + 11 * per_point[1]) for x, y in (xy[labels == c].T for c in names)])
     for (x, y), (c, name) in zip(_pushed_apart(at, size), names.items()):
         outline = [withStroke(linewidth=3, foreground="white")]
         ax.text(x, y, name, color=colours[c], weight="bold", ha="center", va="center", path_effects=outline)
 
-_DOT, _DIAMOND = dict(marker="o", s=18, linewidths=0), dict(marker="D", s=44, edgecolors="white", linewidths=.7)
+_DOT, _DIAMOND = dict(marker="o", s=14, linewidths=0), dict(marker="D", s=36, edgecolors="white", linewidths=.7)
+
+def _map_panel(ax, xy, owner, kinds, colours):
+    "Draw one panel: images as dots, sentences as diamonds, a line from each to the middle of its class's images."
+    middle = {c: np.median(xy[(owner == c) & (kinds == "image")], axis=0) for c in set(owner[kinds == "image"])}
+    for at, c in zip(xy[kinds == "sentence"], owner[kinds == "sentence"]):
+        if c in middle: ax.plot(*zip(at, middle[c]), color=colours[c], lw=.8, alpha=.6, zorder=1)
+    for kind, look in (("image", _DOT), ("sentence", _DIAMOND)):
+        ax.scatter(*xy[kinds == kind].T, c=[colours[c] for c in owner[kinds == kind]], **look)
+        ax.scatter([], [], color=_SOFT, label=kind, **look)
+    ax.axis("off")
 
 @_drawn
 def tsne_figure(
     image_emb: Tensor,  # (N, D)
     image_labels: Tensor,  # (N,)
-    text_emb: Tensor,  # (T, D)
-    text_class: Tensor,  # (T,)
+    texts: Mapping[str, tuple[Tensor, Tensor]],  # name of a method -> embeddings (T, D) of its sentences and their classes (T,)
     classes: Sequence[str],  # C names
     shown: Sequence[int] | None = None,  # class ids, at most 12; default: the first
-    at_most: int = 30,  # images, and sentences, per class
+    at_most: int = 30,  # images, and sentences of a method, per class
     seed: int = 0,
 ) -> Figure:
-    "t-SNE map of the images (dots) and sentences (diamonds) of some classes, each modality centred; `ValueError` for more than 12."
+    "One t-SNE map of images and sentences of some classes, each modality centred, a panel per method; `ValueError` for over 12 classes."
     shown = list(range(min(len(_PALETTE), len(classes)))) if shown is None else list(shown)
     if len(shown) > len(_PALETTE):
         raise ValueError(f"{len(shown)} classes to show: expected at most {len(_PALETTE)}, more colours cannot be distinguished")
-    i, t = (_sample_of(l, shown, at_most, seed) for l in (image_labels, text_class))
-    xy = _flat_map(torch.cat([center(image_emb)[i], center(text_emb)[t]]), seed)
-    owner, colours = np.concatenate([np.asarray(image_labels)[i], np.asarray(text_class)[t]]), dict(zip(shown, _PALETTE))
-    fig, ((ax,),) = _empty_figure(5.6)
-    for kind, part, look in (("image", slice(len(i)), _DOT), ("sentence", slice(len(i), None), _DIAMOND)):
-        ax.scatter(*xy[part].T, c=[colours[c] for c in owner[part]], **look)
-        ax.scatter([], [], color=_SOFT, label=kind, **look)
-    ax.axis("off")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=.2)
-    names = {c: _brief(classes[c], 30) for c in shown if (owner == c).any()}
-    alone = np.isin(owner[len(i):], owner[:len(i)], invert=True)  # sentences of classes without an image here
-    named = np.concatenate([np.arange(len(i)), len(i) + np.flatnonzero(alone)])
-    _name_classes(ax, xy[named], owner[named], names, colours)
+    i, colours = _sample_of(image_labels, shown, at_most, seed), dict(zip(shown, _PALETTE))
+    t = [_sample_of(text_class, shown, at_most, seed) for _, text_class in texts.values()]
+    mean = torch.cat([emb for emb, _ in texts.values()]).mean(0)
+    xy = _flat_map(torch.cat([center(image_emb)[i], *(center(emb, mean)[rows] for rows, (emb, _) in zip(t, texts.values()))]), seed)
+    owner = np.concatenate([np.asarray(image_labels)[i], *(np.asarray(text_class)[rows] for rows, (_, text_class) in zip(t, texts.values()))])
+    panel = np.repeat(range(-1, len(t)), [len(i), *map(len, t)])  # -1: the images, which are in every panel
+    across = min(2, len(texts))
+    fig, axes = _empty_figure(4.6 if across == 1 else 3.4 * -(-len(texts) // 2), ncols=across, nrows=-(-len(texts) // across), sharex=True, sharey=True)
+    for ax in axes.flat[len(texts):]: ax.set_visible(False)
+    for n, (ax, method) in enumerate(zip(axes.flat, texts)):
+        here = (panel == -1) | (panel == n)
+        _map_panel(ax, xy[here], owner[here], np.where(panel[here] == -1, "image", "sentence"), colours)
+        if len(texts) > 1: ax.set_title(_brief(method, 40))
+    for n, ax in enumerate(axes.flat[:len(texts)]):  # the limits are those of all panels now
+        here = (panel == -1) | (panel == n)
+        with_images = np.isin(owner, owner[panel == -1])  # of the others the sentences are named
+        named = here & ((panel == -1) | ~with_images)
+        names = {c: _brief(classes[c], 30 // across) for c in shown if (owner[named] == c).any()}
+        _name_classes(ax, xy[named], owner[named], names, colours)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handletextpad=.2)
+    fig.set_label(f"t-SNE map of images (dots) and sentences (diamonds) of {_listed(classes[c] for c in shown)}; sentences by {_listed(texts)}")
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #26db77f0
@@ -324,7 +354,7 @@ def proponent_gallery(
     split: str = "train",
 ) -> Figure:
     "Row by row: a class, its most influential images, and its proponent texts with their scores."
-    pictures, side, head = image_set.images(split), 1.08, .3  # inches
+    pictures, side, head = image_set.images(split), .9, .3  # inches
     start = .2 + n_images * (side + .06)
     rows = {c: texts[texts.class_id == c].sort_values("rank").head(n_texts) for c in proponents}
     lines = {c: _wrapped(r.text, int(12.5 * (_WIDTH - start) * .825)) for c, r in rows.items()}
@@ -339,31 +369,48 @@ def proponent_gallery(
         ax = fig.add_axes((start / _WIDTH, 1 - (top + head + deep) / height, 1 - start / _WIDTH, deep / height))
         _scored_lines(ax, rows[c], *lines[c])
     _explain_signs(fig, texts.get("truth", ()))
+    fig.set_label("Most influential images and chosen sentences of " + _listed(image_set.classes[c] for c in rows))
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #5401be99
+def _with_reason(row, width):
+    "The lines of a sentence, at most eight, and those of the reason why it was rejected, if one is given."
+    reason = getattr(row, "why_not", "")
+    return _brief(row.text, width, 8).split("\n"), _lines(reason, width) if isinstance(reason, str) and reason else []
+
+def _column(ax, rows, heading, width):
+    "Write the sentences of one selection, each with its sign and the reason in italics; the number of lines used."
+    top, look = 0., dict(textcoords="offset points", va="top", size=8.5, linespacing=1.1)
+    for row in rows.itertuples():
+        (sign, colour), (text, reason) = _sign(getattr(row, "truth", None)), _with_reason(row, width)
+        ink = _INK if getattr(row, "truth", None) in (None, "visible") else _SOFT
+        ax.annotate(sign, (0, top), (6, 1), color=colour, ha="center", **look | dict(size=11))
+        ax.annotate("\n".join(text), (0, top), (14 if sign else 0, 0), color=ink, **look)
+        if reason: ax.annotate("\n".join(reason), (0, top + len(text)), (14 if sign else 0, 0), color=_SOFT, style="italic", **look)
+        top += len(text) + len(reason) + .7
+    count = f": {(rows['truth'] == 'visible').sum()} of {len(rows)} true" if "truth" in rows else ""
+    ax.set_title(_brief(heading, width - len(count)) + count)
+    ax.axhline(-.4, color=_RULE, lw=1.5); ax.axis("off")
+    return top
+
 @_drawn
 def selections_compared(
-    columns: Mapping[str, pd.DataFrame],  # heading -> rows with text, and truth where it is known, best first
+    columns: Mapping[str, pd.DataFrame],  # heading -> rows with text, best first; truth and why_not where they are known
     title: str,
 ) -> Figure:
-    "Selections of sentences side by side; where the truth is known, with signs and a count."
-    lines = {h: _wrapped(rows.text, int(120 / len(columns)) - 2) for h, rows in columns.items()}
-    depth = max(begin[-1] for _, begin in lines.values())
-    fig, (axes,) = _empty_figure(.95 + _LINE * depth, ncols=len(columns))
-    for ax, (heading, rows) in zip(axes, columns.items()):
-        truths = list(rows["truth"]) if "truth" in rows else [None] * len(rows)
-        for text, top, truth in zip(*lines[heading], truths):
-            sign, colour = _sign(truth)
-            place = dict(xy=(0, top), textcoords="offset points", va="top")
-            ax.annotate(sign, xytext=(6, 1), color=colour, ha="center", size=11, **place)
-            ink = _INK if truth in (None, "visible") else _SOFT
-            ax.annotate(text, xytext=(14 if sign else 0, 0), size=8.5, linespacing=1.1, color=ink, **place)
-        count = f": {truths.count('visible')} of {len(rows)} true" if "truth" in rows else ""
-        ax.set_title(_brief(heading, 90 // len(columns)) + count)
-        ax.axhline(-.4, color=_RULE, lw=1.5); ax.set(xlim=(0, 1), ylim=(depth + 1, -.4)); ax.axis("off")
-    fig.suptitle(_brief(title, 90), x=.005, ha="left", weight="bold", size=11)
+    "Selections of sentences side by side, three in a row; where they are known with signs of the truth, a count, and reasons in italics."
+    across = 2 if len(columns) == 4 else min(3, len(columns))
+    width, down = int(12 * _WIDTH / across) - 3, -(-len(columns) // across)
+    lengths = [sum(sum(map(len, _with_reason(row, width))) + .7 for row in rows.itertuples()) + 1 for rows in columns.values()]
+    depth = [max(lengths[i:i + across]) for i in range(0, len(lengths), across)]
+    fig, axes = _empty_figure(.6 + .35 * down + _LINE * sum(depth), ncols=across, nrows=down, height_ratios=depth)
+    for ax in axes.flat[len(columns):]: ax.set_visible(False)
+    for i, (ax, (heading, rows)) in enumerate(zip(axes.flat, columns.items())):
+        _column(ax, rows, heading, width)
+        ax.set(xlim=(0, 1), ylim=(depth[i // across], -.4))
+    fig.suptitle(_brief(title, int(9 * _WIDTH)), x=.005, ha="left", weight="bold", size=11)
     _explain_signs(fig, [t for rows in columns.values() if "truth" in rows for t in rows.truth])
+    fig.set_label(f"Sentences about {_brief(title, 40)} side by side: {_listed(columns)}")
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #1c337213
@@ -379,8 +426,9 @@ def accuracy_bars(
     for ax, panel in zip(axes, panels):
         rows = lines[lines[by] == panel]
         _dots(ax, rows, rows.method.map(methods.index), over)
-        ax.set(title=_brief(f"{by}: {panel}", 90 // len(panels), 2), xlabel="accuracy, %")
+        ax.set(title=_brief(f"{by}: {panel}", int(9 * _WIDTH) // len(panels), 2), xlabel="accuracy, %")
     _name_rows(axes[0], methods)
+    fig.set_label(f"Accuracies with intervals of {_listed(methods)}, by {by}: {_listed(panels)}")
     return fig
 
 def _name_rows(ax, methods):
@@ -414,12 +462,13 @@ def gain_bars(
     for ax, panel in zip(axes.flat, panels):
         rows = gains[gains[by] == panel]
         _gain_dots(ax, rows, rows.method.map(methods.index))
-        ax.set_title(_brief(f"{by}: {panel}".replace("_", " "), 72 // across, 3))
+        ax.set_title(_brief(f"{by}: {panel}".replace("_", " "), int(7 * _WIDTH) // across, 3))
     _name_rows(axes[0, 0], methods)
     signs = [Line2D([], [], ls="", marker="o", mec=_PALETTE[0], mfc=face, label=label)
              for face, label in ((_PALETTE[0], "significant"), ("white", "not significant"))]
     title = f"accuracy minus that of {_brief(over, 60)}, points"
     fig.legend(handles=signs, loc="outside lower right", ncols=2, title=title, alignment="right")
+    fig.set_label(f"Accuracy minus that of {_brief(over, 40)}, with intervals: {_listed(methods)}, by {by}: {_listed(panels)}")
     return fig
 
 def _gain_dots(ax, rows, y):
@@ -483,6 +532,7 @@ def accuracy_curves(
     ax.grid(axis="y", color=_RULE, lw=.6); ax.set_axisbelow(True)
     highest_first = sorted(ax.get_lines(), key=lambda line: -line.get_ydata()[-1])
     ax.legend(handles=highest_first, loc="center left", bbox_to_anchor=(1, .5))
+    fig.set_label(f"Accuracy by {_ALONG.get(along, along)}: {_listed(drawn)}")
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #4f2eb909
@@ -521,27 +571,99 @@ def accuracy_table(
     return styled.set_caption(f"accuracy in %, ± half its interval; {signs}")
 
 # %% ../nbs/3_looking/10_figures.ipynb #29a0a788
+def _strongest(influence, text_class, shown, n_texts):
+    "Rows of the `n_texts` sentences of each of the classes with the most influence on their own class, class after class."
+    own = influence[np.arange(len(text_class)), text_class]
+    best = [np.flatnonzero(text_class == c) for c in shown]
+    return np.concatenate([rows[np.argsort(-own[rows], kind="stable")[:n_texts]] for rows in best])
+
+def _mark_cells(ax, m, y, shown, limit):
+    "A frame around the cells of the sentence's own class, a minus in those that are clearly below zero."
+    for x, c in enumerate(shown):
+        rows = np.flatnonzero(y == c)
+        if len(rows): ax.add_patch(plt.Rectangle((x - .5, rows[0] - .5), 1, len(rows), fill=False, ec=_INK, lw=1.2, zorder=3))
+    down, across = np.nonzero(m < -.15 * limit)
+    ax.scatter(across, down, marker="_", s=22, lw=1.4, c=np.where(m[down, across] < -.6 * limit, "white", _INK))
+
 @_drawn
 def text_class_heatmap(
     influence: Tensor,  # (T, C) as `text_influence` makes it
     text_class: Tensor,  # (T,)
+    texts: Sequence[str],  # T sentences
     classes: Sequence[str],  # C names
+    shown: Sequence[int] | None = None,  # class ids; default: the first 24
+    n_texts: int = 1,  # sentences per class, those with the most influence on it
 ) -> Figure:
-    "The text-by-class influence matrix as a picture, sentences grouped by class and sorted inside it."
+    "Influence of sentences, one a row, on the validation images of classes; the own class is framed, a minus marks harm."
     m, y = np.asarray(influence), np.asarray(text_class)
-    order = np.lexsort((-m[np.arange(len(y)), y], y))
-    m, y, limit = m[order], y[order], np.nanquantile(np.abs(m), .99)
-    names = [_brief(name, 24) for name in classes]
-    fig, ((ax,),) = _empty_figure(6.4)
-    colours = plt.get_cmap("RdBu").with_extremes(bad=_RULE)
-    picture = ax.imshow(m, aspect="auto", cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
-    ax.hlines(np.flatnonzero(np.diff(y)) + .5, -.5, len(classes) - .5, color="white", lw=1.5)
-    ax.set_yticks([np.flatnonzero(y == c).mean() for c in np.unique(y)], [names[c] for c in np.unique(y)])
-    ax.set_xticks(range(len(classes)), names, rotation=55, ha="right", rotation_mode="anchor")
-    ax.set(xlabel="validation images of", ylabel="training on a sentence about")
-    import seaborn as sns   # late: it brings scipy.stats, two seconds of import
-    ax.tick_params(length=0, labelsize=8)
-    sns.despine(ax=ax, left=True, bottom=True)
-    label = "influence: blue helps, red harms" + ", grey: no image" * bool(np.isnan(m).any())
-    fig.colorbar(picture, ax=ax, shrink=.5, aspect=25, pad=.01, label=label).outline.set_visible(False)
+    shown = list(range(min(24, len(classes)))) if shown is None else list(shown)
+    rows = _strongest(m, y, shown, n_texts)
+    m, y, names = m[rows][:, shown], y[rows], [_brief(classes[c], 20) for c in shown]
+    limit = max(np.nanquantile(np.abs(m), .98), 1e-12)
+    fig, ((ax,),) = _empty_figure(1.6 + .19 * len(rows))
+    picture = ax.imshow(m, aspect="auto", cmap=plt.get_cmap("RdBu").with_extremes(bad=_RULE), vmin=-limit, vmax=limit)
+    _mark_cells(ax, m, y, shown, limit)
+    first = [not i or y[i] != y[i - 1] for i in range(len(y))]
+    ax.set_yticks(range(len(rows)), [_brief(f"{_brief(classes[c], 20)}: " * new + " ".join(texts[row].split()), 50)
+                                     for row, c, new in zip(rows, y, first)])
+    ax.set_xticks(range(len(shown)), names, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_xlabel("validation images of"); ax.tick_params(length=0, labelsize=8)
+    for spine in ax.spines.values(): spine.set_visible(False)
+    label = "influence: blue helps, red (−) harms" + ", grey: no image" * bool(np.isnan(m).any())
+    fig.colorbar(picture, ax=ax, shrink=.6, aspect=25, pad=.01, label=label).outline.set_visible(False)
+    fig.set_label(f"Influence of a sentence about each class on validation images of {_listed(classes[c] for c in shown)}")
+    return fig
+
+# %% ../nbs/3_looking/10_figures.ipynb #e4e9be1b
+@_drawn
+def checkpoint_bars(
+    shares: pd.DataFrame,  # epoch, influence and learning rate, in fractions of their sum; and the column `by`
+    by: str = "schedule",  # one panel per value of this column
+) -> Figure:
+    "Share of each checkpoint in the influence (bars) and in the sum of learning rates (diamonds), one panel per training."
+    panels = list(dict.fromkeys(shares[by]))
+    fig, (axes,) = _empty_figure(2.9, ncols=len(panels), sharey=True)
+    for ax, panel in zip(axes, panels):
+        rows = shares[shares[by] == panel]
+        at = range(len(rows))
+        ax.bar(at, 100 * rows["influence"], color=_PALETTE[4], label="influence")
+        ax.scatter(at, 100 * rows["learning rate"], marker="D", s=22, color=_INK, zorder=3, label="learning rate")
+        ax.set(title=_brief(f"{by}: {panel}", int(9 * _WIDTH) // len(panels), 2), xlabel="checkpoint after epoch")
+        step = max(1, -(-len(rows) * len(panels) // 20))
+        ax.set_xticks(at[step - 1::step], rows.epoch.iloc[step - 1::step]); ax.axhline(0, color=_SOFT, lw=1)
+        ax.grid(axis="y", color=_RULE, lw=.6)
+    axes[0].set_ylabel("share, %"); axes[-1].legend(loc="upper right")
+    fig.set_label(f"Share of each checkpoint in influence and in learning rate, by {by}: {_listed(panels)}")
+    return fig
+
+# %% ../nbs/3_looking/10_figures.ipynb #2183715d
+def _pair_side(fig, picture, name, text, auc, left, top, side):
+    "Draw one class of a pair: its image, and beside it its name and the sentence that separates it."
+    _picture_row(fig, [picture] if picture is not None else [], left, top, side)
+    x, height, width = (left + side + .1) / _WIDTH, fig.get_figheight(), int(12.5 * (_WIDTH / 2 - side - .3))
+    known = isinstance(text, str) and text != ""
+    words = f"{_brief(text, width, 4)}\nAUC {auc:.2f}" if known else _brief("no sentence separates it from the other", width, 2)
+    fig.text(x, 1 - top / height, _brief(name, width - 2), weight="bold", size=9, va="top")
+    fig.text(x, 1 - (top + .19) / height, words, size=8.5, va="top", linespacing=1.1, color=_INK if known else _SOFT)
+
+@_drawn
+def confusable_gallery(
+    image_set: ImageSet,
+    pairs: pd.DataFrame,  # a, b, confusion (fraction), a_text, a_auc, b_text, b_auc: the sentence that separates a from b, and its AUC
+    examples: Mapping[int, int],  # class_id -> index in the split of the image to show
+    split: str = "train",
+) -> Figure:
+    "Row by row: two classes that are confused, an image of each, and the sentence that separates it from the other."
+    pictures, side, band = image_set.images(split), .95, 1.3
+    fig = plt.figure(figsize=(_WIDTH, band * max(1, len(pairs))))
+    plt.close(fig)
+    for i, pair in enumerate(pairs.itertuples()):
+        line = Line2D([.005, .995], [1 - i * band / fig.get_figheight() - .001] * 2, color=_RULE, lw=1, transform=fig.transFigure)
+        fig.add_artist(line)
+        fig.text(.005, 1 - (i * band + .06) / fig.get_figheight(), f"confused in {100 * pair.confusion:.0f} %", size=8, color=_SOFT, va="top")
+        for c, text, auc, left in ((pair.a, pair.a_text, pair.a_auc, .05), (pair.b, pair.b_text, pair.b_auc, _WIDTH / 2 + .05)):
+            picture = pictures[examples[c]] if c in examples else None
+            _pair_side(fig, picture, image_set.classes[c], text, auc, left, i * band + .27, side)
+    fig.set_label("Confusable classes and the sentences that separate them: " + _listed(
+        f"{image_set.classes[a]} and {image_set.classes[b]}" for a, b in zip(pairs.a, pairs.b)))
     return fig

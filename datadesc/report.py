@@ -593,12 +593,12 @@ def _sentence_list(findings, c, with_images=5):
     return f"<ol>{first}</ol>{more}{_flagged_list(flagged)}"
 
 # %% ../nbs/4_pages/25_report.ipynb #0b304714
-def _separating_words(findings, a, b):
-    "The sentence about `a` that best separates it from `b`, with its pairwise AUC, as HTML."
+def _separating_words(findings, a, b, before=""):
+    "The sentence about `a` that best separates it from `b`, with its pairwise AUC and the words before it, as HTML."
     best, names = findings.separating(a, b), findings.study.classes
     if best is None: return f"no sentence about {_shown(names[a])} separates it on the validation images."
     text, auc = best
-    return f'“{_shown(text)}” <span class="score">pairwise AUC {auc:.2f} on validation images</span>'
+    return f'{before}“{_shown(text)}” <span class="score">pairwise AUC {auc:.2f} on validation images</span>'
 
 def _look_alikes(findings, c, at_most=2):
     "The classes that this one is most often confused with, and the sentence that best separates it from each."
@@ -609,7 +609,7 @@ def _look_alikes(findings, c, at_most=2):
         other = pair.b if pair.a == c else pair.a
         typical, _ = _images_of_class(findings, other)
         picture = findings.thumbnail("train", typical[0], 40) if typical else ""
-        words = "" if "sentences" in findings.withheld else f"; best separated by {_separating_words(findings, c, other)}"
+        words = "" if "sentences" in findings.withheld else f"; {_separating_words(findings, c, other, 'best separated by ')}"
         page = "" if study.n_classes <= _ON_THIS_PAGE else f"{other // _PER_PAGE + 1}.html"
         link = f'<a href="{page}#class-{other}">{_shown(study.classes[other])}</a>'
         items.append(f"<li>{picture}<span>Confused with {link}{words}</span></li>")
