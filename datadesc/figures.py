@@ -34,12 +34,13 @@ if TYPE_CHECKING: from pandas.io.formats.style import Styler
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
             "#7A5195", "#8C6D31", "#2F4B7C", "#B5446E", "#6B8E23", "#444444")
 _INK, _SOFT, _RULE = "#222222", "#777777", "#DDDDDD"  # text, secondary text, lines
-_WIDTH = 8  # inches, at 110 dots each: printed on a page 7 inches wide, the smallest letters have 7 points
+_WIDTH = 8  # inches, at 100 dots each: printed on a page 7 inches wide, the smallest letters have 7 points
 
 _FONT = "DejaVu Sans"  # comes with matplotlib
+_OUTLINE = [withStroke(linewidth=3, foreground="white")]  # of words that may stand on lines
 _STYLE = {
     "axes.axisbelow": True, "lines.solid_capstyle": "round", "patch.edgecolor": "w", "patch.force_edgecolor": True,
-    "figure.dpi": 110, "savefig.dpi": 110, "font.family": _FONT, "font.size": 9,
+    "figure.dpi": 100, "savefig.dpi": 100, "font.family": _FONT, "font.size": 9,
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK,
     "text.color": _INK, "xtick.color": _SOFT, "ytick.color": _SOFT, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
@@ -169,7 +170,7 @@ def image_rows(
 ) -> Figure:
     "Rows of images with their captions."
     fig, axes = _empty_figure(1.3 * len(rows), nrows=len(rows), ncols=max(map(len, rows)))
-    width = int(16 * _WIDTH / axes.shape[1])
+    width = int(14 * _WIDTH / axes.shape[1])
     for ax in axes.flat: ax.axis("off")
     for line, row in zip(axes, rows):
         for ax, (image, caption) in zip(line, row):
@@ -240,23 +241,32 @@ def _name_classes(ax, xy, labels, names, colours):
     "Write each class's name above its points, outliers not counted."
     across, down = ax.get_gridspec().get_geometry()[::-1]
     per_point = np.array([np.ptp(ax.get_xlim()) * across / (72 * _WIDTH), np.ptp(ax.get_ylim()) * down / (72 * ax.figure.get_figheight())])
-    size = np.array([[6.4 * _places(name), 14] for name in names.values()]) * per_point
+    size = np.array([[5.6 * _places(name), 12] for name in names.values()]) * per_point
     at = np.stack([(np.median(x), np.quantile(y, .97) + 11 * per_point[1]) for x, y in (xy[labels == c].T for c in names)])
     for (x, y), (c, name) in zip(_pushed_apart(at, size), names.items()):
-        outline = [withStroke(linewidth=3, foreground="white")]
-        ax.text(x, y, name, color=colours[c], weight="bold", ha="center", va="center", path_effects=outline)
+        ax.text(x, y, name, color=colours[c], size=8, weight="bold", ha="center", va="center", path_effects=_OUTLINE, zorder=5)
 
-_DOT, _DIAMOND = dict(marker="o", s=14, linewidths=0), dict(marker="D", s=36, edgecolors="white", linewidths=.7)
+_DOT, _DIAMOND = dict(marker="o", s=14, lw=0), dict(marker="D", s=34)
 
-def _map_panel(ax, xy, owner, kinds, colours):
-    "Draw one panel: images as dots, sentences as diamonds, a line from each to the middle of its class's images."
-    middle = {c: np.median(xy[(owner == c) & (kinds == "image")], axis=0) for c in set(owner[kinds == "image"])}
-    for at, c in zip(xy[kinds == "sentence"], owner[kinds == "sentence"]):
-        if c in middle: ax.plot(*zip(at, middle[c]), color=colours[c], lw=.8, alpha=.6, zorder=1)
-    for kind, look in (("image", _DOT), ("sentence", _DIAMOND)):
-        ax.scatter(*xy[kinds == kind].T, c=[colours[c] for c in owner[kinds == kind]], **look)
-        ax.scatter([], [], color=_SOFT, label=kind, **look)
+def _fits(text_emb, text_class, image_emb, image_labels, shown):
+    "Whether each sentence (T,) is nearer to the mean image of its class than to that of any other of the classes with images."
+    with_images = [c for c in shown if (image_labels == c).any()]
+    means = torch.stack([image_emb[image_labels == c].mean(0) for c in with_images])
+    return np.asarray(torch.tensor(with_images)[(text_emb @ means.T).argmax(1)] == text_class)
+
+def _map_panel(ax, xy, owner, fits, colours):
+    "Draw one panel: images (`fits` is -1) as dots, sentences as diamonds, full ones where they fit (1), hollow where not (0)."
+    shades = np.array([colours[c] for c in owner])
+    for kind, look in ((-1, dict(_DOT)), (0, dict(_DIAMOND, lw=1.2, zorder=3)), (1, dict(_DIAMOND, lw=.7, zorder=4))):
+        at = fits == kind
+        if kind == 0: ax.scatter(*xy[at].T, ec=shades[at], c="white", **look)
+        if kind == 1: ax.scatter(*xy[at].T, ec="white", c=shades[at], **look)
+        if kind == -1: ax.scatter(*xy[at].T, c=shades[at], alpha=.6, **look)
     ax.axis("off")
+
+_KINDS = [Line2D([], [], ls="", color=_SOFT, label=label, **look) for label, look in (
+    ("image", dict(marker="o", ms=4)), ("sentence nearest to images of its own class", dict(marker="D", ms=6)),
+    ("nearest to those of another", dict(marker="D", ms=6, mfc="white")))]
 
 @_drawn
 def tsne_figure(
@@ -273,26 +283,29 @@ def tsne_figure(
     if len(shown) > len(_PALETTE):
         raise ValueError(f"{len(shown)} classes to show: expected at most {len(_PALETTE)}, more colours cannot be distinguished")
     i, colours = _sample_of(image_labels, shown, at_most, seed), dict(zip(shown, _PALETTE))
-    t = [_sample_of(text_class, shown, at_most, seed) for _, text_class in texts.values()]
-    mean = torch.cat([emb for emb, _ in texts.values()]).mean(0)
-    xy = _flat_map(torch.cat([center(image_emb)[i], *(center(emb, mean)[rows] for rows, (emb, _) in zip(t, texts.values()))]), seed)
-    owner = np.concatenate([np.asarray(image_labels)[i], *(np.asarray(text_class)[rows] for rows, (_, text_class) in zip(t, texts.values()))])
-    panel = np.repeat(range(-1, len(t)), [len(i), *map(len, t)])  # -1: the images, which are in every panel
-    across = min(2, len(texts))
-    fig, axes = _empty_figure(4.6 if across == 1 else 3.4 * -(-len(texts) // 2), ncols=across, nrows=-(-len(texts) // across), sharex=True, sharey=True)
+    images, owners, mean = center(image_emb), [np.asarray(image_labels)[i]], torch.cat([emb for emb, _ in texts.values()]).mean(0)
+    points, fits = [images[i]], [np.full(len(i), -1)]
+    for emb, text_class in texts.values():
+        t = _sample_of(text_class, shown, at_most, seed)
+        points.append(center(emb, mean)[t]); owners.append(np.asarray(text_class)[t])
+        fits.append(_fits(points[-1], text_class[t], images, image_labels, shown).astype(int))
+    xy, panel = _flat_map(torch.cat(points), seed), np.repeat(range(-1, len(texts)), [*map(len, points)])  # -1: images, in every panel
+    owner, fit, across = np.concatenate(owners), np.concatenate(fits), min(2, len(texts))
+    down = -(-len(texts) // across)
+    fig, axes = _empty_figure(4.6 if across == 1 else .4 + 2.9 * down, ncols=across, nrows=down, sharex=True, sharey=True)
     for ax in axes.flat[len(texts):]: ax.set_visible(False)
     for n, (ax, method) in enumerate(zip(axes.flat, texts)):
         here = (panel == -1) | (panel == n)
-        _map_panel(ax, xy[here], owner[here], np.where(panel[here] == -1, "image", "sentence"), colours)
-        if len(texts) > 1: ax.set_title(_brief(method, 40))
+        _map_panel(ax, xy[here], owner[here], fit[here], colours)
+        if len(texts) > 1: ax.set_title(_brief(method, 30) + f": {fits[n + 1].sum()} of {len(fits[n + 1])}")
     for n, ax in enumerate(axes.flat[:len(texts)]):  # the limits are those of all panels now
-        here = (panel == -1) | (panel == n)
-        with_images = np.isin(owner, owner[panel == -1])  # of the others the sentences are named
-        named = here & ((panel == -1) | ~with_images)
-        names = {c: _brief(classes[c], 30 // across) for c in shown if (owner[named] == c).any()}
+        named = (panel == -1) | (panel == n) & ~np.isin(owner, owners[0])  # sentences where the class has no image
+        names = {c: _brief(classes[c], 30) for c in shown if (owner[named] == c).any()}
         _name_classes(ax, xy[named], owner[named], names, colours)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handletextpad=.2)
-    fig.set_label(f"t-SNE map of images (dots) and sentences (diamonds) of {_listed(classes[c] for c in shown)}; sentences by {_listed(texts)}")
+    fig.legend(handles=_KINDS, loc="outside lower center", ncols=3, handletextpad=.2)
+    counts = _listed(f"{method} {f.sum()} of {len(f)}" for method, f in zip(texts, fits[1:]))
+    fig.set_label(f"t-SNE map of images (dots) and sentences (diamonds) of {_listed(classes[c] for c in shown)}; "
+                  f"sentences nearest to images of their own class: {counts}")
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #26db77f0
@@ -357,7 +370,7 @@ def proponent_gallery(
     pictures, side, head = image_set.images(split), .9, .3  # inches
     start = .2 + n_images * (side + .06)
     rows = {c: texts[texts.class_id == c].sort_values("rank").head(n_texts) for c in proponents}
-    lines = {c: _wrapped(r.text, int(12.5 * (_WIDTH - start) * .825)) for c, r in rows.items()}
+    lines = {c: _wrapped(r.text, int(14 * (_WIDTH - start) * .825)) for c, r in rows.items()}
     bands = [head + max(side, _LINE * begin[-1]) + .15 for _, begin in lines.values()]
     fig = plt.figure(figsize=(_WIDTH, sum(bands) + .25))
     plt.close(fig)
@@ -368,7 +381,7 @@ def proponent_gallery(
         deep = _LINE * (lines[c][1][-1] + .3)
         ax = fig.add_axes((start / _WIDTH, 1 - (top + head + deep) / height, 1 - start / _WIDTH, deep / height))
         _scored_lines(ax, rows[c], *lines[c])
-    _explain_signs(fig, texts.get("truth", ()))
+    _explain_signs(fig, [t for r in rows.values() if "truth" in r for t in r.truth])
     fig.set_label("Most influential images and chosen sentences of " + _listed(image_set.classes[c] for c in rows))
     return fig
 
@@ -386,7 +399,8 @@ def _column(ax, rows, heading, width):
         ink = _INK if getattr(row, "truth", None) in (None, "visible") else _SOFT
         ax.annotate(sign, (0, top), (6, 1), color=colour, ha="center", **look | dict(size=11))
         ax.annotate("\n".join(text), (0, top), (14 if sign else 0, 0), color=ink, **look)
-        if reason: ax.annotate("\n".join(reason), (0, top + len(text)), (14 if sign else 0, 0), color=_SOFT, style="italic", **look)
+        below = (14 if sign else 0, -1 - 9.3 * len(text))  # points
+        if reason: ax.annotate("\n".join(reason), (0, top), below, color=_SOFT, style="italic", **look)
         top += len(text) + len(reason) + .7
     count = f": {(rows['truth'] == 'visible').sum()} of {len(rows)} true" if "truth" in rows else ""
     ax.set_title(_brief(heading, width - len(count)) + count)
@@ -400,7 +414,7 @@ def selections_compared(
 ) -> Figure:
     "Selections of sentences side by side, three in a row; where they are known with signs of the truth, a count, and reasons in italics."
     across = 2 if len(columns) == 4 else min(3, len(columns))
-    width, down = int(12 * _WIDTH / across) - 3, -(-len(columns) // across)
+    width, down = int(14 * _WIDTH / across) - 5, -(-len(columns) // across)
     lengths = [sum(sum(map(len, _with_reason(row, width))) + .7 for row in rows.itertuples()) + 1 for rows in columns.values()]
     depth = [max(lengths[i:i + across]) for i in range(0, len(lengths), across)]
     fig, axes = _empty_figure(.6 + .35 * down + _LINE * sum(depth), ncols=across, nrows=down, height_ratios=depth)
@@ -442,7 +456,7 @@ def _dots(ax, rows, y, over):
     ax.hlines(y, percent.low, percent.high, color=colours, lw=5, alpha=.3)
     ax.scatter(percent["mean"], y, c=colours, s=30, zorder=3)
     for mean, high, at in zip(percent["mean"], percent.high, y):
-        ax.annotate(f"{mean:.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8)
+        ax.annotate(f"{mean:.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8, path_effects=_OUTLINE)
     ax.grid(axis="x", color=_RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.16); ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
@@ -455,7 +469,7 @@ def gain_bars(
 ) -> Figure:
     "Differences in accuracy with their intervals, one panel per dataset (or another column), empty dots where not significant."
     methods, panels = list(dict.fromkeys(gains.method)), list(dict.fromkeys(gains[by]))
-    across = min(4, len(panels))
+    across = min(3, len(panels))
     down = -(-len(panels) // across)
     fig, axes = _empty_figure((.9 + .27 * len(methods)) * down, ncols=across, nrows=down, sharey=True)
     for ax in axes.flat[len(panels):]: ax.set_visible(False)
@@ -478,7 +492,7 @@ def _gain_dots(ax, rows, y):
     ax.hlines(y, points.low, points.high, color=_PALETTE[0], lw=np.where(significant, 5, 2), alpha=.3)
     ax.scatter(points.gain, y, s=30, zorder=3, ec=_PALETTE[0], c=np.where(significant, _PALETTE[0], "white"))
     for value, high, at in zip(points.gain, points.high, y):
-        ax.annotate(f"{round(value, 1) + 0.:+.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8)
+        ax.annotate(f"{round(value, 1) + 0.:+.1f}".replace("-", "−"), (high, at), (4, 0), textcoords="offset points", va="center", size=8, path_effects=_OUTLINE)
     ax.grid(axis="x", color=_RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.2); ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
@@ -600,12 +614,13 @@ def text_class_heatmap(
     rows = _strongest(m, y, shown, n_texts)
     m, y, names = m[rows][:, shown], y[rows], [_brief(classes[c], 20) for c in shown]
     limit = max(np.nanquantile(np.abs(m), .98), 1e-12)
-    fig, ((ax,),) = _empty_figure(1.6 + .19 * len(rows))
+    first = [i == 0 or bool(y[i] != y[i - 1]) for i in range(len(y))]
+    labels = [_brief(f"{_brief(classes[c], 20)}: " * new + " ".join(texts[row].split()), 42, 2) for row, c, new in zip(rows, y, first)]
+    two = any("\n" in label for label in labels)
+    fig, ((ax,),) = _empty_figure(1.6 + (.29 if two else .19) * len(rows))
     picture = ax.imshow(m, aspect="auto", cmap=plt.get_cmap("RdBu").with_extremes(bad=_RULE), vmin=-limit, vmax=limit)
     _mark_cells(ax, m, y, shown, limit)
-    first = [not i or y[i] != y[i - 1] for i in range(len(y))]
-    ax.set_yticks(range(len(rows)), [_brief(f"{_brief(classes[c], 20)}: " * new + " ".join(texts[row].split()), 50)
-                                     for row, c, new in zip(rows, y, first)])
+    ax.set_yticks(range(len(rows)), labels, linespacing=1.)
     ax.set_xticks(range(len(shown)), names, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_xlabel("validation images of"); ax.tick_params(length=0, labelsize=8)
     for spine in ax.spines.values(): spine.set_visible(False)
@@ -640,9 +655,9 @@ def checkpoint_bars(
 def _pair_side(fig, picture, name, text, auc, left, top, side):
     "Draw one class of a pair: its image, and beside it its name and the sentence that separates it."
     _picture_row(fig, [picture] if picture is not None else [], left, top, side)
-    x, height, width = (left + side + .1) / _WIDTH, fig.get_figheight(), int(12.5 * (_WIDTH / 2 - side - .3))
+    x, height, width = (left + side + .1) / _WIDTH, fig.get_figheight(), int(14 * (_WIDTH / 2 - side - .3))
     known = isinstance(text, str) and text != ""
-    words = f"{_brief(text, width, 4)}\nAUC {auc:.2f}" if known else _brief("no sentence separates it from the other", width, 2)
+    words = f"{_brief(' '.join(text.split()), width, 5)}\nAUC {auc:.2f}" if known else "no sentence separates it"
     fig.text(x, 1 - top / height, _brief(name, width - 2), weight="bold", size=9, va="top")
     fig.text(x, 1 - (top + .19) / height, words, size=8.5, va="top", linespacing=1.1, color=_INK if known else _SOFT)
 
@@ -654,13 +669,13 @@ def confusable_gallery(
     split: str = "train",
 ) -> Figure:
     "Row by row: two classes that are confused, an image of each, and the sentence that separates it from the other."
-    pictures, side, band = image_set.images(split), .95, 1.3
+    pictures, side, band = image_set.images(split), .95, 1.32
     fig = plt.figure(figsize=(_WIDTH, band * max(1, len(pairs))))
     plt.close(fig)
     for i, pair in enumerate(pairs.itertuples()):
         line = Line2D([.005, .995], [1 - i * band / fig.get_figheight() - .001] * 2, color=_RULE, lw=1, transform=fig.transFigure)
         fig.add_artist(line)
-        fig.text(.005, 1 - (i * band + .06) / fig.get_figheight(), f"confused in {100 * pair.confusion:.0f} %", size=8, color=_SOFT, va="top")
+        fig.text(.005, 1 - (i * band + .06) / fig.get_figheight(), f"mean probability of the other class: {100 * pair.confusion:.0f} %", size=8, color=_SOFT, va="top")
         for c, text, auc, left in ((pair.a, pair.a_text, pair.a_auc, .05), (pair.b, pair.b_text, pair.b_auc, _WIDTH / 2 + .05)):
             picture = pictures[examples[c]] if c in examples else None
             _pair_side(fig, picture, image_set.classes[c], text, auc, left, i * band + .27, side)

@@ -1,4 +1,6 @@
-"Figures hold together with words, classes and tables that chapter 80 does not show."
+"Figures hold together with words, classes and tables that the chapter does not show."
+from xml.etree import ElementTree
+
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -8,13 +10,14 @@ import torch
 from bs4 import BeautifulSoup
 from fontTools.subset import Subsetter
 from fontTools.ttLib import TTFont
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from datadesc import figures
 from datadesc.data import ImageSet
-from datadesc.figures import (_PALETTE, _STYLE, _WIDTH, accuracy_bars, accuracy_curves, accuracy_table, as_typed, gain_bars, image_rows, proponent_gallery, _pushed_apart, selections_compared,
+from datadesc.figures import (_PALETTE, _STYLE, _WIDTH, accuracy_bars, accuracy_curves, accuracy_table, as_typed, checkpoint_bars, confusable_gallery, gain_bars, image_rows, proponent_gallery, _pushed_apart, selections_compared,
                               label_issue_gallery, text_class_heatmap, tsne_figure, typed_table, _wrapped)
 from datadesc.kernel import report_html
 
@@ -68,7 +71,7 @@ def test_long_sentences_do_not_overlap_in_columns(texts, n, tmp_path):
 
 def test_class_names_do_not_overlap_in_the_map(tmp_path):
     x, y = torch.randn(60, 8), torch.arange(12).repeat_interleave(5)
-    boxes, _ = drawn(tsne_figure(x, y, torch.randn(24, 8), torch.arange(12).repeat_interleave(2), [f"a class with number {i}" for i in range(12)]), tmp_path)
+    boxes, _ = drawn(tsne_figure(x, y, {"sentences": (torch.randn(24, 8), torch.arange(12).repeat_interleave(2))}, [f"a class with number {i}" for i in range(12)]), tmp_path)
     assert len(boxes) == 12 and not clashes(boxes)
 
 
@@ -174,14 +177,101 @@ def test_rows_of_the_table_may_have_two_names():
 def test_heatmap_with_texts_of_some_classes_only(tmp_path):
     m = torch.randn(6, 4)
     m[:, 3] = float("nan")  # a class without validation images
-    drawn(text_class_heatmap(m, torch.tensor([0, 0, 2, 2, 1, 1]), CLASSES), tmp_path)
+    fig = text_class_heatmap(m, torch.tensor([0, 0, 2, 2, 1, 1]), list("abcdef"), CLASSES, n_texts=9)
+    drawn(fig, tmp_path)
+    assert len(fig.axes[0].get_yticks()) == 6 and "no image" in fig.axes[1].get_ylabel()
+
+
+def test_a_row_carries_the_sentence_that_helps_its_class_most(tmp_path):
+    m = torch.tensor([[1., -3.], [2., 1.], [-3., 1.]])
+    fig = text_class_heatmap(m, torch.tensor([0, 0, 1]), ["few", "most", "other"], ["one", "two"])
+    drawn(fig, tmp_path)
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["one: most", "two: other"]
+    (minus,) = [c for c in fig.axes[0].collections if len(c.get_offsets())]
+    assert np.asarray(minus.get_offsets()).tolist() == [[0, 1]]  # "other" harms class one
+
+
+def test_of_many_classes_those_shown_are_drawn(tmp_path):
+    names = [f"class {c}" for c in range(40)]
+    assert len(text_class_heatmap(torch.randn(40, 40), torch.arange(40), names, names).axes[0].get_xticks()) == 24
+    fig = text_class_heatmap(torch.randn(40, 40), torch.arange(40), names, names, shown=[30, 3])
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["class 30", "class 3"]
+
+
+def test_a_sentence_near_to_its_own_class_is_counted():
+    x, y = torch.eye(3).repeat_interleave(5, 0) + .01 * torch.randn(15, 3), torch.arange(3).repeat_interleave(5)
+    fig = tsne_figure(x, y, {"right": (torch.eye(3), torch.arange(3)), "wrong": (torch.eye(3), torch.tensor([1, 2, 0]))}, "abc")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["right: 3 of 3", "wrong: 0 of 3"]
+    assert "right 3 of 3, wrong 0 of 3" in fig.get_label()
+
+
+def test_the_reason_stands_below_the_sentence(texts, tmp_path):
+    rows = texts[:3].assign(why_not=["", "others rank higher", None])
+    fig = selections_compared({"one": texts[:3].drop(columns="rank"), "two": rows}, "x")
+    boxes, _ = drawn(fig, tmp_path)
+    (reason,) = [t for t in fig.findobj(Text) if t.get_text() == "others rank higher"]
+    assert reason.get_style() == "italic" and not clashes(boxes)
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_many_selections_go_into_rows(texts, n, tmp_path):
+    fig = selections_compared({f"form {c}": texts[texts.class_id == c % 4] for c in range(n)}, "x")
+    boxes, page = drawn(fig, tmp_path)
+    assert not clashes(boxes) and all(b.x1 <= page.x1 + 1 for b in boxes)
+    assert len({ax.get_position().y0 for ax in fig.axes if ax.get_visible()}) == 2
+
+
+def some_pairs(text):
+    "Two pairs: sentences on both sides, and on none."
+    return pd.DataFrame([dict(a=0, b=1, confusion=.4, a_text=text, a_auc=.9, b_text=text, b_auc=.8), dict(a=2, b=3, confusion=.1, a_text=None, a_auc=None, b_text=None, b_auc=None)])
+
+
+def test_pairs_stand_apart(images, tmp_path):
+    fig = confusable_gallery(images, some_pairs("a long sentence " * 13), {c: 6 * c for c in range(3)})  # none of class 3
+    drawn(fig, tmp_path)
+    boxes = [t.get_window_extent() for t in fig.texts]
+    assert len(boxes) == 10 and not clashes(boxes) and all(b.x1 <= fig.bbox.x1 and b.y0 >= 0 for b in boxes)
+    assert len(fig.axes) == 3 and sum(t.get_text() == "no sentence separates it" for t in fig.texts) == 2
+    drawn(confusable_gallery(images, some_pairs("x")[:0], {}), tmp_path)
+
+
+def some_shares(schedules=("cosine",), n=5):
+    "Equal shares of `n` checkpoints."
+    return pd.DataFrame([{"schedule": s, "epoch": e + 1, "influence": 1 / n, "learning rate": 1 / n} for s in schedules for e in range(n)])
+
+
+@pytest.mark.parametrize("n", [1, 3, 60])
+def test_each_checkpoint_has_its_bar(n, tmp_path):
+    fig = checkpoint_bars(some_shares("ab", n))
+    drawn(fig, tmp_path)
+    assert [len(ax.patches) for ax in fig.axes] == [n, n] and all(1 <= len(ax.get_xticks()) <= 12 for ax in fig.axes)
+
+
+def test_no_letter_is_smaller_than_seven_points_on_a_page_seven_inches_wide(images, texts):
+    for words in all_figures(images, texts, CLASSES): assert min(word.get_fontsize() for word in words) * 7 / _WIDTH >= 7
+
+
+def test_a_figure_has_its_alternative_text(images, texts):
+    fig = image_rows([[(image, name) for image, name in zip(images.images("train"), CLASSES)]])
+    assert fig.get_label() == "Images: Ash & Oak, $5 or $6, Ünder_score, a rather long name of a class"
+    data, metadata = InteractiveShell.instance().display_formatter.format(fig)
+    assert data["text/plain"] == metadata["image/png"]["alt"] == fig.get_label()
+
+
+def test_every_figure_is_png_and_svg(images, texts, tmp_path):
+    for fig in the_figures(images, texts.assign(text="<script>alert(1)</script> & " + texts.text), ("<b>", "نمر و أسد", "🦋 " + SNOW, "x" * 300)):
+        assert fig.get_label()
+        for kind in ("png", "svg"): fig.savefig(tmp_path/f"figure.{kind}", metadata={"Title": fig.get_label()})
+        tree = ElementTree.parse(tmp_path/"figure.svg").getroot()
+        assert next(e for e in tree.iter() if e.tag.endswith("title")).text == fig.get_label()
+        assert not any(e.tag.endswith("script") for e in tree.iter())
 
 
 def test_figures_leave_matplotlib_as_it_was(texts, tmp_path):
     before, open_before = dict(plt.rcParams), plt.get_fignums()
     fig = selections_compared({"one": texts[:3]}, "x")
     assert dict(plt.rcParams) == before and plt.get_fignums() == open_before
-    assert fig.get_figwidth() == _WIDTH and _STYLE["figure.dpi"] == 90
+    assert fig.get_figwidth() == _WIDTH and _STYLE["figure.dpi"] == 100
 
 
 # Names as people have them
@@ -191,14 +281,22 @@ NASTY = ("<b>bold</b> & <script>alert(1)</script>", "[link](http://evil.example)
          "$unbalanced", "- a\n- b", "&amp; &#42; http://evil.example www.evil.example a@evil.example", "1. one\n\n> two\n\n    three", "long " * 60)
 
 
-def all_figures(images, texts, names):
-    "Every figure with these four names in it, drawn; the words of each."
+def the_figures(images, texts, names):
+    "Every figure with these four names in it."
     images, columns = ImageSet("toy", names, images.samples), dict(zip(names, [texts[texts.class_id == c] for c in range(4)]))
     suspects = pd.DataFrame(dict(image=range(24), given=np.repeat(range(4), 6), suggested=[1] * 24))
     lines = pd.DataFrame([dict(method=m, shots=s, mean=.5, low=.4, high=.6) for m in names for s in ("1", "all")])
     figs = [image_rows([[(image, name) for image, name in zip(images.images("train"), names)]]), label_issue_gallery(images, suspects), proponent_gallery(images, {c: [c] for c in range(4)}, texts),
-            selections_compared(columns, names[0]), tsne_figure(torch.randn(24, 8), torch.arange(4).repeat(6), torch.randn(8, 8), torch.arange(4).repeat(2), names),
-            accuracy_bars(lines.assign(panel=names[0]), by="panel"), gain_bars(some_gains(names, names[:2])), accuracy_curves(lines), text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)]
+            selections_compared(columns, names[0]), selections_compared({name: rows.assign(why_not=name) for name, rows in columns.items()}, names[0]),
+            tsne_figure(torch.randn(24, 8), torch.arange(4).repeat(6), {name: (torch.randn(8, 8), torch.arange(4).repeat(2)) for name in names}, names),
+            accuracy_bars(lines.assign(panel=names[0]), by="panel"), gain_bars(some_gains(names, names[:2])), accuracy_curves(lines), text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), [names[c] for c in (0, 0, 1, 1, 2, 2, 3, 3)], names),
+            confusable_gallery(images, some_pairs(texts.text.iloc[0]), {c: 6 * c for c in range(4)}), checkpoint_bars(some_shares(names))]
+    return figs
+
+
+def all_figures(images, texts, names):
+    "Every figure with these four names in it, drawn; the words of each."
+    figs = the_figures(images, texts, names)
     for fig in figs: fig.draw_without_rendering()
     return [[word for word in fig.findobj(Text) if word.get_text()] for fig in figs]
 
@@ -215,7 +313,7 @@ def test_names_are_drawn_as_typed(images, texts, names, tmp_path, recwarn):
 
 def test_long_names_leave_room_for_the_figure(images, texts, tmp_path):
     names = ("x" * 300, "many words " * 30, "雪" * 300, "short")
-    fig = text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), names)
+    fig = text_class_heatmap(torch.randn(8, 4), torch.arange(4).repeat(2), list("abcdefgh"), names)
     drawn(fig, tmp_path)
     assert fig.axes[0].get_position().width > .5 and fig.axes[0].get_position().height > .5
     boxes, page = drawn(proponent_gallery(ImageSet("toy", names, images.samples), {0: [0], 1: [1]}, texts), tmp_path)

@@ -206,8 +206,8 @@ def test_figures_show_what_there_is(world, tmp_path, recwarn):
     scores = world.ift("direct").join(world.pool["text"])
     teachers = {c: [] if c in NO_VAL + UNSEEN else world.found.class_proponents(3)[0][c].tolist() for c in range(C)}
     suspects = label_issues(world.study)
-    heat = text_class_heatmap(matrix, world.owner, CLASSES)
-    cloud = tsne_figure(world.images["test"], world.labels["test"], world.texts, world.owner, CLASSES)
+    heat = text_class_heatmap(matrix, world.owner, list(world.pool.text), CLASSES)
+    cloud = tsne_figure(world.images["test"], world.labels["test"], {"sentences": (world.texts, world.owner)}, CLASSES)
     for fig in (heat, cloud, proponent_gallery(images, teachers, scores), label_issue_gallery(images, suspects, n=2), image_rows([[(images.images("test")[0], "one")]])): fig.savefig(tmp_path/"figure.png")
     assert "grey: no image" in heat.axes[-1].get_ylabel()
     assert sorted(t.get_text() for t in cloud.axes[0].texts) == sorted(CLASSES)
