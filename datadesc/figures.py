@@ -262,7 +262,7 @@ def _map_panel(ax, xy, owner, fits, colours):
         if kind == 0: ax.scatter(*xy[at].T, ec=shades[at], c="white", **look)
         if kind == 1: ax.scatter(*xy[at].T, ec="white", c=shades[at], **look)
         if kind == -1: ax.scatter(*xy[at].T, c=shades[at], alpha=.6, **look)
-    ax.axis("off")
+    ax.set(xticks=(), yticks=()); ax.axis("off")
 
 _KINDS = [Line2D([], [], ls="", color=_SOFT, label=label, **look) for label, look in (
     ("image", dict(marker="o", ms=4)), ("sentence nearest to images of its own class", dict(marker="D", ms=6)),
@@ -389,10 +389,10 @@ def proponent_gallery(
 def _with_reason(row, width):
     "The lines of a sentence, at most eight, and those of the reason why it was rejected, if one is given."
     reason = getattr(row, "why_not", "")
-    return _brief(row.text, width, 8).split("\n"), _lines(reason, width) if isinstance(reason, str) and reason else []
+    return _brief(row.text, width, 8).split("\n"), _lines(f"↳ {reason}", width) if isinstance(reason, str) and reason else []
 
 def _column(ax, rows, heading, width):
-    "Write the sentences of one selection, each with its sign and the reason in italics; the number of lines used."
+    "Write the sentences of one selection, each with its sign, and the reason below it; the number of lines used."
     top, look = 0., dict(textcoords="offset points", va="top", size=8.5, linespacing=1.1)
     for row in rows.itertuples():
         (sign, colour), (text, reason) = _sign(getattr(row, "truth", None)), _with_reason(row, width)
@@ -400,7 +400,7 @@ def _column(ax, rows, heading, width):
         ax.annotate(sign, (0, top), (6, 1), color=colour, ha="center", **look | dict(size=11))
         ax.annotate("\n".join(text), (0, top), (14 if sign else 0, 0), color=ink, **look)
         below = (14 if sign else 0, -1 - 9.3 * len(text))  # points
-        if reason: ax.annotate("\n".join(reason), (0, top), below, color=_SOFT, style="italic", **look)
+        if reason: ax.annotate("\n".join(reason), (0, top), below, color=_SOFT, **look)
         top += len(text) + len(reason) + .7
     count = f": {(rows['truth'] == 'visible').sum()} of {len(rows)} true" if "truth" in rows else ""
     ax.set_title(_brief(heading, width - len(count)) + count)
@@ -412,7 +412,7 @@ def selections_compared(
     columns: Mapping[str, pd.DataFrame],  # heading -> rows with text, best first; truth and why_not where they are known
     title: str,
 ) -> Figure:
-    "Selections of sentences side by side, three in a row; where they are known with signs of the truth, a count, and reasons in italics."
+    "Selections of sentences side by side, three in a row; where they are known with signs of the truth, a count, and reasons."
     across = 2 if len(columns) == 4 else min(3, len(columns))
     width, down = int(14 * _WIDTH / across) - 5, -(-len(columns) // across)
     lengths = [sum(sum(map(len, _with_reason(row, width))) + .7 for row in rows.itertuples()) + 1 for rows in columns.values()]
@@ -421,7 +421,7 @@ def selections_compared(
     for ax in axes.flat[len(columns):]: ax.set_visible(False)
     for i, (ax, (heading, rows)) in enumerate(zip(axes.flat, columns.items())):
         _column(ax, rows, heading, width)
-        ax.set(xlim=(0, 1), ylim=(depth[i // across], -.4))
+        ax.set(xlim=(0, 1), ylim=(depth[i // across], -.4), xticks=(), yticks=())
     fig.suptitle(_brief(title, int(9 * _WIDTH)), x=.005, ha="left", weight="bold", size=11)
     _explain_signs(fig, [t for rows in columns.values() if "truth" in rows for t in rows.truth])
     fig.set_label(f"Sentences about {_brief(title, 40)} side by side: {_listed(columns)}")
@@ -449,6 +449,10 @@ def _name_rows(ax, methods):
     "Write the names of the methods beside their rows, the first at the top."
     ax.set(yticks=range(len(methods)), yticklabels=[_brief(m, 40) for m in methods], ylim=(len(methods) - .5, -.5))
 
+def _beside(ax, number, x, y):
+    "Write a number to the right of an interval that ends at `x`."
+    ax.annotate(number, (x, y), (4, 0), textcoords="offset points", va="center", size=8, path_effects=_OUTLINE)
+
 def _dots(ax, rows, y, over):
     "Draw one panel: a dot, an interval and a number for each row."
     colours, percent = [_SOFT if m == over else _PALETTE[0] for m in rows.method], 100 * rows[["mean", "low", "high"]]
@@ -456,7 +460,7 @@ def _dots(ax, rows, y, over):
     ax.hlines(y, percent.low, percent.high, color=colours, lw=5, alpha=.3)
     ax.scatter(percent["mean"], y, c=colours, s=30, zorder=3)
     for mean, high, at in zip(percent["mean"], percent.high, y):
-        ax.annotate(f"{mean:.1f}", (high, at), (4, 0), textcoords="offset points", va="center", size=8, path_effects=_OUTLINE)
+        _beside(ax, f"{mean:.1f}", high, at)
     ax.grid(axis="x", color=_RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.16); ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
@@ -492,7 +496,7 @@ def _gain_dots(ax, rows, y):
     ax.hlines(y, points.low, points.high, color=_PALETTE[0], lw=np.where(significant, 5, 2), alpha=.3)
     ax.scatter(points.gain, y, s=30, zorder=3, ec=_PALETTE[0], c=np.where(significant, _PALETTE[0], "white"))
     for value, high, at in zip(points.gain, points.high, y):
-        ax.annotate(f"{round(value, 1) + 0.:+.1f}".replace("-", "−"), (high, at), (4, 0), textcoords="offset points", va="center", size=8, path_effects=_OUTLINE)
+        _beside(ax, f"{round(value, 1) + 0.:+.1f}".replace("-", "−"), high, at)
     ax.grid(axis="x", color=_RULE, lw=.6); ax.set_axisbelow(True); ax.margins(x=.2); ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
@@ -613,11 +617,11 @@ def text_class_heatmap(
     shown = list(range(min(24, len(classes)))) if shown is None else list(shown)
     rows = _strongest(m, y, shown, n_texts)
     m, y, names = m[rows][:, shown], y[rows], [_brief(classes[c], 20) for c in shown]
-    limit = max(np.nanquantile(np.abs(m), .98), 1e-12)
+    limit = max(np.nanquantile(np.abs(m), .95), 1e-12)
     first = [i == 0 or bool(y[i] != y[i - 1]) for i in range(len(y))]
     labels = [_brief(f"{_brief(classes[c], 20)}: " * new + " ".join(texts[row].split()), 42, 2) for row, c, new in zip(rows, y, first)]
     two = any("\n" in label for label in labels)
-    fig, ((ax,),) = _empty_figure(1.6 + (.29 if two else .19) * len(rows))
+    fig, ((ax,),) = _empty_figure(1.8 + max(2.1, (.29 if two else .19) * len(rows)))
     picture = ax.imshow(m, aspect="auto", cmap=plt.get_cmap("RdBu").with_extremes(bad=_RULE), vmin=-limit, vmax=limit)
     _mark_cells(ax, m, y, shown, limit)
     ax.set_yticks(range(len(rows)), labels, linespacing=1.)
@@ -675,7 +679,8 @@ def confusable_gallery(
     for i, pair in enumerate(pairs.itertuples()):
         line = Line2D([.005, .995], [1 - i * band / fig.get_figheight() - .001] * 2, color=_RULE, lw=1, transform=fig.transFigure)
         fig.add_artist(line)
-        fig.text(.005, 1 - (i * band + .06) / fig.get_figheight(), f"mean probability of the other class: {100 * pair.confusion:.0f} %", size=8, color=_SOFT, va="top")
+        words = f"mean probability of the other class: {100 * pair.confusion:.0f} %"
+        fig.text(.005, 1 - (i * band + .06) / fig.get_figheight(), words, size=8, color=_SOFT, va="top")
         for c, text, auc, left in ((pair.a, pair.a_text, pair.a_auc, .05), (pair.b, pair.b_text, pair.b_auc, _WIDTH / 2 + .05)):
             picture = pictures[examples[c]] if c in examples else None
             _pair_side(fig, picture, image_set.classes[c], text, auc, left, i * band + .27, side)
