@@ -142,6 +142,13 @@ def _lines(text, width):
     "The text in lines of this width; an empty text is one empty line."
     return textwrap.wrap(text, max(1, width * len(text) // max(1, _places(text)))) or [""]
 
+_LEFT_TO_RIGHT = "\u200e"  # the mark: what follows a name in Arabic or Hebrew stays to its right
+
+def _then(name, rest):
+    "The name, and after it the rest of a line, whatever the direction of the name."
+    turned = any(unicodedata.bidirectional(c) in ("R", "AL") for c in name)
+    return f"{_LEFT_TO_RIGHT}{name}{_LEFT_TO_RIGHT}{rest}" if turned else name + rest
+
 def _brief(text, width, at_most=1):
     "The text in at most so many lines of the width, with … where it is cut."
     lines = _lines(text, width)
@@ -297,7 +304,7 @@ def tsne_figure(
     for n, (ax, method) in enumerate(zip(axes.flat, texts)):
         here = (panel == -1) | (panel == n)
         _map_panel(ax, xy[here], owner[here], fit[here], colours)
-        if len(texts) > 1: ax.set_title(_brief(method, 30) + f": {fits[n + 1].sum()} of {len(fits[n + 1])}")
+        if len(texts) > 1: ax.set_title(_then(_brief(method, 26), f": {fits[n + 1].sum()} of {len(fits[n + 1])}"))
     for n, ax in enumerate(axes.flat[:len(texts)]):  # the limits are those of all panels now
         named = (panel == -1) | (panel == n) & ~np.isin(owner, owners[0])  # sentences where the class has no image
         names = {c: _brief(classes[c], 30) for c in shown if (owner[named] == c).any()}
@@ -376,7 +383,7 @@ def proponent_gallery(
     plt.close(fig)
     height = fig.get_figheight()
     for c, top in zip(rows, np.cumsum([0, *bands])):
-        fig.text(.005, 1 - (top + .2) / height, _brief(image_set.classes[c], 90), weight="bold", size=11)
+        fig.text(.005, 1 - (top + .2) / height, _brief(image_set.classes[c], 9 * _WIDTH), weight="bold", size=11)
         _picture_row(fig, [pictures[int(i)] for i in list(proponents[c])[:n_images]], .05, top + head, side)
         deep = _LINE * (lines[c][1][-1] + .3)
         ax = fig.add_axes((start / _WIDTH, 1 - (top + head + deep) / height, 1 - start / _WIDTH, deep / height))
@@ -389,7 +396,8 @@ def proponent_gallery(
 def _with_reason(row, width):
     "The lines of a sentence, at most eight, and those of the reason why it was rejected, if one is given."
     reason = getattr(row, "why_not", "")
-    return _brief(row.text, width, 8).split("\n"), _lines(f"↳ {reason}", width) if isinstance(reason, str) and reason else []
+    if not isinstance(reason, str) or not reason: return _brief(row.text, width, 8).split("\n"), []
+    return _brief(row.text, width, 8).split("\n"), _lines(_LEFT_TO_RIGHT * (not reason.isascii()) + f"↳ {reason}", width)
 
 def _column(ax, rows, heading, width):
     "Write the sentences of one selection, each with its sign, and the reason below it; the number of lines used."
@@ -403,7 +411,7 @@ def _column(ax, rows, heading, width):
         if reason: ax.annotate("\n".join(reason), (0, top), below, color=_SOFT, **look)
         top += len(text) + len(reason) + .7
     count = f": {(rows['truth'] == 'visible').sum()} of {len(rows)} true" if "truth" in rows else ""
-    ax.set_title(_brief(heading, width - len(count)) + count)
+    ax.set_title(_then(_brief(heading, int(.7 * width) - len(count)), count))
     ax.axhline(-.4, color=_RULE, lw=1.5); ax.axis("off")
     return top
 
@@ -440,10 +448,15 @@ def accuracy_bars(
     for ax, panel in zip(axes, panels):
         rows = lines[lines[by] == panel]
         _dots(ax, rows, rows.method.map(methods.index), over)
-        ax.set(title=_brief(f"{by}: {panel}", int(9 * _WIDTH) // len(panels), 2), xlabel="accuracy, %")
+        ax.set(title=_panel_title(by, panel, methods, len(panels)), xlabel="accuracy, %")
     _name_rows(axes[0], methods)
     fig.set_label(f"Accuracies with intervals of {_listed(methods)}, by {by}: {_listed(panels)}")
     return fig
+
+def _panel_title(by, panel, methods, across):
+    "The title of one of so many panels side by side, in at most three lines, beside the names of methods."
+    names = min(40, max(map(_places, methods), default=0)) / 12  # inches
+    return _brief(f"{by}: {panel}".replace("_", " "), int(9 * (_WIDTH - names) / across), 3)
 
 def _name_rows(ax, methods):
     "Write the names of the methods beside their rows, the first at the top."
@@ -474,13 +487,14 @@ def gain_bars(
     "Differences in accuracy with their intervals, one panel per dataset (or another column), empty dots where not significant."
     methods, panels = list(dict.fromkeys(gains.method)), list(dict.fromkeys(gains[by]))
     across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    fig, axes = _empty_figure((.9 + .27 * len(methods)) * down, ncols=across, nrows=down, sharey=True)
+    down, titles = -(-len(panels) // across), {panel: _panel_title(by, panel, methods, across) for panel in panels}
+    lines = 1 + max(title.count("\n") for title in titles.values())
+    fig, axes = _empty_figure(.5 + (.45 + .17 * lines + .26 * len(methods)) * down, ncols=across, nrows=down, sharey=True)
     for ax in axes.flat[len(panels):]: ax.set_visible(False)
     for ax, panel in zip(axes.flat, panels):
         rows = gains[gains[by] == panel]
         _gain_dots(ax, rows, rows.method.map(methods.index))
-        ax.set_title(_brief(f"{by}: {panel}".replace("_", " "), int(7 * _WIDTH) // across, 3))
+        ax.set_title(titles[panel])
     _name_rows(axes[0, 0], methods)
     signs = [Line2D([], [], ls="", marker="o", mec=_PALETTE[0], mfc=face, label=label)
              for face, label in ((_PALETTE[0], "significant"), ("white", "not significant"))]
@@ -619,7 +633,8 @@ def text_class_heatmap(
     m, y, names = m[rows][:, shown], y[rows], [_brief(classes[c], 20) for c in shown]
     limit = max(np.nanquantile(np.abs(m), .95), 1e-12)
     first = [i == 0 or bool(y[i] != y[i - 1]) for i in range(len(y))]
-    labels = [_brief(f"{_brief(classes[c], 20)}: " * new + " ".join(texts[row].split()), 42, 2) for row, c, new in zip(rows, y, first)]
+    heads = [_then(_brief(classes[c], 20), ": ") * new for c, new in zip(y, first)]
+    labels = [_brief(head + " ".join(texts[row].split()), 42, 2) for head, row in zip(heads, rows)]
     two = any("\n" in label for label in labels)
     fig, ((ax,),) = _empty_figure(1.8 + max(2.1, (.29 if two else .19) * len(rows)))
     picture = ax.imshow(m, aspect="auto", cmap=plt.get_cmap("RdBu").with_extremes(bad=_RULE), vmin=-limit, vmax=limit)
@@ -628,8 +643,8 @@ def text_class_heatmap(
     ax.set_xticks(range(len(shown)), names, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_xlabel("validation images of"); ax.tick_params(length=0, labelsize=8)
     for spine in ax.spines.values(): spine.set_visible(False)
-    label = "influence: blue helps, red (−) harms" + ", grey: no image" * bool(np.isnan(m).any())
-    fig.colorbar(picture, ax=ax, shrink=.6, aspect=25, pad=.01, label=label).outline.set_visible(False)
+    label = "influence: blue helps,\nred (−) harms" + ", grey: no image" * bool(np.isnan(m).any())
+    fig.colorbar(picture, ax=ax, shrink=.6, aspect=25, pad=.01, label=label, extend="both").outline.set_visible(False)
     fig.set_label(f"Influence of a sentence about each class on validation images of {_listed(classes[c] for c in shown)}")
     return fig
 
@@ -641,7 +656,7 @@ def checkpoint_bars(
 ) -> Figure:
     "Share of each checkpoint in the influence (bars) and in the sum of learning rates (diamonds), one panel per training."
     panels = list(dict.fromkeys(shares[by]))
-    fig, (axes,) = _empty_figure(2.9, ncols=len(panels), sharey=True)
+    fig, (axes,) = _empty_figure(3.1, ncols=len(panels), sharey=True)
     for ax, panel in zip(axes, panels):
         rows = shares[shares[by] == panel]
         at = range(len(rows))
@@ -651,7 +666,7 @@ def checkpoint_bars(
         step = max(1, -(-len(rows) * len(panels) // 20))
         ax.set_xticks(at[step - 1::step], rows.epoch.iloc[step - 1::step]); ax.axhline(0, color=_SOFT, lw=1)
         ax.grid(axis="y", color=_RULE, lw=.6)
-    axes[0].set_ylabel("share, %"); axes[-1].legend(loc="upper right")
+    axes[0].set_ylabel("share, %"); fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     fig.set_label(f"Share of each checkpoint in influence and in learning rate, by {by}: {_listed(panels)}")
     return fig
 
@@ -662,7 +677,7 @@ def _pair_side(fig, picture, name, text, auc, left, top, side):
     x, height, width = (left + side + .1) / _WIDTH, fig.get_figheight(), int(14 * (_WIDTH / 2 - side - .3))
     known = isinstance(text, str) and text != ""
     words = f"{_brief(' '.join(text.split()), width, 5)}\nAUC {auc:.2f}" if known else "no sentence separates it"
-    fig.text(x, 1 - top / height, _brief(name, width - 2), weight="bold", size=9, va="top")
+    fig.text(x, 1 - top / height, _brief(name, int(.75 * width)), weight="bold", size=9, va="top")
     fig.text(x, 1 - (top + .19) / height, words, size=8.5, va="top", linespacing=1.1, color=_INK if known else _SOFT)
 
 @_drawn
