@@ -19,7 +19,7 @@ if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
 __all__ = ['add_label_noise', 'label_issue_scores', 'auc_of_scores', 'out_of_sample_probabilities', 'label_issues',
-           'confusable_pairs', 'separating_texts']
+           'confusable_pairs', 'pairwise_auc', 'separating_texts']
 
 # %% ../nbs/3_looking/20_audit.ipynb #5e701235
 def add_label_noise(
@@ -61,8 +61,7 @@ def _trajectory_of(x, y, checkpoints):
 
 def _trajectory(study, split="train"):
     "What the checkpoints of the study's classifier predict for each image of the split and its label."
-    x, y, checkpoints = study.features[split], study.labels[split], study.classifier
-    return _in_blocks(x, y, checkpoints)
+    return _in_blocks(study.features[split], study.labels[split], study.classifier)
 
 def _in_blocks(x, y, checkpoints):
     "The trajectory of any number of images, 64 MB of probabilities at a time."
@@ -76,13 +75,15 @@ def _self_influence(study, split="train"):
     if split == "train": return study.influence.self_influence
     return self_influence(study.features[split], study.labels[split], study.scorer)
 
+def _label_issue_score(trajectory, own): return (trajectory.mean_loss * own).sqrt()
+
 def label_issue_scores(
     study: Study,
 ) -> pd.DataFrame:  # N rows, in the order of the images; a column per score
     "Scores of wrong labels for every train image, higher where more likely wrong: label_issue, its parts, and others to compare."
     trajectory, x, y, own = _trajectory(study), study.features, study.labels, _self_influence(study)
     harm = -text_influence(x["train"], y["train"], x["val"], y["val"], study.scorer, on="own")
-    columns = {"label_issue": (trajectory.mean_loss * own).sqrt(), "mean_loss": trajectory.mean_loss,
+    columns = {"label_issue": _label_issue_score(trajectory, own), "mean_loss": trajectory.mean_loss,
                "self_influence": own, "harm": harm, "early_loss": trajectory.early_loss,
                "last_loss": trajectory.last_loss, "1 - confidence": 1 - trajectory.confidence}
     return pd.DataFrame({name: score.cpu().numpy() for name, score in columns.items()})
@@ -148,14 +149,13 @@ def label_issues(
     """Every image of the split with its label-issue score, a class that fits better, and whether its label is likely wrong.
 
     Loss and probabilities are those of heads that have not seen the image. The score is NaN where no other train image has the label.
-    Compare confident learning (Northcutt et al. 2021) and AUM
-    (Pleiss et al. 2020). ValueError for a split that the study lacks."""
+    ValueError for a split that the study lacks. Compare confident learning (Northcutt et al. 2021) and AUM (Pleiss et al. 2020)."""
     if split not in study.labels: raise ValueError(f"split={split!r}: expected one of {', '.join(study.labels)}")
     trajectory, y, own = _held_out_trajectory(study, split), study.labels[split], _self_influence(study, split)
     alone = study.labels["train"].bincount(minlength=study.n_classes)[y] == (1 if split == "train" else 0)
     likely = (trajectory.other > trajectory.given) & ~alone
     columns = dict(image=torch.arange(len(y)), given=y, suggested=trajectory.suggested, likely=likely,
-                   score=(trajectory.mean_loss * own).sqrt().masked_fill(alone, torch.nan),
+                   score=_label_issue_score(trajectory, own).masked_fill(alone, torch.nan),
                    p_given=trajectory.given, p_suggested=trajectory.other, self_influence=own)
     table = pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
@@ -180,8 +180,12 @@ def confusable_pairs(
     return pd.DataFrame(dict(a=a, b=b, a_as_b=p[a, b], b_as_a=p[b, a], confusion=mean))
 
 # %% ../nbs/3_looking/20_audit.ipynb #0c53dd2d
-def _auc(texts, a, b):
-    "Pairwise AUC (T,) of each text: the probability that an image of `a` is nearer to it than one of `b`; NaN without images."
+def pairwise_auc(
+    texts: Tensor,  # (T, D) features of sentences
+    a: Tensor,  # (m, D) features of images
+    b: Tensor,  # (n, D) of others
+) -> np.ndarray:  # (T,)
+    "Pairwise AUC of each text: the probability that an image of `a` is nearer to it than one of `b`; NaN without images."
     if not (len(a) and len(b)): return np.full(len(texts), np.nan)
     to_a, to_b = ((texts @ x.T).cpu().numpy()[:, :, None] for x in (a, b))
     return np.array([((x > y.T) + (x == y.T) / 2).mean() for x, y in zip(to_a, to_b)])
@@ -208,7 +212,7 @@ def separating_texts(
     texts = study.text[rows]
     (train_a, train_b), (val_a, val_b) = ([study.features[s][labels[s] == c] for c in (a, b)] for s in ("train", "val"))
     to_a, to_b = ((texts @ x.mean(0)).cpu().numpy() for x in (train_a, train_b))
-    auc = _auc(texts, val_a, val_b)
+    auc = pairwise_auc(texts, val_a, val_b)
     separates = auc > .5 + 2 * _auc_error(len(val_a), len(val_b))
     table = pool.iloc[rows][["text_id", "text"]].assign(cosine=to_a, gap=to_a - to_b, auc=auc, separates=separates)
     order = np.lexsort((-table["gap"], table["cosine"] <= 0))  # those that fit first

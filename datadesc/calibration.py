@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from .results import with_hashes
+from .results import file_hashes, with_hashes
 from .run_folder import RunFolder
 
 # %% ../nbs/4_pages/52_calibration.ipynb #c80f7f12
@@ -109,7 +109,7 @@ def _input_lines(folder, inputs):
     for name, sha256 in inputs.items():
         path = os.path.join(folder, start, name)
         if not os.path.isfile(path): away.append(f"{name} (read by the run) is not here and was not compared")
-        elif with_hashes({}, inputs=[path])["inputs"].get(path) != sha256: differ.append(f"{name} (read by the run) differs")
+        elif file_hashes([path]).get(path) != sha256: differ.append(f"{name} (read by the run) differs")
     return differ, away, len(inputs) - len(differ) - len(away)
 
 def verify(

@@ -183,8 +183,8 @@ def _sentences(m):
 # %% ../nbs/4_pages/20_conditions.ipynb #a8549387
 _NO_DECOYS = "No class has images, sentences of its own and sentences of other classes: whether the choice prefers its own is not known."
 
-def _decoys(shares):
-    lines = decoy_summary(shares).to_dict("records")
+def _decoys(found):
+    lines = found.to_dict("records")
     if not lines: return Condition("decoys", "warn", None, None, _NO_DECOYS, ("sentences",))
     own, low, high, chance, limit = (lines[0][name] for name in ("own", "low", "high", "chance", "chance_high"))
     fails, no_better = low <= chance, min(1., (1 - own) / (1 - chance))
@@ -284,14 +284,14 @@ def check_conditions(
     measures: Measures,  # of the study
     warning: str | None = None,  # from `encoder_warning`
     clashes: Clashes | None = None,  # from `Clashes.of`, if they are known
-    shares: "DataFrame | None" = None,  # from `decoys.decoy_precision`, if they are known
+    decoys: "DataFrame | None" = None,  # from `decoys.decoy_summary`, for the form of the study, if it is known
 ) -> list[Condition]:
     "The eleven conditions, those that others depend on first; ten for a study without an encoder, whose context is unknown."
     clashes = Clashes.of(study) if clashes is None else clashes
-    shares = decoy_precision(study) if shares is None else shares
+    decoys = decoy_summary(decoy_precision(study)) if decoys is None else decoys
     whole = [_whole_texts(study)] if study.encoder is not None else []
     checked = [_encoder(warning), _training_images(study), _test_images(study), _classifier(measures), _names(measures),
-               _sentences(measures), _decoys(shares), _described(study), *whole, _apart(study),
+               _sentences(measures), _decoys(decoys), _described(study), *whole, _apart(study),
                _one_label(clashes, sum(map(len, study.labels.values())))]
     failed = [c.name for c in checked if c.verdict == "fail"]
     causes = {name: tuple(cause for cause in failed if name in _DEPENDS.get(cause, ())) for name in failed}

@@ -63,12 +63,13 @@ def _first_chosen(study, pool, form, seed):
 def decoy_precision(
     study: Study,  # of all images, or a few-shot episode
     forms: Sequence[str] | None = None,  # what chooses; default: the form of the study's options
-    seeds: Sequence[int] = range(3),  # one draw of decoys each
+    seeds: Sequence[int] | None = None,  # one draw of decoys each; default: three, or one for more than 100 classes
 ) -> pd.DataFrame:  # form, seed, class_id, first, own, chance, candidates, decoys
     """Share of own sentences (`own`) among the `first` chosen of each class from `decoy_pool`, beside that of the pool (`chance`).
 
     `candidates` and `decoys` count the pool's own and foreign sentences. No row for a class without images or without decoys."""
     rows, forms = [], forms or [study.options.form]
+    if seeds is None: seeds = range(3 if study.n_classes <= 100 else 1)  # many classes are replication enough
     for seed in seeds:
         pool = decoy_pool(study.pool, seed)
         sizes = pool.groupby("class_id")["own"].agg(chance="mean", candidates="sum", n="size")

@@ -150,11 +150,12 @@ def _reading_of(tokenizer):
 def _open(model, checkpoint):
     "(network, preprocess, tokenizer) of a model, on the CPU."
     open_clip, name = import_library("open_clip"), model_address(model)
-    parts = load_transformers(name) if name.startswith("local-dir:") else None
-    if parts and checkpoint: raise ValueError(f"'{model}' has weights of its own: leave out the checkpoint '{checkpoint}'")
-    if name == _OFFLINE: check_offline(checkpoint)
-    if parts: return parts
-    if name == _OFFLINE: clip = OfflineClip()
+    if name.startswith("local-dir:") and (parts := load_transformers(name)):
+        if checkpoint: raise ValueError(f"'{model}' has weights of its own: leave out the checkpoint '{checkpoint}'")
+        return parts
+    if name == _OFFLINE:
+        check_offline(checkpoint)
+        clip = OfflineClip()
     elif checkpoint and Path(checkpoint).is_file(): clip = _from_file(name, checkpoint)
     elif checkpoint or ":" not in name: clip = _from_tag(name, str(checkpoint or "openai"))
     elif name.startswith("hf-hub:"): clip = _from_hub(name)

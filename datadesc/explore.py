@@ -5,13 +5,13 @@
 # %% ../nbs/3_looking/50_explore.ipynb #0d6dd3b4
 from __future__ import annotations
 
-import base64, io, json, os, re, secrets, shlex, sys, tempfile, threading
-from collections.abc import Callable, Sequence
+import json, os, re, secrets, shlex, sys, tempfile, threading
+from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .audit import confusable_pairs, label_issues, separating_texts
-from .data import open_image
+from .audit import confusable_pairs, label_issues, pairwise_auc, separating_texts
+from .data import data_uri, open_image
 from .describe import flagged
 from .files import write_text
 from .head import center, modality_mean
 from .influence import influence
-from .labels import image_path, read_corrections
+from .labels import image_paths, read_corrections
 from .names import composed, plain
 from .results import write_suspects
 from .run_folder import RUNS
@@ -79,7 +79,6 @@ def _halves(study):
         def without(values): return {"train": values["train"], "val": values["val"][~held]}
         seen = Study(study.classes, without(study.image_emb), without(study.labels), study.pool, study.embed, study.options,
                      logit_scale=study.logit_scale).with_scorer(study.scorer)
-        vars(seen).update(text_emb=study.text_emb, text=study.text, text_class=study.text_class)
         parts.append((seen, held.nonzero()[:, 0]))
     return parts
 
@@ -95,10 +94,9 @@ class _Thumbnails:
 
     def __call__(self, split, i, side=112):
         if (split, i, side) not in self._made:
-            picture, file = open_image(self.image_set.samples[split][i][0]), io.BytesIO()
+            picture = open_image(self.image_set.samples[split][i][0])
             picture.thumbnail((side, side))
-            picture.save(file, "WEBP", quality=75)
-            self._made[split, i, side] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+            self._made[split, i, side] = data_uri(picture)
         return self._made[split, i, side]
 
 def _number(value):
@@ -122,9 +120,7 @@ class Explorer:
     ):
         if study.image_set is None: raise ValueError("The explorer shows images: expected a study of an image set, as Study.of makes it")
         self.study, self.out, self.command, self.network = study, Path(out), command, network
-        images = study.image_set
-        self.paths = {split: [image_path(images, split, i, dataset, data_root) for i in range(len(samples))]
-                      for split, samples in images.samples.items()}
+        self.paths = image_paths(study.image_set, dataset, data_root)
         names = study.classes, study.image_set.raw_names
         self._before = {row["path"]: row for row in read_corrections(corrections, *names)} if corrections else {}
         self.form, self.top_k = study.options.form, study.options.top_k
@@ -328,10 +324,10 @@ def sentence(
         index, added = proponent_images(self._alone([t]), n)
         taught = [self._item("train", i, v) for i, v in zip(index[0].tolist(), added[0].tolist()) if v > 0]
     except ValueError as error: note = str(error)
-    val, y = study.features["val"] @ x, study.labels["val"]
+    val, y = study.features["val"], study.labels["val"]
     why = self.choice().why[t] if t < len(study.pool) else ""
     return of | dict(kind="sentence", c=c, near=near, others=others, taught=taught, taught_note=note, why=why,
-                     source=str(self.pool["source"][t]), auc=_auc(val[y == c], val[y != c]))
+                     source=str(self.pool["source"][t]), auc=_number(pairwise_auc(x[None], val[y == c], val[y != c])[0]))
 
 @patch(as_prop=True)
 def _looked_at(self: Explorer):
@@ -346,12 +342,6 @@ def _best(value, at, n):
     "(values, rows) of the n highest among the rows `at`."
     best = value[at].topk(min(n, len(at)))
     return best.values, at[best.indices]
-
-def _auc(own, others):
-    "How often one of the own values is above one of the others; None where there are none."
-    if not (len(own) and len(others)): return None
-    order = torch.searchsorted(others.sort().values, own), torch.searchsorted(others.sort().values, own, right=True)
-    return float((order[0] + order[1]).double().mean() / 2 / len(others))
 
 # %% ../nbs/3_looking/50_explore.ipynb #af99e2ba
 @patch
@@ -496,7 +486,7 @@ def compare(
     "Both classes: typical images, and the sentences that separate each from the other, with their AUC on validation images."
     def side(c, other):
         images, _ = self.images(c, "train", "typical", n=n)
-        try: table, note = separating_texts(self.study, c, other, n), ""
+        try: table = separating_texts(self.study, c, other, n)
         except ValueError as error: return dict(c=c, images=images, texts=[], note=str(error))
         row_of = dict(zip(self.study.pool["text_id"], range(len(self.study.pool))))
         texts = [dict(t=row_of[r.text_id], text=r.text, auc=_number(r.auc), separates=bool(r.separates)) for r in table.itertuples()]
@@ -770,18 +760,12 @@ def of_run(
     out: str | Path | None = None,  # folder of the files that are saved; None: beside the run, NAME-review
 ) -> Explorer:
     "The explorer of a finished run; what the store has is not embedded again. `ValueError` if there is none, or its images are gone."
-    from datadesc.embed import load_encoder
-    from datadesc.plan import load_images
-    from datadesc.report import with_influence_of
+    from datadesc.benchmark_page import study_of_run
     from datadesc.runs import FinishedRun
-    from datadesc.store import Store, read_file
     run = FinishedRun.at(name, root)
     params, words = run.parameters_here(), shlex.split(run.repeat_command())
     if (runs := os.path.relpath(run.root)) != RUNS: words += ["--out", runs]
-    options = ChoiceOptions(params["form"], params["top_k"], params["diversity"], params["near_duplicate"])
-    store, pool = Store(params["store"]), read_file(run.folder/"tables"/"descriptions.parquet")
-    encoder = load_encoder(params["model"], params["checkpoint"], params["device"])
-    study = with_influence_of(Study.of(load_images(params)[0], encoder, pool, options, store), params, store)
+    study, _ = study_of_run(run.folder, params)
     out = out or os.path.relpath(run.folder.with_name(f"{run.name}-review"))
     return cls(study, out, params["dataset"], params["data_root"], words,
                params["corrections"], params["influence_model"] != "linear")

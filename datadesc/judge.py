@@ -7,7 +7,7 @@ __all__ = ['Case', 'Votes', 'simulated_judge']
 
 # %% ../nbs/3_looking/40_judge.ipynb #b7c34bbd
 import io, json, re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 

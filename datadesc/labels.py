@@ -5,7 +5,7 @@
 # %% ../nbs/3_looking/30_labels.ipynb #3cf40e1c
 from __future__ import annotations
 
-import base64, io, json, os, re
+import json, os, re
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,12 @@ from .rows import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    import numpy as np
     import pandas as pd
     from datadesc.data import ImageSet
     from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['image_path', 'read_corrections', 'apply_corrections', 'write_label_files']
+__all__ = ['image_path', 'image_paths', 'read_corrections', 'apply_corrections', 'write_label_files']
 
 # %% ../nbs/3_looking/30_labels.ipynb #d2ecd71d
 def _image_path(image, split, i, root):
@@ -50,8 +49,12 @@ def image_path(
     "The path of the image below the dataset's folder, the name that it has there, or its split and number."
     return _image_path(image_set.samples[split][i][0], split, i, _root(dataset, data_root))
 
-def _all_paths(image_set, dataset, data_root):
-    "Split -> the path of each image."
+def image_paths(
+    image_set: ImageSet,
+    dataset: str | Path | None = None,  # as in `image_path`
+    data_root: str | Path | None = None,  # folder that holds published datasets
+) -> dict[str, list[str]]:
+    "Split -> the path of each image, as `image_path` has it."
     root = _root(dataset, data_root)
     def of(split): return [_image_path(image, split, i, root) for i, image in enumerate(image_set.images(split))]
     return {split: of(split) for split in image_set.samples}
@@ -145,7 +148,7 @@ def _decisions(image_set, rows, dataset, data_root):
     "split, image, given, corrected (class ids, -1: left out), decision (in words), path: a row per decision."
     import pandas as pd
     places, by_content, digests = {}, {}, {}
-    for split, paths in _all_paths(image_set, dataset, data_root).items():
+    for split, paths in image_paths(image_set, dataset, data_root).items():
         for i, path in enumerate(paths): places.setdefault(path.strip(), []).append((split, i))
     if any(row["content"] for row in rows):
         digests = {(split, i): content for split, part in image_set.digests.items() for i, content in enumerate(part)}
@@ -213,11 +216,10 @@ def _relabelled(image_set, new, kept, note):
 # %% ../nbs/3_looking/30_labels.ipynb #6b3c48d7
 def _data_uri(image, side=512):
     "The image as a data URI, at most `side` pixels a side."
-    from datadesc.data import open_image
-    picture, file = open_image(image), io.BytesIO()
+    from datadesc.data import data_uri, open_image
+    picture = open_image(image)
     picture.thumbnail((side, side))
-    picture.save(file, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(picture, quality=85)
 
 def _interface(classes):
     "The labelling interface of Label Studio: one choice per class, and one for leaving out."
@@ -267,7 +269,7 @@ def write_label_files(
     "Writes label_studio.json, its interface label_studio.xml, fiftyone/ and cleanlab.npz, with label and prediction of every image."
     import numpy as np
     from datadesc.audit import out_of_sample_probabilities
-    out, paths = Path(out), _all_paths(study.image_set, dataset, data_root)
+    out, paths = Path(out), image_paths(study.image_set, dataset, data_root)
     rows = _rows_of(study, suspects.head(at_most), paths)
     files = [write_text(out/"label_studio.json", json.dumps(list(_tasks(rows)), ensure_ascii=False, indent=1)),
              write_text(out/"label_studio.xml", _interface(study.classes))]

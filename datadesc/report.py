@@ -6,7 +6,7 @@
 __all__ = ['candidate_sentences', 'Findings', 'with_influence_of', 'title', 'Clock']
 
 # %% ../nbs/4_pages/25_report.ipynb #49c21f98
-import base64, html, io, os, shlex, time
+import html, shlex, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +33,7 @@ from .decoys import decoy_precision, decoy_summary
 from .calibration import calibrate
 from .catalogue import published
 from .checks import input_files
-from .data import open_image
+from .data import data_uri, open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
 from .files import write_text
@@ -126,14 +126,19 @@ class Findings:
         return conditions.Clashes.of(self.study)
 
     @cached_property
-    def decoy_shares(self) -> pd.DataFrame:
-        "Share of own sentences among the first five chosen of each class, with sentences of other classes mixed in."
-        return decoy_precision(self.study, seeds=range(3 if self.study.n_classes <= 100 else 1))  # many classes are replication enough
+    def decoys(self) -> pd.DataFrame:
+        "The row of `decoy_summary` for the run's form; none where no sentence of another class can be mixed in."
+        return decoy_summary(decoy_precision(self.study))
+
+    @cached_property
+    def input_hashes(self) -> dict[str, str]:
+        "The SHA-256 of each file that the parameters name."
+        return results.file_hashes(path for _, path in input_files(self.params))
 
     @cached_property
     def conditions(self) -> list[conditions.Condition]:
         "The conditions of the report with their verdicts."
-        return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes, self.decoy_shares)
+        return conditions.check_conditions(self.study, self.measures, self.warning, self.clashes, self.decoys)
 
     @cached_property
     def withheld(self) -> dict[str, str]:
@@ -356,11 +361,9 @@ class _Pictures:
         "An img element of image `i` of the split, named by its class."
         picture, name = self._thumbnail(split, i).copy(), self.image_set.classes[self.image_set.samples[split][i][1]]
         if side: picture.thumbnail((2 * side, 2 * side))
-        file = io.BytesIO()
-        picture.save(file, "WEBP", quality=75)  # as close to the image as JPEG at 80, in half of its bytes
         words = _attribute(f"{name}, {split} image {i}")
         size = f' class="small"' if side else ""
-        return f'<img{size} src="data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}" alt="{words}" title="{words}">'
+        return f'<img{size} src="{data_uri(picture)}" alt="{words}" title="{words}">'
 
 def _figure(picture, caption): return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
@@ -456,7 +459,7 @@ def _decoy_tiles(findings):
     "The share of own sentences with sentences of other classes mixed in, unless that failed, and the box above says so."
     condition = next(c for c in findings.conditions if c.name == "decoys")
     if condition.figure is None or condition.verdict == "fail": return []
-    line = decoy_summary(findings.decoy_shares).iloc[0]
+    line = findings.decoys.iloc[0]
     words = (f"of the first five are the class's own when as many sentences of other classes are mixed into the pool "
              f"(95 % interval {_percent(line.low)} to {_percent(line.high)}; chance {_percent(line.chance)})")
     return [_tile("Own sentences preferred", _percent(line.own), words)]
@@ -722,8 +725,8 @@ def label_section(
     if reason: body += _withheld_box("Labels are not judged.", reason)
     elif len(suspects):
         listed = "All are below and in" if len(suspects) <= _SHOWN_LABELS else f"The first {_SHOWN_LABELS} are below, all in"
-        body += (f"<p>Over its training the classifier gave {_counted(len(suspects), 'image')} a higher mean probability "
-                 f"for another class than for the label: {_by_split(suspects.split)}. It has seen the labels of the training images only. "
+        body += (f"<p>Over their training, classifiers that have not seen the image gave {_counted(len(suspects), 'image')} a higher mean "
+                 f"probability for another class than for the label: {_by_split(suspects.split)}. "
                  "Some labels are wrong, some images only unusual: look at each before changing it. "
                  f'{listed} <a href="suspects.csv">suspects.csv</a>. With its column <code>corrected</code> filled in '
                  "(a class; the given one if it is right; or “(leave out)”) the file goes back in: "
@@ -873,8 +876,8 @@ def _published(findings):
     "What others published for the encoder on these test images, in a sentence; '' for images that nobody published figures for."
     params = findings.params
     if params["dataset"] not in published(): return ""
-    run, weights = dict(parameters=params, images=dict(test=len(findings.study.labels["test"]))), [params.get("checkpoint")]
-    return html.escape(f" {calibrate(results.with_hashes(run, inputs=filter(None, weights))).sentence}")
+    run = dict(parameters=params, images=dict(test=len(findings.study.labels["test"])), inputs=findings.input_hashes)
+    return html.escape(f" {calibrate(run).sentence}")
 
 @patch
 def provenance(
@@ -952,10 +955,10 @@ def result(
     return results.Result(
         dataset=image_set.name, classes=list(study.classes), raw_names=list(image_set.raw_names or study.classes),
         images={split: len(y) for split, y in study.labels.items()}, centre_images=study.encoder.centre_images,
-        inputs=results.with_hashes({}, inputs=[path for _, path in input_files(self.params)])["inputs"],
+        inputs=self.input_hashes,
         parameters=params | dict(superclass=image_set.superclass, device=str(study.encoder.device)), hashes=_hashes(study),
         conditions=[asdict(c) | dict(rests=list(c.rests), because=list(c.because)) for c in self.conditions], warning=self.warning,
-        comparisons=self.comparisons, accuracy=_accuracy_lines(self), decoys=decoy_summary(self.decoy_shares).to_dict("records"),
+        comparisons=self.comparisons, accuracy=_accuracy_lines(self), decoys=self.decoys.to_dict("records"),
         chosen={study.classes[c]: list(rows.text) for c, rows in chosen if not self.undescribed[c]},
         pairs=_pair_lines(self), suspects=None if self.suspects is None else len(self.suspects),
         unjudged=len(self.unjudged), withheld=withheld, corrections=self.correction_effects,
@@ -997,7 +1000,6 @@ def _suspect_rows(findings):
 def _decided_rows(findings):
     "The decisions of this run's corrections as rows, so that one file holds every round."
     if findings.decisions is None: return []
-    images, where = findings.uncorrected, (findings.params.get(name) for name in ("dataset", "data_root"))
-    dataset, data_root = where
+    images, (dataset, data_root) = findings.uncorrected, (findings.params.get(name) for name in ("dataset", "data_root"))
     return [(image_path(images, d.split, d.image, dataset, data_root), images.classes[d.given], "", None, d.decision, d.split,
              images.digests[d.split][d.image]) for d in findings.decisions.itertuples()]

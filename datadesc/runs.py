@@ -579,15 +579,14 @@ def write_labels(self: FinishedRun) -> list[Path]:
     "Writes the likely label issues for other tools into the run's folder `labels`; `ValueError` where labels were not judged."
     file = self.folder/"tables"/"suspects.parquet"
     if not file.exists(): raise ValueError(f"'{self.name}' has no list of label issues: its report says why labels are not judged")
-    from datadesc.benchmark_page import BenchmarkPage
+    from datadesc.benchmark_page import study_of_run
     from datadesc.labels import write_label_files
     from datadesc.store import read_file
-    target, suspects = RunFolder(self.folder), read_file(file)
+    suspects = read_file(file)
     if "split" not in suspects: raise ValueError(f"'{self.name}' was made by an older version: datadesc run {self.name} --force")
-    params = _from_here(target, _had(target))
-    own = own_images(params)
-    study = BenchmarkPage.of_run(self.folder, self.folder, own, params.get("store")).study
-    return write_label_files(self.folder/"labels", study, suspects, own, params.get("data_root"))
+    params = self.parameters_here()
+    study, _ = study_of_run(self.folder, params)
+    return write_label_files(self.folder/"labels", study, suspects, params["dataset"], params["data_root"])
 
 # %% ../nbs/4_pages/55_runs.ipynb #32c5fbf7
 @patch
