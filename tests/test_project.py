@@ -1,6 +1,7 @@
 "What is installed, what is committed, and what the front page becomes."
 import base64
 import configparser
+import html
 import importlib
 import os
 import re
@@ -91,12 +92,14 @@ def test_every_target_is_there(repo, target):
 
 def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
     code, prose = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
-    picture = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(b"a picture").decode(), "text/plain": "<Figure>"})
+    drawn = lambda kind, text: nbformat.v4.new_output("display_data", {kind: base64.b64encode(b"a picture").decode(), "text/plain": text})
+    picture = drawn("image/png", "<Figure>")
     table = nbformat.v4.new_output("execute_result", {"text/html": "<style scoped>\n.x {}\n</style><table></table>"}, execution_count=1)
     cells = [prose("# Title\n\n[a chapter](05_data.ipynb), [a part](05_data.ipynb#folders), [a run](../runs/report.html), [the web](https://example.org), [below](#below)\n"
                    '<img src="../runs/gallery.png">'),
              code("#| hide\nimport secret"), code("#| default_exp x"), code("#| eval: false\nshow()", outputs=[picture]),
-             code("#| fig-alt: a box (and an arrow)\nbox()", outputs=[picture]), code("#| echo: false\nunseen()", outputs=[table])]
+             code("#| fig-alt: a box (and an arrow)\nbox()", outputs=[picture]),
+             code("rows()", outputs=[drawn("image/jpeg", "Images: a [x](y) *z*")]), code("#| echo: false\nunseen()", outputs=[table])]
     (tmp_path / "nbs").mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / "index.ipynb")
     subprocess.run([sys.executable, repo / "tools" / "readme.py", "nbs/index.ipynb", "README.md"], cwd=tmp_path, check=True)
@@ -107,7 +110,7 @@ def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
     for words in ("secret", "#|", "default_exp", "style", "unseen"):
         assert words not in text
     pictures = dict(re.findall(r"^!\[(.*?)\]\((\S*?)\)", text, re.M))
-    assert [*pictures] == ["png", "a box (and an arrow)"] and {*os.listdir(tmp_path / "README_files")} == {Path(file).name for file in pictures.values()}
+    assert [*map(html.unescape, pictures)] == ["Picture: Title", "a box (and an arrow)", "Images: a [x](y) *z*"] and {*os.listdir(tmp_path / "README_files")} == {Path(file).name for file in pictures.values()}
     assert {(tmp_path / file).read_bytes() for file in pictures.values()} == {b"a picture"}
 
 

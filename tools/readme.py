@@ -15,35 +15,49 @@ OUTPUT_ONLY = re.compile(r"^\s*#\|\s*echo:\s*false\b", re.M)
 ALT = re.compile(r"^\s*#\|\s*fig-alt:\s*(.*)", re.M)  # Quarto's name for it
 STYLE = re.compile(r"<style.*?</style>\s*", re.S)
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
+HEADING = re.compile(r"^#+ +(.+)", re.M)
+PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
+SIGNS = re.compile(r"[&<>\[\]\\`*_$~|]")  # what Markdown reads as markup
+
+# Pictures of every kind with the text that stands for each; `after` is for a template that extends this one.
+PICTURE = """{%- macro picture(output, kind, after='') %}
+![{{ output.metadata.alt }}]({{ output.metadata.filenames[kind] | path2url }}){{ after }}
+{% endmacro -%}
+"""
+TEMPLATE = "{% extends 'markdown/index.md.j2' %}\n" + PICTURE + """
+{% block data_png scoped %}{{ picture(output, 'image/png') }}{% endblock data_png %}
+{% block data_jpg scoped %}{{ picture(output, 'image/jpeg') }}{% endblock data_jpg %}
+{% block data_svg scoped %}{{ picture(output, 'image/svg+xml') }}{% endblock data_svg %}
+"""
 
 
-def texts_of_pictures(notebook):
-    "For each picture that the cells drew the text that stands for it, 'png' where the cell gives none."
-    return [found[1] if (found := ALT.search(cell.source)) else "png"
-            for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+def alternative_text(cell, output, heading):
+    "What stands for a picture: the cell's `fig-alt`, else what the figure says of itself, else the heading above it; escaped for Markdown."
+    given, own = ALT.search(cell.source), output["data"].get("text/plain", "<")
+    text = given[1] if given else f"Picture: {heading}" if own.startswith("<") else own
+    return SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", " ".join(text.split()))
 
 
 def front_page(source, target):
-    "(the notebook `source` as a reader sees it, with its relative links starting at the folder of `target`, the texts of its pictures)"
+    "The notebook `source` as a reader sees it, with its relative links starting at the folder of `target`, and a text for every picture."
     def moved(link):
         return link[1] + Path(os.path.relpath(source.parent / link[2], target.parent)).as_posix()
-    notebook = nbformat.read(source, as_version=4)
+    notebook, heading = nbformat.read(source, as_version=4), ""
     notebook.metadata["language_info"] = {"name": "python"}  # nbdev-clean drops it; it names the fences
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN.search(cell.source)]
-    texts = texts_of_pictures(notebook)
     for cell in notebook.cells:
+        if cell.cell_type == "markdown": heading = next(reversed(HEADING.findall(cell.source)), heading).replace("`", "")
+        for output in cell.get("outputs", []):
+            if PICTURES & {*output.get("data", {})}: output.metadata["alt"] = alternative_text(cell, output, heading)
         cell.metadata["transient"] = {"remove_source": bool(OUTPUT_ONLY.search(cell.source))}
         cell.source = DIRECTIVE.sub("", cell.source).strip() if cell.cell_type == "code" else RELATIVE_LINK.sub(moved, cell.source)
-    return notebook, texts
+    return notebook
 
 
 def write_readme(source, target):
     "Writes `target`, and the pictures that the cells of `source` drew into a folder beside it."
-    pictures = {"unique_key": "figure", "output_files_dir": f"{target.stem}_files"}
-    page, texts = front_page(source, target)
-    markdown, made = MarkdownExporter().from_notebook_node(page, pictures)
-    texts = iter(texts)
-    markdown = re.sub(rf"[ \t]*!\[png\](?=\({target.stem}_files/)", lambda match: f"![{next(texts)}]", markdown)
+    names = {"unique_key": "figure", "output_files_dir": f"{target.stem}_files"}
+    markdown, made = MarkdownExporter(raw_template=TEMPLATE).from_notebook_node(front_page(source, target), names)
     for name, content in made["outputs"].items():
         (target.parent / name).parent.mkdir(exist_ok=True)
         (target.parent / name).write_bytes(content)

@@ -15,7 +15,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
-from readme import RELATIVE_LINK, front_page
+from readme import PICTURE, RELATIVE_LINK, front_page
 
 import datadesc
 from datadesc.kernel import report_html
@@ -28,20 +28,14 @@ PARTS = {"1_method": "The method", "2_evidence": "Evidence", "3_looking": "Looki
 STORED = {"runs": "Run notebooks", "bench": "Speed and memory"}
 RUNS = ("meadow", "summary")  # whose pages are committed
 
-TEMPLATE = """{% extends 'markdown/index.md.j2' %}
-{%- macro as_text(text) %}
-~~~~~ { .text .output }
-{{ text | strip_ansi | trim('\n') }}
-~~~~~
+TEMPLATE = "{% extends 'markdown/index.md.j2' %}\n" + PICTURE + """
+{%- macro fenced(text, kind) %}
+{{ text | fence }} {{ kind }}
+{{ text }}
+{{ text | fence }}
 {% endmacro -%}
-{%- macro picture(output, kind) %}
-![{{ output.metadata.get('alt', 'picture') }}]({{ output.metadata.filenames[kind] | path2url }}){ loading=lazy }
-{% endmacro -%}
-{% block input %}
-~~~~~ python
-{{ cell.source }}
-~~~~~
-{% endblock input %}
+{%- macro as_text(text) %}{{ fenced(text | strip_ansi | trim('\n'), '{ .text .output }') }}{% endmacro -%}
+{% block input %}{{ fenced(cell.source, 'python') }}{% endblock input %}
 {% block stream %}{{ as_text(output.text) }}{% endblock stream %}
 {% block data_text scoped %}{{ as_text(output.data['text/plain']) }}{% endblock data_text %}
 {% block data_html scoped %}
@@ -49,10 +43,16 @@ TEMPLATE = """{% extends 'markdown/index.md.j2' %}
 {{ output.data['text/html'] }}
 </div>
 {% endblock data_html %}
-{% block data_png scoped %}{{ picture(output, 'image/png') }}{% endblock data_png %}
-{% block data_jpg scoped %}{{ picture(output, 'image/jpeg') }}{% endblock data_jpg %}
+{% block data_png scoped %}{{ picture(output, 'image/png', '{ loading=lazy }') }}{% endblock data_png %}
+{% block data_jpg scoped %}{{ picture(output, 'image/jpeg', '{ loading=lazy }') }}{% endblock data_jpg %}
+{% block data_svg scoped %}{{ picture(output, 'image/svg+xml', '{ loading=lazy }') }}{% endblock data_svg %}
 {% block error %}{{ as_text(output.traceback | join('\n')) }}{% endblock error %}
 """
+
+
+def fence(text):
+    "A line of tildes that the text does not hold, so that nothing in it ends the block."
+    return "~" * max(5, 1 + max(map(len, re.findall("~+", text)), default=0))
 
 
 def first_cell(notebook):
@@ -92,13 +92,11 @@ def site_links(text, source, needed):
 
 def notebook_page(notebook, needed):
     "A notebook as Markdown, and its pictures by name."
-    shown, texts = front_page(notebook, notebook)  # without hidden cells and directives; links as they were
-    texts = iter(texts)
+    shown = front_page(notebook, notebook)  # without hidden cells and directives; links as they were
     for cell in shown.cells:
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}): output.metadata["alt"] = next(texts).replace("png", "picture drawn by this cell")
         if cell.cell_type == "markdown": cell.source = site_links(re.sub(r"^- skip_exec: true\n?", "", cell.source, flags=re.M), notebook, needed)
     exporter = MarkdownExporter(raw_template=TEMPLATE)
+    exporter.register_filter("fence", fence)
     names = {"unique_key": notebook.stem, "output_files_dir": f"{notebook.stem}_files"}
     body, made = exporter.from_notebook_node(shown, names)
     return body, made["outputs"]
