@@ -7,6 +7,7 @@ __all__ = ['parse_list', 'one_line', 'fault']
 
 # %% ../nbs/5_sources/75_answers.ipynb #9a54cda2
 import html, re, unicodedata
+from collections.abc import Sequence
 
 import json_repair
 
@@ -117,10 +118,12 @@ def fault(
     kind: str = "",  # what the class is a kind of
     question: str = "",  # that it answers, with the worked examples; "": nobody asked a model for it
     article: str = "",  # quoted in the question
+    examples: Sequence[str] = (),  # the answers of the worked examples
 ) -> str:
     "Why the text is no description, in plain words; '' if it may be one."
     words, letters, cased = _words(text), sum(map(str.isalpha, text)), text.lower() != text.upper()
     only = lambda names: {word.rstrip("s") for word in words} <= {word.rstrip("s") for word in _words("this it its a an the of " + names)}
+    copied = set().union(*(_runs(_words(line), 3) for line in examples)) - _runs(_words(article), 3)  # an article may say the same
     foreign = _scripts(text) - _scripts(question + article + "a") if question else set()
     reasons = {
         NOT_DESCRIBED: NOT_DESCRIBED in text.lower(),
@@ -130,7 +133,7 @@ def fault(
         "too short": cased and letters < 3 or question and len(words) < 2 and (cased or letters < 2),
         "repeats itself": (2 * len(set(words)) < len(words) or len(_runs(words, 3)) < .75 * (len(words) - 2)
                            or _AGAIN.search(text[:_LONGEST])),
-        "repeats the prompt": question and _runs(words, 5) & _runs(_words(question), 5),
+        "repeats the prompt": question and _runs(words, 5) & _runs(_words(question), 5) or _runs(words, 3) & copied,
         "another script": foreign and sum(bool(_scripts(c) & foreign) for c in text) > letters / 10,
         "too long": question and (len(words) > 75 or letters > 500)}
     return next((reason for reason, holds in reasons.items() if holds), "")
