@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -319,6 +320,48 @@ def _baseline_answer(
     start = f"{name} is a butterfly with " if baseline == "vdt" else ""
     return "\n".join(f"- {start}{phrase}" for phrase in dict.fromkeys(listed))
 
+# %% ../nbs/5_sources/35_meadow.ipynb #507bb28b
+_TOLD = 4  # parts that an answer about two species names at most
+
+def _unlike(
+    looks: list,  # of two species
+    feature: str,  # that a phrase can be about
+) -> bool:
+    "Whether the two looks differ in what a phrase about the feature says."
+    return any(getattr(looks[0], f) != getattr(looks[1], f) for f in {"pattern": ("pattern", "accent")}.get(feature, (feature,)))
+
+def _pair_texts(
+    species: pd.DataFrame,  # the species table
+    pair: tuple,  # two species
+    feature: str,  # a value of `_COMPONENTS`
+    kind: str,  # one of `_TRUTHS`, but no refusal
+    rng: np.random.Generator,  # source of randomness
+) -> list:
+    "What is said of each of the two, in different words where there are any."
+    if kind == "generic": return Look.generic(rng)[:2]
+    if kind == "invisible": return [Look.unseen(feature, rng) for _ in pair]
+    looks = [_looks_of(species)[i] if kind == "visible" else _misled(species, i, feature, rng) for i in pair]
+    first, second = (look.phrases(feature, rng) for look in looks)
+    return [first[0], next((text for text in second if text != first[0]), second[0])]
+
+def _told_differences(
+    species: pd.DataFrame,  # the species table
+    pair: tuple,  # two species
+    kinds: list,  # of `_TRUTHS`, in order
+    rng: np.random.Generator,  # source of randomness
+) -> list:
+    "(component, text of the first, text of the second, kind) of each part that the answer names."
+    looks, told = [_looks_of(species)[i] for i in pair], []
+    seen, unseen = (list(rng.permutation([c for c, f in _COMPONENTS.items() if f != "overall" and (f in Look.FEATURES) == visible]))
+                    for visible in (True, False))
+    for kind in kinds:
+        if kind == "refusal" or not (free := unseen if kind == "invisible" else seen): break
+        component = next((c for c in free if kind == "visible" and _unlike(looks, _COMPONENTS[c])), free[0])
+        free.remove(component)
+        texts = _pair_texts(species, pair, _COMPONENTS[component], kind, rng)
+        told.append((str(component), *(_put(text, species["name"][i], rng) for i, text in zip(pair, texts)), str(kind)))
+    return told
+
 # %% ../nbs/5_sources/35_meadow.ipynb #3b6dad2f
 @dataclass(frozen=True, repr=False)
 class SyntheticDataset:
@@ -367,6 +410,7 @@ def simulated_llm(
     if about["stage"] == "baseline":
         name = about["class"]
         return _baseline_answer(about["baseline"], name, self._known[name], about["question"], about["sample"])
+    if about["stage"] == "differences": return self._differences_answer(about)
     return self._answers[about["class"], about["component"], about["sample"], about["knowledge"]]
 
 # %% ../nbs/5_sources/35_meadow.ipynb #d9af5636
@@ -401,6 +445,32 @@ def make_synthetic(
     images = _image_set(_photographs(species, seed, per_class, aberrant), name, list(species["name"]))
     factors = dict(twin_every=twin_every, telling=telling, visible=visible, aberrant=aberrant)
     return SyntheticDataset(name, species, images, articles, truth, factors)
+
+# %% ../nbs/5_sources/35_meadow.ipynb #94639996
+@patch
+def _differences_of(
+    self: SyntheticDataset,
+    a: int,  # a species
+    b: int,  # another one, of a higher number
+    sample: int,  # which answer
+    knowledge: str,  # "text" or "none"
+) -> list:
+    "What an answer about two species names, with its truth: a function of dataset, pair, sample and knowledge alone."
+    rng = np.random.default_rng([crc32(self.name.encode()), a, b, sample, list(_UNKNOWN).index(knowledge)])
+    kinds = rng.choice(self.truth.truth[self.truth.knowledge == knowledge].to_numpy(dtype=str), _TOLD)
+    return _told_differences(self.species, (a, b), list(kinds), rng)
+
+@patch
+def _differences_answer(
+    self: SyntheticDataset,
+    about: dict,  # what the question is about: two classes, the knowledge of each, sample
+) -> str:
+    "The answer to what separates two species, as JSON."
+    pair = [self.classes.index(about[name]) for name in ("class", "other")]
+    knowledge = "text" if "text" in about["knowledge"] else "none"
+    told = self._differences_of(*sorted(pair), about["sample"], knowledge)
+    named = [(part, *texts[::1 if pair[0] < pair[1] else -1]) for part, *texts, _ in told]
+    return json.dumps({"differences": [dict(zip(("part", "first", "second"), item)) for item in named]})
 
 # %% ../nbs/5_sources/35_meadow.ipynb #58107103
 _FOLDER = Path(str(files("datadesc")/"assets"/"meadow"))  # in the package
@@ -444,10 +514,23 @@ def exported_answers() -> Path:
 @patch
 def truth_of(
     self: SyntheticDataset,
-    descriptions: pd.DataFrame,  # class_id, component, sample and knowledge of each text
+    descriptions: pd.DataFrame,  # class_id, component, sample and knowledge of each text, and of an answer about a pair `against`
 ) -> pd.Series:
     "The truth of each description, one of `TRUTHS`, with their index; `ValueError` for texts that are not this dataset's answers."
-    joined = descriptions[self.KEYS].merge(self.truth[[*self.KEYS, "truth"]], on=self.KEYS, how="left")
-    if unknown := joined.truth.isna().sum():
+    of_pair = descriptions["against"] >= 0 if "against" in descriptions else pd.Series(False, descriptions.index)
+    joined = descriptions[~of_pair][self.KEYS].merge(self.truth[[*self.KEYS, "truth"]], on=self.KEYS, how="left").truth
+    truth = pd.concat([joined.set_axis(descriptions.index[~of_pair]), self._truth_of_pairs(descriptions[of_pair])]).reindex(descriptions.index)
+    if unknown := truth.isna().sum():
         raise ValueError(f"{unknown} descriptions are not answers of '{self.name}': expected those that `describe` made from its answers.")
-    return joined.truth.set_axis(descriptions.index)
+    return truth.rename("truth")
+
+@patch
+def _truth_of_pairs(
+    self: SyntheticDataset,
+    rows: pd.DataFrame,  # class_id, against, component, sample and knowledge of each text
+) -> pd.Series:
+    "The truth of answers about pairs, with their index; missing where an answer names no such part."
+    def told(a, b, sample, knowledge): return {part: kind for part, _, _, kind in self._differences_of(a, b, sample, knowledge)}
+    keys = [(min(r.class_id, r.against), max(r.class_id, r.against), r.sample, r.knowledge) for r in rows.itertuples()]
+    answers = {key: told(*key) for key in set(keys)}
+    return pd.Series([answers[key].get(part) for key, part in zip(keys, rows["component"])], rows.index, dtype=object)
