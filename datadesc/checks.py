@@ -123,6 +123,10 @@ def _check_choice(params):
     if params.get("influence_weights") and params.get("influence_model", "linear") == "linear":
         raise ValueError(f"influence_weights '{params['influence_weights']}' are of a network: "
                          "name it with influence_model, 'resnet34' for instance")
+    if (pairs := params.get("follow_up_pairs", 0)) < 0: raise ValueError(f"follow_up_pairs={pairs}: expected 0 or more pairs of classes")
+    if pairs and params.get("descriptions"):
+        raise ValueError("follow_up_pairs asks a language model about pairs of classes, and with descriptions none is asked: "
+                         "leave out one of the two")
     default = dict(top_k=5, diversity=0., near_duplicate=None)
     if all(params.get(name, value) == value for name, value in default.items()): return
     from datadesc.selection import ChoiceOptions  # late: a second of import

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from inspect import signature
+from itertools import combinations
 
 import pandas as pd
 
@@ -115,11 +116,18 @@ def _long_articles(classes, tokens):
     rows = [{"class": name, "url": "https://en.wikipedia.org/wiki/" + name, "passages": passages, "sections": [""]} for name in classes]
     return pd.DataFrame(rows)
 
+def _most_pairs(articles, n):
+    "The n pairs of classes (fewer where there are fewer) with the longest articles, as class numbers."
+    length = articles["passages"].map(lambda passages: sum(map(len, passages))).reset_index(drop=True)
+    longest = length.sort_values(ascending=False, kind="stable").head(n + 1)
+    return sorted(combinations(longest.index, 2), key=lambda pair: -longest[list(pair)].sum())[:n]
+
 def dry_run(
     params: dict,  # of a run
 ) -> LLM:
     "Dry run: an LLM whose ledger holds the estimated calls, tokens and cost of the run (see `cost_estimate`)."
     from datadesc.describe import describe
+    from datadesc.differences import Differences
     from datadesc.baselines import BASELINES
     classes, superclass, synthetic = _subject(params)
     llm, kind = language_model(params, synthetic, dry_run=True), kinds(params, superclass)
@@ -128,5 +136,7 @@ def dry_run(
     if not params["descriptions"]:
         options = {name: params[name] for name in ("knowledge", "samples", "article_tokens", "parts")}
         describe(classes, llm, kind, articles, **options, progress=False)
+        del options["parts"]
+        Differences.ask(_most_pairs(articles, params.get("follow_up_pairs", 0)), classes, llm, kind, articles, **options, progress=False)
     for name in params["baselines"]: BASELINES[name].ask(classes, llm, kind)
     return llm

@@ -64,6 +64,7 @@ class PairLine(_Part):
     confusion: float  # mean probability that one is taken for the other
     a_text: str | None = None
     b_text: str | None = None
+    follow_up: dict[str, int] | None = None  # if asked what separates them: questions, no_difference, unanswered, and sentences
 
 class Comparison(_Part):
     "One of the two comparisons that were named before anybody looked; fractions."
