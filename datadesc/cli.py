@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/4_pages/65_cli.ipynb #b904e164
-import csv, io, json, math, sys, textwrap
+import csv, io, json, math, shlex, sys, textwrap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -67,7 +67,7 @@ def _assignments(
 # %% ../nbs/4_pages/65_cli.ipynb #e4698e30
 @_app.command(name="run")
 def _run(
-    name_or_folder: Annotated[str, typer.Argument(help=f"A dataset of `datadesc list`, {_FOLDER}")],
+    datasets: Annotated[Optional[list[str]], typer.Argument(help=f"Datasets of `datadesc list`, or for each {_FOLDER}")] = None,
     parameter: _Option(list[str], "Any parameter of `datadesc params`; may be repeated.", "-p", metavar="NAME=VALUE") = [],
     kernel: _Kernel = None,
     model: _Option(str, "Model of open_clip that encodes images and texts, or offline, which needs no hub (extra offline).") = None,
@@ -89,15 +89,27 @@ def _run(
     out: _Root = _HERE,
     name: _Option(str, "What to call the run; default: the dataset's name.") = None,
     force: _Option(bool, "Run even if the same run is finished.", "--force") = False,
+    all_datasets: _Option(bool, "Every dataset of `datadesc list` that needs nothing more.", "--all") = False,
+    grid: _Option(list[str], "A run for each value, and for each combination with those of other grids; may be repeated.",
+                  metavar="NAME=VALUE,VALUE") = None,
+    jobs: _Option(int, "Of several runs, how many at once; default: one on each CUDA device, or one.") = None,
+    devices: _Option(str, "Of several runs, which devices: cuda:0,cuda:1 or cpu; default: every CUDA device there is.") = None,
 ):
-    "Describe a dataset: OUT/<name>/ gets a report, figures and tables."
+    "Describe datasets: OUT/<name>/ gets a report, figures and tables of each."
     from datadesc import runs
     options = dict(model=model, checkpoint=checkpoint, descriptions=descriptions, llm_base_url=llm_base_url, llm_model=llm_model,
                    llm_gguf=llm_gguf or ("smollm2" if llm else None), llm_budget=budget, wiki_host=wiki_host, data_root=data_root,
                    download=download or None, bad_images=bad_images, benchmark=benchmark)
     params = _assignments(parameter) | {name: value for name, value in options.items() if value is not None}
-    if dry_run: return print(runs.dry_run(name_or_folder, params, root=out, name=name))
-    folder = runs.run(name_or_folder, params, root=out, kernel=kernel, force=force, name=name)
+    datasets, grid = _with_grid(datasets or [], grid or [], out)
+    if all_datasets: datasets += _ready_datasets(params, out, datasets)
+    if not datasets: raise typer.BadParameter("expected a dataset, a folder of images, or --all")
+    if len(datasets) > 1 or grid or all_datasets:
+        of_each = [*(["--kernel", kernel] if kernel else []), *["--strict"] * strict, *["--force"] * force]
+        return _run_many(datasets, params, grid, name, out, of_each, (jobs, devices), dry_run)
+    if jobs or devices: raise ValueError("--jobs and --devices are for several runs: name several datasets, or give --all or --grid")
+    if dry_run: return print(runs.dry_run(*datasets, params, root=out, name=name))
+    folder = runs.run(*datasets, params, root=out, kernel=kernel, force=force, name=name)
     _print_findings(folder, strict)
 
 def _print_findings(folder, strict=False):
@@ -116,6 +128,36 @@ def _benchmark_lines(folder):
     sentences = [row["sentence"] for row in facts.get("comparisons", [])]
     if calibration.get("is_off"): sentences.append(f"Warning: {calibration['sentence']}")
     return [*(textwrap.fill(text, 100, subsequent_indent="  ") for text in sentences), f"Benchmark: {folder / 'benchmark.html'}"]
+
+# %% ../nbs/4_pages/65_cli.ipynb #31c62eed
+def _with_grid(datasets, grid, root):
+    "(datasets, grid): of `--grid a=1,2 b=3,4` the shell gives the second part as if it were a dataset."
+    from datadesc import runs
+    named = {row["dataset"] for row in runs.datasets(root)} if grid else ()
+    parts = [text for text in datasets if grid and "=" in text and text not in named and not Path(text).exists()]
+    return [text for text in datasets if text not in parts], [*grid, *parts]
+
+def _ready_datasets(params, root, named):
+    "Every dataset with a name that needs nothing more; says which are left out."
+    from datadesc import runs
+    rows = [row for row in runs.datasets(root, params) if row["dataset"] not in named]
+    for row in rows:
+        if row["needs"] != "nothing": print(f"{row['dataset']} is left out, it needs {row['needs']}", flush=True)
+    return [row["dataset"] for row in rows if row["needs"] == "nothing"]
+
+def _run_many(datasets, params, grid, name, root, options, places, dry_run):
+    "Runs the batch, or prints what it would cost; exit code 1 if a run failed."
+    from datadesc import batch, runs
+    points, (jobs, devices) = batch.grid_points(datasets, params, grid, root, name), places
+    if dry_run:
+        for point in points: print(f"{point.name}\n{runs.dry_run(point.dataset, point.params, root=root, name=point.name)}\n")
+        return
+    slots = batch.device_slots(devices.split(",") if devices else None, jobs)
+    rows = batch.run_batch(points, root, options, slots)
+    failed, open_ones = ([row for row in rows if row["state"] in states] for states in (("failed",), ("stopped", "waiting")))
+    for row in failed: print(f"datadesc: {row['run']}: {row['note']}" + f" (log: {row['log']})" * bool(row["log"]), file=sys.stderr)
+    if open_ones: print("To go on:", shlex.join(["datadesc", *sys.argv[1:]]), file=sys.stderr)
+    if failed or open_ones: raise typer.Exit(1)
 
 # %% ../nbs/4_pages/65_cli.ipynb #68bee332
 @_app.command(name="benchmark")

@@ -222,6 +222,33 @@ def working(
             yield work
     except Timeout: raise ValueError(f"'{self.path.name}' is running already in {root}: see `datadesc status`, or wait for it") from None
 
+# %% ../nbs/4_pages/35_run_folder.ipynb #ff9d059f
+_LOG = "log.txt"
+
+@patch(as_prop=True)
+def log(self: RunFolder) -> Path:
+    "Where the run's log is while it is executed."
+    return self.beside("logs").path.with_name(f"{self.path.name}.log")
+
+def _ended_in(folder):
+    "Where the notebook of a run that has failed lies; None where there is none."
+    places = (folder.beside("work"), folder.beside("failed"), folder)
+    return next((place for place in places if place.mark and not (place/"result.json").exists()), None)
+
+@patch(as_prop=True)
+def kept_log(self: RunFolder) -> Path | None:
+    "The log of the last run, if that failed or is executed now."
+    logs = [self.log, place/_LOG] if (place := _ended_in(self)) else [self.log] * self.is_running
+    return next((log for log in logs if log.exists()), None)
+
+@patch
+def keep_log(self: RunFolder) -> Path:
+    "Moves the log of a run that failed beside its notebook, if it has left one; where the log is now."
+    if self.is_running or not (place := _ended_in(self)) or not self.log.exists(): return self.log
+    os.replace(self.log, place/_LOG)
+    place.note_made([_LOG])
+    return place/_LOG
+
 # %% ../nbs/4_pages/35_run_folder.ipynb #baafd6f1
 def _carry_over(target, work, made):
     "Gives `work` every file and link of `target` that is not among `made`, where it has none of that name."
