@@ -582,6 +582,11 @@ def _flagged_list(rows, at_most=20):
     more = f"<li>and {len(rows) - at_most:,} more</li>" if len(rows) > at_most else ""
     return _fold(_counted(len(rows), "excluded sentence"), f"<ul>{items}{more}</ul>") if len(rows) else ""
 
+def _n_unfolded(rows, form, at_most):
+    "How many of the chosen sentences are shown unfolded: of a set those up to the last that adds something, at least one."
+    if form != "set" or rows.ift.isna().any(): return at_most
+    return max([1, *(rank for rank, adds in enumerate(rows.ift.head(at_most) > 0, 1) if adds)])
+
 def _sentence_list(findings, c, with_images=5):
     "The chosen sentences of a class: the first with the images that speak for each, the others folded, and those that cannot be chosen."
     pool, form, rows = findings.study.pool, findings.study.options.form, findings.chosen[findings.chosen.class_id == c]
@@ -589,10 +594,12 @@ def _sentence_list(findings, c, with_images=5):
     if findings.undescribed[c] or not len(rows):
         words = f"No sentence about this class can be chosen: {html.escape(flag_counts(flagged))}."
         return f"<p>{words} Try another language model or encyclopaedia.</p>{_flagged_list(flagged)}"
+    shown = _n_unfolded(rows, form, with_images)
     first = "".join(f'<li><p class="sentence">{_shown(r.text)}</p><p>{_score(r.ift, form)}{_proponent_strip(findings, r.row)}</p></li>'
-                    for r in rows.head(with_images).itertuples())
-    more = "".join(f'<li><p class="sentence">{_shown(r.text)} {_score(r.ift, form)}</p></li>' for r in rows.iloc[with_images:].itertuples())
-    more = _fold(f"{len(rows) - with_images} more sentences", f'<ol start="{with_images + 1}">{more}</ol>' * bool(more))
+                    for r in rows.head(shown).itertuples())
+    more = "".join(f'<li><p class="sentence">{_shown(r.text)} {_score(r.ift, form)}</p></li>' for r in rows.iloc[shown:].itertuples())
+    words = _counted(len(rows) - shown, "more sentence") + (form == "set" and shown < with_images) * ", adding nothing to those before"
+    more = _fold(words, f'<ol start="{shown + 1}">{more}</ol>' * bool(more))
     return f"<ol>{first}</ol>{more}{_flagged_list(flagged)}"
 
 # %% ../nbs/4_pages/25_report.ipynb #0b304714
@@ -615,7 +622,8 @@ def _look_alikes(findings, c, at_most=2):
         words = "" if "sentences" in findings.withheld else f"; {_separating_words(findings, c, other, 'best separated by ')}"
         page = "" if study.n_classes <= _ON_THIS_PAGE else f"{other // _PER_PAGE + 1}.html"
         link = f'<a href="{page}#class-{other}">{_shown(study.classes[other])}</a>'
-        items.append(f"<li>{picture}<span>Confused with {link}{words}</span></li>")
+        measure = f'<span title="mean probability of one class on validation images of the other">confusion {_percent(pair.confusion)}</span>'
+        items.append(f"<li>{picture}<span>Similar to {link} ({measure}){words}</span></li>")
     return f'<ul class="alike">{"".join(items)}</ul>' if items else ""
 
 def _card(findings, c):
