@@ -518,11 +518,12 @@ def truth_of(
 ) -> pd.Series:
     "The truth of each description, one of `TRUTHS`, with their index; `ValueError` for texts that are not this dataset's answers."
     of_pair = descriptions["against"] >= 0 if "against" in descriptions else pd.Series(False, descriptions.index)
-    joined = descriptions[~of_pair][self.KEYS].merge(self.truth[[*self.KEYS, "truth"]], on=self.KEYS, how="left").truth
-    truth = pd.concat([joined.set_axis(descriptions.index[~of_pair]), self._truth_of_pairs(descriptions[of_pair])]).reindex(descriptions.index)
+    truth = descriptions[self.KEYS].merge(self.truth[[*self.KEYS, "truth"]], on=self.KEYS, how="left").truth.astype(object)
+    truth = truth.set_axis(descriptions.index)
+    truth[of_pair] = self._truth_of_pairs(descriptions[of_pair])
     if unknown := truth.isna().sum():
         raise ValueError(f"{unknown} descriptions are not answers of '{self.name}': expected those that `describe` made from its answers.")
-    return truth.rename("truth")
+    return truth
 
 @patch
 def _truth_of_pairs(
