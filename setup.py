@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 facts = ConfigParser(delimiters="=")
 facts.read("settings.ini", encoding="utf-8")
 facts = facts["DEFAULT"]
-EXTRAS = "dev", "bench", "huggingface", "webdataset", "zim", "transformers", "local-llm", "judge", "explore", "offline", "site"
+EXTRAS = "dev", "bench", "huggingface", "webdataset", "zim", "transformers", "local-llm", "judge", "explore", "offline", "ray", "site"
 
 
 def lines(name):
