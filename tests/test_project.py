@@ -99,7 +99,7 @@ def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
                    '<img src="../runs/gallery.png">'),
              code("#| hide\nimport secret"), code("#| default_exp x"), code("#| eval: false\nshow()", outputs=[picture]),
              code("#| fig-alt: a box (and an arrow)\nbox()", outputs=[picture]),
-             code("rows()", outputs=[drawn("image/jpeg", "Images: a [x](y) *z*")]), code("#| echo: false\nunseen()", outputs=[table])]
+             code("rows()", outputs=[drawn("image/jpeg", "Images: a [x](y) *z*")]), code('#| fig-alt: a "wide" box\n#| out-width: 600\nwide()', outputs=[picture]), code("#| echo: false\nunseen()", outputs=[table])]
     (tmp_path / "nbs").mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs" / "index.ipynb")
     subprocess.run([sys.executable, repo / "tools" / "readme.py", "nbs/index.ipynb", "README.md"], cwd=tmp_path, check=True)
@@ -110,7 +110,8 @@ def test_readme_is_the_front_page_without_its_machinery(repo, tmp_path):
     for words in ("secret", "#|", "default_exp", "style", "unseen"):
         assert words not in text
     pictures = dict(re.findall(r"^!\[(.*?)\]\((\S*?)\)", text, re.M))
-    assert [*map(html.unescape, pictures)] == ["Picture: Title", "a box (and an arrow)", "Images: a [x](y) *z*"] and {*os.listdir(tmp_path / "README_files")} == {Path(file).name for file in pictures.values()}
+    pictures |= {alt: file for file, alt in re.findall(r'^<img src="(\S+)" alt="(.*?)" width="600">$', text, re.M)}
+    assert [*map(html.unescape, pictures)] == ["Picture: Title", "a box (and an arrow)", "Images: a [x](y) *z*", 'a "wide" box'] and {*os.listdir(tmp_path / "README_files")} == {Path(file).name for file in pictures.values()}
     assert {(tmp_path / file).read_bytes() for file in pictures.values()} == {b"a picture"}
 
 

@@ -13,15 +13,19 @@ DIRECTIVE = re.compile(r"^\s*#\|.*\n?", re.M)
 RELATIVE_LINK = re.compile(r'(\]\(|src="|href=")(?![a-z]+:|#|/)([^)"\s#]+)')
 OUTPUT_ONLY = re.compile(r"^\s*#\|\s*echo:\s*false\b", re.M)
 ALT = re.compile(r"^\s*#\|\s*fig-alt:\s*(.*)", re.M)  # Quarto's name for it
+WIDTH = re.compile(r"^\s*#\|\s*out-width:\s*(\d+)", re.M)  # pixels
 STYLE = re.compile(r"<style.*?</style>\s*", re.S)
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n){2,}")
 HEADING = re.compile(r"^#+ +(.+)", re.M)
 PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 SIGNS = re.compile(r"[&<>\[\]\\`*_$~|]")  # what Markdown reads as markup
 
-# Pictures of every kind with the text that stands for each; `after` is for a template that extends this one.
+# Pictures of every kind with the text that stands for each, as wide as the cell says; `after` is for a template that extends this one.
 PICTURE = """{%- macro picture(output, kind, after='') %}
-![{{ output.metadata.alt }}]({{ output.metadata.filenames[kind] | path2url }}){{ after }}
+{%- set file, width = output.metadata.filenames[kind] | path2url, output.metadata.width %}
+{% if width %}<img src="{{ file }}" alt="{{ output.metadata.alt | replace('"', '&quot;') }}" width="{{ width }}">
+{% else %}![{{ output.metadata.alt }}]({{ file }}){{ after }}
+{% endif %}
 {% endmacro -%}
 """
 TEMPLATE = "{% extends 'markdown/index.md.j2' %}\n" + PICTURE + """
@@ -47,8 +51,9 @@ def front_page(source, target):
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN.search(cell.source)]
     for cell in notebook.cells:
         if cell.cell_type == "markdown": heading = next(reversed(HEADING.findall(cell.source)), heading).replace("`", "")
+        width = WIDTH.search(cell.source)
         for output in cell.get("outputs", []):
-            if PICTURES & {*output.get("data", {})}: output.metadata["alt"] = alternative_text(cell, output, heading)
+            if PICTURES & {*output.get("data", {})}: output.metadata |= dict(alt=alternative_text(cell, output, heading), width=width and int(width[1]))
         cell.metadata["transient"] = {"remove_source": bool(OUTPUT_ONLY.search(cell.source))}
         cell.source = DIRECTIVE.sub("", cell.source).strip() if cell.cell_type == "code" else RELATIVE_LINK.sub(moved, cell.source)
     return notebook
