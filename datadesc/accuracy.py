@@ -6,6 +6,8 @@
 __all__ = ['ROW_KEY', 'correct', 'accuracy', 'confusion', 'accuracy_row']
 
 # %% ../nbs/1_method/45_accuracy.ipynb #2b11fa53
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,8 +33,11 @@ def accuracy(
 ) -> float | Tensor:  # with `per_class` (C,), NaN for a class without images
     "Fraction of the images whose true class has the highest score, or one of the k highest: of all, or of the images of each class (C,)."
     right = correct(scores, labels, k).double()
-    if not per_class: return right.mean().item()
-    labels, n_classes = labels.to(right.device), scores.shape[1]
+    return _by_class(right, labels, scores.shape[1]) if per_class else right.mean().item()
+
+def _by_class(right, labels, n_classes):
+    "Mean of the values of each class (C,); NaN for a class without images."
+    labels = labels.to(right.device)
     return torch.bincount(labels, weights=right, minlength=n_classes) / torch.bincount(labels, minlength=n_classes)
 
 # %% ../nbs/1_method/45_accuracy.ipynb #32cd16b1
@@ -48,13 +53,24 @@ def confusion(
 ROW_KEY = ["method", "protocol", "aggregation", "names", "shots", "k", "weighting"]  # rows that differ in seed only share it
 
 def accuracy_row(
-    scores: Tensor,  # (N, C), the highest is the prediction
+    scores: Tensor | Iterable[Tensor],  # (N, C), the highest is the prediction; or blocks of its rows, in order
     labels: Tensor,  # (N,) true class
     **facts: object,  # the columns of ROW_KEY and whatever else belongs to the row
 ) -> dict:
     "One row of the accuracies table: the facts, accuracy, mean_per_class, top5 (fractions; NaN up to 5 classes), n_test, correct (packed)."
-    right = correct(scores, labels)
-    top5 = accuracy(scores, labels, k=5) if scores.shape[1] > 5 else float("nan")
-    per_class = accuracy(scores, labels, per_class=True)
+    right, among_5, n_classes = _places([scores] if isinstance(scores, Tensor) else scores, labels)
+    top5 = among_5.double().mean().item() if n_classes > 5 else float("nan")
+    per_class = _by_class(right.double(), labels, n_classes)
     return facts | dict(accuracy=right.double().mean().item(), mean_per_class=per_class.nanmean().item(), top5=top5,
                         n_test=len(right), correct=np.packbits(right.cpu().numpy()).tobytes())
+
+def _places(blocks, labels):
+    "Whether the true class of each image is first (N,), and among the first five (N,), from blocks of scores, and their classes."
+    first, among_5, n = [], [], 0
+    for scores in blocks:
+        n += len(scores)
+        true = labels[n - len(scores):n]
+        first.append(correct(scores, true))
+        among_5.append(correct(scores, true, min(5, scores.shape[1])))
+    if n != len(labels): raise ValueError(f"{n} rows of scores but {len(labels)} labels: expected one label per image")
+    return torch.cat(first), torch.cat(among_5), scores.shape[1]

@@ -6,7 +6,7 @@
 __all__ = ['AGGREGATIONS', 'class_means', 'class_scores', 'with_names', 'names_only', 'zero_shot']
 
 # %% ../nbs/1_method/50_zeroshot.ipynb #51595f93
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
 
 import pandas as pd
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .accuracy import accuracy_row
+from .fewshot import rows_by_class
+from .head import row_blocks
 from .names import readable
 
 # %% ../nbs/1_method/50_zeroshot.ipynb #fd1c1cb1
@@ -42,12 +44,16 @@ def class_scores(
     aggregation: str = "mean",  # one of AGGREGATIONS
 ) -> Tensor:  # (N, C)
     "Similarity (N, C) of every image to the sentences of every class; ValueError for a class without sentences."
+    return _classifier(text_emb, text_class, n_classes, aggregation)(image_emb)
+
+def _classifier(text_emb, text_class, n_classes, aggregation) -> Callable[[Tensor], Tensor]:
+    "The function from embeddings of images (n, D) to their scores (n, C)."
     if aggregation not in AGGREGATIONS: raise ValueError(f"aggregation={aggregation!r}: expected one of {', '.join(AGGREGATIONS)}")
     means = class_means(text_emb, text_class, n_classes)
-    if aggregation == "mean": return image_emb @ means.T
-    if aggregation == "mean_embedding": return image_emb @ F.normalize(means, dim=1).T
-    text_class = torch.as_tensor(text_class, device=text_emb.device)
-    return torch.stack([(image_emb @ text_emb[text_class == c].T).amax(1) for c in range(n_classes)], dim=1)
+    if aggregation == "mean": return lambda x: x @ means.T
+    if aggregation == "mean_embedding": return lambda x: x @ F.normalize(means, dim=1).T
+    texts = [text_emb[rows] for rows in rows_by_class(torch.as_tensor(text_class, device=text_emb.device), n_classes)]
+    return lambda x: torch.stack([(x @ of_class.T).amax(1) for of_class in texts], dim=1)
 
 # %% ../nbs/1_method/50_zeroshot.ipynb #6c618c46
 def _filled(template, **words):
@@ -88,7 +94,8 @@ def zero_shot(
 ) -> pd.DataFrame:  # one row per method and aggregation
     "Accuracies of zero-shot classification, as rows of the accuracies table; ValueError for a class without sentences."
     def row(method, aggregation, emb, text_class):
-        scores = class_scores(image_emb, emb, text_class, n_classes, aggregation)
+        classify = _classifier(emb, text_class, n_classes, aggregation)
+        scores = (classify(image_emb[rows]) for rows in row_blocks(len(image_emb), n_classes))
         k = int(torch.bincount(torch.as_tensor(text_class)).max())
         facts = dict(method=method, protocol="zero_shot", aggregation=aggregation, names=names, shots="0", k=k, weighting="none", seed=0)
         return accuracy_row(scores, labels, **facts)
