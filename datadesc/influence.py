@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .head import Checkpoint, check_features
+from .fewshot import rows_by_class
+from .head import Checkpoint, check_features, row_blocks
 
 # %% ../nbs/1_method/30_influence.ipynb #6e8cdfc2
 def _check_head(checkpoints):
@@ -105,9 +106,7 @@ def _influence_matrix(
 # %% ../nbs/1_method/30_influence.ipynb #f350e1c6
 def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Tensor, Tensor]]:
     "Portions (rows, their features, their stacked errors) of the examples."
-    step = max(1, int(memory_mb * 2 ** 20 / layer.weight.dtype.itemsize / (2 * len(layer.weight))))
-    for i in range(0, len(x), step):
-        rows = slice(i, min(i + step, len(x)))
+    for rows in row_blocks(len(x), 2 * len(layer.weight), memory_mb, layer.weight.dtype.itemsize):
         part = x[rows].to(layer.weight.dtype)
         yield rows, part, _stacked_errors(layer, part, y[rows], normalised)
 
@@ -255,12 +254,13 @@ class _Sums:
 
     def add(self, train_rows, labels, block):
         "Add a block of validation images of these classes and of these train rows."
-        good = _class_sums(block.clamp(min=0), labels, self.n_classes)
-        self.mean += good @ self.embeddings[train_rows].to(good.dtype)
-        self.weight += good.sum(1, keepdim=True)
+        classes, of_class = labels.unique(return_inverse=True)  # a block of few images has few classes
+        good = _class_sums(block.clamp(min=0), of_class, len(classes))
+        self.mean[classes] += good @ self.embeddings[train_rows].to(good.dtype)
+        self.weight[classes] += good.sum(1, keepdim=True)
         if self.total is None: return
-        self.positive[:, train_rows] += good
-        self.total[:, train_rows] += _class_sums(block, labels, self.n_classes)
+        self.positive[classes, train_rows] += good
+        self.total[classes, train_rows] += _class_sums(block, of_class, len(classes))
 
     def means(self, counts):
         "The tables by class per validation image, and the mean embeddings."
@@ -301,7 +301,7 @@ def influence(
     checkpoints: list[Checkpoint],  # as train_head returns them
     top_k: int = 50,  # proponents and opponents kept per validation image
     memory_mb: float = 64,  # budget for the errors and the pairs of a block
-    by_class: bool = True,  # keep the two (C, N) tables
+    by_class: bool | None = None,  # keep the two (C, N) tables; default: if they take at most 12 GB together
 ) -> Influence:
     "Compute the TracInCP influence of the train on the validation images; ValueError for input that does not fit the checkpoints."
     _check_examples(checkpoints, train, train_labels, "train")
@@ -309,7 +309,10 @@ def influence(
     layer = _stack(checkpoints)
     own = layer.weight.new_zeros(len(train))  # the blocks fill it, since they have the errors at hand
     blocks = _blocks(layer, train, train_labels, val, val_labels, memory_mb, own=own)
-    return collect(blocks, train, val_labels, len(checkpoints[0].weight), top_k, own, by_class)
+    if by_class is None: by_class = 2 * layer.n_classes * own.nbytes <= _MOST_TABLES
+    return collect(blocks, train, val_labels, layer.n_classes, top_k, own, by_class)
+
+_MOST_TABLES = 12e9  # bytes
 
 # %% ../nbs/1_method/30_influence.ipynb #e2837976
 def _class_best(influence, top_k, sign):
@@ -388,7 +391,7 @@ def _on_classes(layer, text_emb, text_labels, val, val_labels, normalised, memor
     total = layer.weight.new_zeros(layer.n_classes, len(text_emb))
     for v, t, block in _blocks(layer, text_emb, text_labels, val[few], val_labels[few], memory_mb, normalised):
         total[:, t] += _class_sums(block, val_labels[few][v], layer.n_classes)
-    by_class = total.T / counts
+    by_class = total.div_(counts[:, None]).T
     if len(large):
         for rows, x, d in _rows(layer, text_emb, text_labels, memory_mb, normalised):
             by_class[rows, large] = _class_columns(layer, x, d, val, val_labels, large, memory_mb, normalised)
@@ -398,8 +401,8 @@ def _on_classes(layer, text_emb, text_labels, val, val_labels, normalised, memor
 def _on_own(layer, text_emb, text_labels, val, val_labels, normalised, memory_mb):
     "Influence (T,) of the texts on the mean loss of their own class's validation images."
     total = layer.weight.new_zeros(len(text_emb))
-    for c in text_labels.unique():
-        rows, images = (text_labels == c).nonzero().flatten(), val_labels == c
+    for rows, images in zip(*(rows_by_class(labels, layer.n_classes) for labels in (text_labels, val_labels))):
+        if not len(rows) or not len(images): continue
         for _, t, block in _blocks(layer, text_emb[rows], text_labels[rows], val[images], val_labels[images], memory_mb, normalised):
             total[rows[t]] += block.sum(0)
     return total / val_labels.bincount(minlength=layer.n_classes)[text_labels]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fewshot import rows_by_class
 from .folders import first_few
 from .head import center, check_features, modality_mean
 from .influence import mean_influence, text_influence, top
@@ -50,13 +51,12 @@ def _with_stand_ins(x, labels, others, other_labels):
 # %% ../nbs/1_method/40_selection.ipynb #8d4a67e4
 def _class_means(x, labels, n_classes):
     "Mean row (C, D) of each class; NaN for a class without rows."
-    means = F.normalize(F.one_hot(labels, n_classes).to(x.dtype), p=1, dim=0).T @ x
-    return means.masked_fill((labels.bincount(minlength=n_classes) == 0)[:, None], torch.nan)
+    return x.new_zeros(n_classes, x.shape[1]).index_add_(0, labels, x) / labels.bincount(minlength=n_classes)[:, None]
 
 def _clip(study: Study) -> _Parts:
     "Mean cosine to the train images of the text's own class; to its validation images where it has no others."
-    x, y = study.features, study.labels
-    means = _class_means(*_with_stand_ins(x["train"], y["train"], x["val"], y["val"]), study.n_classes)
+    means, stand_ins = (_class_means(study.features[split], study.labels[split], study.n_classes) for split in ("train", "val"))
+    means = torch.where(means.isnan(), stand_ins, means)
     return _Parts(clip=(study.text * means[study.text_class]).sum(1))
 
 # %% ../nbs/1_method/40_selection.ipynb #9f6ff728
@@ -332,9 +332,9 @@ def choose(
     _check_choice(scores, pool, text_emb, top_k, diversity, near_duplicate)
     x = center(check_features(text_emb, "text_emb", unit=True)).double().cpu().numpy()
     why, position, threshold = excluded(pool), np.full(len(scores), np.inf), np.inf if near_duplicate is None else near_duplicate
-    by_rank = scores["rank"].to_numpy().argsort(kind="stable")
-    for c in scores["class_id"].unique():
-        at = by_rank[(scores["class_id"].to_numpy()[by_rank] == c) & (why[by_rank] == "")]
+    usable = np.flatnonzero(why == "")
+    in_order = usable[np.lexsort((scores["rank"].to_numpy()[usable], scores["class_id"].to_numpy()[usable]))]
+    for at in np.split(in_order, np.flatnonzero(np.diff(scores["class_id"].to_numpy()[in_order])) + 1):
         if not len(at): continue
         chosen, why[at] = _choose_in_class(scores.iloc[at], x[at], top_k, diversity, threshold)
         position[at[chosen]] = range(len(chosen))
@@ -350,11 +350,11 @@ def proponent_images(
     if study.influence.positive_by_class is None:
         raise ValueError("image_influence: without its tables by class no share of an image is known; compute it with by_class=True")
     weight = F.normalize(study.influence.positive_by_class.nan_to_num(), p=1, dim=1)
-    images, text, text_class = study.features["train"], study.text, study.text_class
+    images, text = study.features["train"], study.text
     k = min(top_k, len(images))
-    index, added = text_class.new_zeros(len(text), k), text.new_zeros(len(text), k)
-    for c in text_class.unique():
-        rows = text_class == c
+    index, added = study.text_class.new_zeros(len(text), k), text.new_zeros(len(text), k)
+    for c, rows in enumerate(rows_by_class(study.text_class, study.n_classes)):
+        if not len(rows): continue
         added[rows], index[rows] = top(weight[c] * (text[rows] @ images.T), k)
     return index, added
 
