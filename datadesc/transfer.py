@@ -6,8 +6,9 @@
 __all__ = ['features', 'batches', 'train_heads', 'TransferOptions', 'text_features', 'train_stage', 'shuffled_rows', 'transfer']
 
 # %% ../nbs/1_method/55_transfer.ipynb #55663cd6
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .fewshot import FewShotSplit, take_shots
-from .head import Checkpoint, HeadOptions, center, modality_mean
+from .head import Checkpoint, HeadOptions, center, modality_mean, row_blocks
 from .accuracy import accuracy_row
 from .zeroshot import class_means
 
@@ -33,7 +34,8 @@ def features(
     where = dict(train=("train", getattr(split, part)), val=(split.val_from, split.val), test=("test", slice(None)))
     x = {p: F.normalize(image_emb[s][i], dim=1) for p, (s, i) in where.items()}
     mean = modality_mean(x["train"])
-    return {p: (center(x[p], mean) if centered else x[p], labels[s][i].to(mean.device)) for p, (s, i) in where.items()}
+    for p in x if centered else (): x[p] = center(x[p], mean)  # one after the other, so that only one is held twice
+    return {p: (x[p], labels[s][i].to(mean.device)) for p, (s, i) in where.items()}
 
 # %% ../nbs/1_method/55_transfer.ipynb #c6121f17
 def batches(
@@ -43,16 +45,30 @@ def batches(
     seed: int,  # decides the order
 ) -> tuple[Tensor, Tensor]:  # (steps, size) row numbers and (steps, size) weights, 0 where a batch is shorter
     "Draw batches, pass after pass in new random order; the weights of a batch sum to one."
-    per_pass, order = -(-n // size), torch.Generator().manual_seed(seed)
-    passes = torch.stack([torch.randperm(n, generator=order) for _ in range(-(-steps // per_pass))])
-    def cut(x): return F.pad(x, (0, per_pass * size - n)).view(-1, size)[:steps]
-    present = cut(torch.ones_like(passes, dtype=torch.float32))
-    return cut(passes), present / present.sum(1, keepdim=True)
+    return _Batches(n, size, seed).take(steps)
+
+class _Batches:
+    "Batches as `batches` draws them, some at a time: no more is held than these and the rest of a pass."
+    def __init__(self, n, size, seed):
+        self.n, self.size, self.order = n, size, torch.Generator().manual_seed(seed)
+        self.rows = torch.zeros(0, size, dtype=torch.long)  # of the batches that are drawn and not taken
+
+    def take(self, steps):
+        "The next row numbers (steps, size) and weights (steps, size)."
+        per_pass = -(-self.n // self.size)
+        passes = [torch.randperm(self.n, generator=self.order) for _ in range(-(-(steps - len(self.rows)) // per_pass))]
+        drawn = [F.pad(rows, (0, per_pass * self.size - self.n), value=-1).view(-1, self.size) for rows in passes]
+        rows, self.rows = torch.cat([self.rows, *drawn]).split([steps, len(self.rows) + len(drawn) * per_pass - steps])
+        present = (rows >= 0).float()
+        return rows.clamp(min=0), present / present.sum(1, keepdim=True)
 
 # %% ../nbs/1_method/55_transfer.ipynb #14154db7
-def _extended(x, scale, bias):
-    "Features (N, D + 1): times the logit scale, and a last column whose weight is the bias, 1, or 0 for a layer that has none."
-    return torch.cat([scale * x, x.new_full((len(x), 1), float(bias))], 1)
+def _extended(parts, scale, bias):
+    "Features (N, D + 1) of all parts: times the logit scale, and a last column whose weight is the bias, 1, or 0 for a layer without."
+    dtype = torch.promote_types(parts[0].dtype, torch.float32)
+    x = parts[0].new_full((sum(map(len, parts)), parts[0].shape[1] + 1), float(bias), dtype=dtype)
+    for part, rows in zip(parts, x.split([len(part) for part in parts])): rows[:, :-1].copy_(part).mul_(scale)
+    return x
 
 # %% ../nbs/1_method/55_transfer.ipynb #a17d9989
 def _errors(emb, labels, rows, weight, W):
@@ -100,27 +116,40 @@ def train_heads(
     lr: Tensor | None = None,  # (H,) learning rates of the first epoch; default: that of the options
 ) -> _Trajectories:
     "Train H heads side by side by SGD on the sum of the loss terms, as `train_head` would. ValueError if G does not divide H."
-    W = torch.stack([torch.cat([c.weight, c.bias[:, None]], 1) for c in start])
-    emb, velocity = _extended(emb, options.logit_scale, options.bias), torch.zeros_like(W)
-    rates = (torch.full((len(W),), options.lr) if lr is None else lr).to(W)
     for rows, _ in terms:
-        if len(W) % len(rows):
-            raise ValueError(f"start: {len(W)} heads for {len(rows)} groups of rows; expected as many heads in every group")
-    terms = [_by_step(rows, weight, emb.device) for rows, weight in terms]
-    per_epoch, keep = len(terms[0][0]) // options.epochs, set(options.checkpoint_epochs())
-    kept = [(0, torch.zeros_like(rates), W.clone())]
+        if len(start) % len(rows):
+            raise ValueError(f"start: {len(start)} heads for {len(rows)} groups of rows; expected as many heads in every group")
+    per_epoch = terms[0][0].shape[1] // options.epochs
+    return _trained(_extended([emb], options.logit_scale, options.bias), labels, [terms], per_epoch, start, options, lr)
+
+def _trained(
+    emb: Tensor,  # (N, D + 1) as `_extended` makes it
+    labels: Tensor,  # (N,)
+    portions: Iterable,  # loss terms of some steps at a time, each as for `train_heads`
+    per_epoch: int,  # steps
+    start: Sequence[Checkpoint],  # H heads
+    options: HeadOptions,
+    lr: Tensor | None,  # (H,)
+) -> _Trajectories:
+    "The heads after each epoch that keeps a checkpoint; portions are drawn as their turn comes."
+    W = torch.stack([torch.cat([c.weight, c.bias[:, None]], 1) for c in start])
+    velocity, steps = torch.zeros_like(W), (step for terms in portions for step in _by_step(terms, emb.device))
+    rates = (torch.full((len(W),), options.lr) if lr is None else lr).to(W)
+    keep, kept = set(options.checkpoint_epochs()), [(0, torch.zeros_like(rates), W.clone())]
     for epoch in range(options.epochs):
         rate = rates * (options.learning_rate(epoch) / options.lr)
-        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-            _sgd_step(W, velocity, [_errors(emb, labels, rows[step], weight[step], W) for rows, weight in terms], rate, options)
+        for terms in islice(steps, per_epoch):
+            _sgd_step(W, velocity, [_errors(emb, labels, rows, weight, W) for rows, weight in terms], rate, options)
         if epoch + 1 in keep: kept.append((epoch + 1, rate, W.clone()))
     epochs, used, layers = zip(*kept)
     return _Trajectories(torch.stack(layers), torch.stack(used), list(epochs), options)
 
-def _by_step(rows, weight, device):
-    "Rows (steps, G, B), and sample weights (steps, G, heads or 1, 1, B) to multiply the errors of a group's heads with."
-    by_group = weight.view(len(rows), -1, *weight.shape[1:]).permute(2, 0, 1, 3)
-    return rows.transpose(0, 1).contiguous().to(device), by_group[:, :, :, None].contiguous().to(device)
+def _by_step(terms, device):
+    "Of each step its terms: rows (G, B), and sample weights (G, heads or 1, 1, B) to multiply the errors of a group's heads with."
+    def steps(rows, weight):
+        by_group = weight.view(len(rows), -1, *weight.shape[1:]).permute(2, 0, 1, 3)
+        return zip(rows.transpose(0, 1).contiguous().to(device), by_group[:, :, :, None].contiguous().to(device))
+    return zip(*(steps(*term) for term in terms))
 
 # %% ../nbs/1_method/55_transfer.ipynb #1d232135
 def _relative_weights(
@@ -195,23 +224,34 @@ def train_stage(
 ) -> _Trajectories:  # of the H heads
     "Train heads on the images of their set, on sentences, or on a mixture."
     all_texts = [t for of_seed in texts for t in of_seed]
-    emb, y, first = _concatenated([s["train"] for s in sets] + all_texts)
+    emb, y, first = _concatenated([s["train"] for s in sets] + all_texts, options)
     text_seeds, terms = [seed for seed, of_seed in zip(seeds, texts) for _ in of_seed], []
-    if mix > 0: terms.append(_loss_term([s["train"] for s in sets], first[:len(sets)], seeds, steps, options, mix))
-    if mix < 1: terms.append(_loss_term(all_texts, first[len(sets):], text_seeds, steps, options, 1 - mix))
-    return train_heads(emb, y, terms, start, options, lr)
+    if mix > 0: terms.append(_LossTerm([s["train"] for s in sets], first[:len(sets)], seeds, options.batch_size, mix))
+    if mix < 1: terms.append(_LossTerm(all_texts, first[len(sets):], text_seeds, options.batch_size, 1 - mix))
+    width = options.batch_size * sum(len(term.parts) for term in terms)
+    portions = ([term.take(p.stop - p.start) for term in terms] for p in row_blocks(steps * options.epochs, width, _BATCHES_MB))
+    return _trained(emb, y, portions, steps, start, options, lr)
 
-def _concatenated(parts):
-    "The distinct parts (features, labels, ...) as one embedding matrix (N, D) with labels (N,), and the first row of each part."
+_BATCHES_MB = 4  # for batches that are drawn together
+
+def _concatenated(parts, options):
+    "The distinct parts (features, labels, ...) as one matrix (N, D + 1) for the heads, labels (N,), and the first row of each part."
     distinct = {id(p[0]): p for p in parts}
     first = dict(zip(distinct, np.cumsum([0] + [len(p[0]) for p in distinct.values()]).tolist()))
-    return torch.cat([p[0] for p in distinct.values()]), torch.cat([p[1] for p in distinct.values()]), [first[id(p[0])] for p in parts]
+    x, y = zip(*(p[:2] for p in distinct.values()))
+    return _extended(x, options.logit_scale, options.bias), torch.cat(y), [first[id(p[0])] for p in parts]
 
-def _loss_term(parts, first, seeds, steps, options, factor):
-    "Row numbers and sample weights (parts, steps, B) for batches from each part, times the part's own weights if it has any."
-    drawn = [batches(len(p[0]), steps * options.epochs, options.batch_size, seed) for p, seed in zip(parts, seeds)]
-    weights = [factor * weight * (p[2].cpu()[rows] if len(p) > 2 else 1) for p, (rows, weight) in zip(parts, drawn)]
-    return torch.stack([rows + f for (rows, _), f in zip(drawn, first)]), torch.stack(weights)
+class _LossTerm:
+    "Batches of each part, with the part's own weights if it has any, and a factor on all weights."
+    def __init__(self, parts, first, seeds, size, factor):
+        self.parts, self.first, self.factor = parts, first, factor
+        self.draws = [_Batches(len(p[0]), size, seed) for p, seed in zip(parts, seeds)]
+
+    def take(self, steps):
+        "Row numbers and sample weights (parts, steps, B) of the next steps."
+        drawn = [draw.take(steps) for draw in self.draws]
+        weights = [self.factor * weight * (p[2].cpu()[rows] if len(p) > 2 else 1) for p, (rows, weight) in zip(self.parts, drawn)]
+        return torch.stack([rows + f for (rows, _), f in zip(drawn, self.first)]), torch.stack(weights)
 
 # %% ../nbs/1_method/55_transfer.ipynb #ce1ee9dd
 def shuffled_rows(
@@ -233,14 +273,18 @@ def _evaluated(
     "How many of its images each head classifies correctly at each of the K checkpoints, and its mean loss on them in nats."
     distinct, options = {id(x): (x, y) for x, y in sets}, trajectories.options
     sets = list(distinct.values()) if len(distinct) == 1 else sets  # where all seeds see the same images, once
-    x = torch.stack([_extended(x, options.logit_scale, options.bias) for x, _ in sets])
-    y = torch.stack([y for _, y in sets])[:, None, None]
-    def evaluate(W):
-        scores = (W.view(len(x), -1, W.shape[2]) @ x.mT).view(len(x), -1, W.shape[1], x.shape[1])
-        truth = y.expand(-1, scores.shape[1], -1, -1)
-        loss = -scores.log_softmax(2).gather(2, truth)
-        return (scores.argmax(2, keepdim=True) == truth).sum((2, 3)).flatten(), loss.mean((2, 3)).flatten()
-    return tuple(torch.stack(t) for t in zip(*[evaluate(W) for W in trajectories.layers]))
+    n, (_, heads, n_classes, _) = len(sets[0][0]), trajectories.layers.shape
+    loss = trajectories.layers.new_zeros(trajectories.layers.shape[:2])
+    right = torch.zeros_like(loss, dtype=torch.long)
+    for rows in row_blocks(n, heads * n_classes):
+        x = torch.stack([_extended([x[rows]], options.logit_scale, options.bias) for x, _ in sets])
+        y = torch.stack([y[rows] for _, y in sets])[:, None, None]
+        for k, W in enumerate(trajectories.layers):
+            scores = (W.view(len(x), -1, W.shape[2]) @ x.mT).view(len(x), -1, n_classes, x.shape[1])
+            truth = y.expand(-1, scores.shape[1], -1, -1)
+            right[k] += (scores.argmax(2, keepdim=True) == truth).sum((2, 3)).flatten()
+            loss[k] -= scores.log_softmax(2).gather(2, truth).sum((2, 3)).flatten()
+    return right, loss / n
 
 def _best_epoch(
     right: Tensor,  # (K, ...) correct validation images at each of K checkpoints
@@ -395,7 +439,8 @@ def _rows_of_shots(image_emb, labels, texts, options, shots, seeds, zero_shot_st
     def row(s, head, method, k, weighting):
         x, y = final.sets[s]["test"]
         facts = dict(method=method, aggregation="none", names="without", shots=str(shots), k=k, weighting=weighting, seed=seeds[s])
-        return accuracy_row(head.logits(x), y, **facts, epoch=head.epoch)
+        scores = (head.logits(x[rows]) for rows in row_blocks(len(x), len(head.weight)))
+        return accuracy_row(scores, y, **facts, epoch=head.epoch)
     rows = {"images only": [row(s, head, "images only", 0, "none") for s, head in enumerate(final.base)]}
     for group in _row_groups(texts, options, zero_shot_start, joint, final):
         heads = iter(_tuned(group, trial, final, options.choose))
