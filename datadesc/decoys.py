@@ -29,13 +29,23 @@ def _usable(pool):
 def _decoys(pool, usable, rng):
     "For every class as many rows of other classes as it has usable ones of its own, as (class ids, positions), in no wording twice."
     words, class_id = scored_text(pool).map(plain).factorize()[0], pool["class_id"].to_numpy()
-    at, drawn = np.flatnonzero(usable), []
+    at, drawn, is_own = np.flatnonzero(usable), [], np.zeros(len(pool), dtype=bool)
+    words_of = pd.Series(words).groupby(class_id).unique()
     for c, n in pool["class_id"][usable].value_counts().sort_index().items():
-        others = at[~np.isin(words[at], words[class_id == c])]
-        others = others[rng.permutation(len(others))]
-        first = np.sort(np.unique(words[others], return_index=True)[1])[:n]
-        drawn.append((np.full(len(first), c), others[first]))
+        is_own[words_of[c]] = True
+        others = at[~is_own[words[at]]]
+        is_own[words_of[c]] = False
+        others = _first_wordings(others[rng.permutation(len(others))], words, n)
+        drawn.append((np.full(len(others), c), others))
     return map(np.concatenate, zip(*drawn)) if drawn else ([], [])
+
+def _first_wordings(rows, words, n):
+    "The first `n` of the rows whose wording no earlier one has."
+    looked_at = 2 * n  # nearly always enough; to look at all would be to sort the whole pool for each class
+    while True:
+        first = np.sort(np.unique(words[rows[:looked_at]], return_index=True)[1])[:n]
+        if len(first) == n or looked_at >= len(rows): return rows[first]
+        looked_at *= 4
 
 def decoy_pool(
     pool: pd.DataFrame,  # candidate sentences, as `describe` makes them

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
+from .fewshot import rows_by_class
+from .head import row_blocks
 from .selection import excluded
 
 if TYPE_CHECKING: from datadesc.study import Study
@@ -33,7 +35,7 @@ class _Sets:
     def __init__(self, images, labels, texts, candidates, scale, normalised):
         self.images, self.texts, self.candidates, self.scale, self.normalised = images, texts, candidates, scale, normalised
         self.members = [[] for _ in candidates]  # positions among the candidates of each class
-        self.labels, n = labels, labels.bincount(minlength=len(candidates))
+        self.labels, n, self.own = labels, labels.bincount(minlength=len(candidates)), rows_by_class(labels, len(candidates))
         self.weight = 1 / (int((n > 0).sum()) * n[labels]).float()
         self.vectors = torch.stack([self._vector(texts[rows]) for rows in candidates])
         self.total = torch.cat([self._exp(scale * part @ self.vectors.T).sum(1) for part in images.split(1024)])
@@ -53,8 +55,9 @@ def _rest(self: _Sets, c, column):
     rest = self.total - self._exp(column)
     lost = rest < 1e-3 * self.total  # single precision leaves some 1e-5 of the total in doubt
     if lost.any():
-        others = torch.cat([self.vectors[:c], self.vectors[c+1:]])
-        rest[lost] = self._exp(self.scale * self.images[lost] @ others.T).sum(1)
+        others, lost = torch.cat([self.vectors[:c], self.vectors[c+1:]]), lost.nonzero()[:, 0]
+        for rows in row_blocks(len(lost), len(others)):
+            rest[lost[rows]] = self._exp(self.scale * self.images[lost[rows]] @ others.T).sum(1)
     return rest.log() + self.scale
 
 # %% ../nbs/1_method/52_sets.ipynb #1f7349ea
@@ -64,7 +67,7 @@ class _Visit:
     "One class: the loss of any set of its candidates while the other classes stay."
     def __init__(self, sets, c):
         texts = sets.texts[sets.candidates[c]]
-        self.sets, self.c, self.members, self.own = sets, c, sets.members[c], (sets.labels == c).nonzero()[:, 0]
+        self.sets, self.c, self.members, self.own = sets, c, sets.members[c], sets.own[c]
         self.cosines, self.between = torch.cat([texts @ part.T for part in sets.images.split(1024)], 1), texts @ texts.T
         self.all = list(range(len(texts)))
         self.rest = sets._rest(c, self.column(self.members or self.all))
@@ -155,9 +158,9 @@ def set_influence(
     Influence is in nats, NaN in a class without images. ValueError for a class of images without texts, and for a scale out of range."""
     if not 0 < logit_scale <= 300: raise ValueError(f"logit_scale={logit_scale}: expected above 0 and up to 300; most CLIPs have 100")
     classes, of_text = text_class.unique(return_inverse=True)
-    if missing := sorted({*labels.tolist()} - {*classes.tolist()}):
+    if missing := sorted({*labels.unique().tolist()} - {*classes.tolist()}):
         raise ValueError(f"No text for class {', '.join(map(str, missing[:10]))}: leave out its images, or give it one")
-    candidates = [(of_text == c).nonzero()[:, 0] for c in range(len(classes))]
+    candidates = rows_by_class(of_text, len(classes))
     sets = _Sets(images, torch.searchsorted(classes, labels), texts, candidates, logit_scale, normalised)
     place, influence = torch.zeros(len(texts), dtype=torch.long), torch.full((len(texts),), torch.nan, dtype=torch.float64)
     seen, auto = sets.labels.unique().tolist(), top_k == "auto"
@@ -190,7 +193,8 @@ def choose_set(
     by_id = pool["text_id"].argsort(kind="stable").to_numpy()
     at = torch.tensor(by_id[why[by_id] == ""], device=images.device)
     described = torch.isin(labels, study.text_class[at])
-    place, influence = set_influence(images[described], labels[described], study.text_emb[at], study.text_class[at],
+    if not described.all(): images, labels = images[described], labels[described]
+    place, influence = set_influence(images, labels, study.text_emb[at], study.text_class[at],
                                      study.logit_scale, study.options.top_k)
     position, value, at = np.full(len(pool), np.inf), np.full(len(pool), np.nan), at.cpu().numpy()
     value[at], chosen = influence, at[place > 0]
