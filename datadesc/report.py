@@ -9,7 +9,7 @@ __all__ = ['candidate_sentences', 'Findings', 'with_influence_of', 'title', 'Clo
 import html, shlex, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -36,6 +36,7 @@ from .checks import input_files
 from .data import data_uri, open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
+from .differences import Differences
 from .files import write_text
 from .llm import LLM
 from .names import printable
@@ -51,6 +52,7 @@ class _Sentences:
     pool: pd.DataFrame  # as `describe` makes it
     llm: LLM  # who was asked, if anybody
     articles: pd.DataFrame | None = None  # one row a class, if any were quoted
+    differences: Differences | None = None  # answers about pairs of classes, if any were asked about
 
 def _with_names_for_silent(
     pool: pd.DataFrame,  # as `describe` makes it
@@ -162,6 +164,12 @@ class Findings:
         return _pairs(self.study)
 
     @cached_property
+    def asked_again(self) -> pd.DataFrame | None:
+        "What came of asking about confused pairs, as `Differences.summary` gives it; None where no pair was to be asked about."
+        differences = self.sentences.differences
+        return None if differences is None else differences.summary(self.study.pool, self.study.chosen().proponent)
+
+    @cached_property
     def _likely_wrong(self): return _suspects(self.study, self.pairs, _reviewed(self.decisions))
 
     @cached_property
@@ -246,6 +254,26 @@ def _separating(study, a, b):
     rows = rows[rows.separates & (rows.gap > 0)]
     return (rows.text.iloc[0], float(rows.auc.iloc[0])) if len(rows) else None
 
+@patch
+def follow_up(
+    self: _Sentences,
+    study: Study,  # of these sentences
+    params: Mapping,  # of the run
+    synthetic: "SyntheticDataset | None" = None,  # the synthetic dataset that the images are of
+) -> tuple[Study, _Sentences]:
+    "Both with the answers to what separates the most confused pairs in their pool; both as they are where no pair is asked about."
+    n, classes, pool, kind = params.get("follow_up_pairs", 0), study.classes, study.pool, kinds(params, study.image_set.superclass)
+    if not n: return study, self
+    options = {name: params[name] for name in ("knowledge", "samples", "article_tokens")}
+    pairs = _pairs(study).head(n)
+    differences = Differences.ask(zip(pairs.a, pairs.b), classes, self.llm, kind, self.articles, **options)
+    larger = flag_too_long(differences.joined(pool, classes, kind, self.articles), study.encoder.tokenizer)
+    new = larger.against >= 0
+    if synthetic and "truth" in pool: larger.loc[new, "truth"] = synthetic.truth_of(larger[new])
+    elif table := AttributeTable.of_run(params, study.image_set):
+        for name, values in table.truth_of(larger[new]).items(): larger.loc[new, name] = values
+    return study.with_pool(larger), replace(self, pool=larger, differences=differences)
+
 # %% ../nbs/4_pages/25_report.ipynb #7459ead1
 def _reviewed(decisions):
     "(split, number in the corrected images) of every image that was looked at and kept."
@@ -286,7 +314,7 @@ def _changed_sentences(name, change):
     "A class whose sentences are others now: what went and what came; or that only their order changed."
     gone, came = ([text for text in change[a] if text not in change[b]] for a, b in (("before", "now"), ("now", "before")))
     items = [f"<li>no longer: {_shown(text)}</li>" for text in gone] + [f"<li>now: {_shown(text)}</li>" for text in came]
-    return f"<h4>{_shown(name)}</h4><ul>{''.join(items) or '<li>the same sentences in another order</li>'}</ul>"
+    return f"<h3>{_shown(name)}</h3><ul>{''.join(items) or '<li>the same sentences in another order</li>'}</ul>"
 
 def _corrections_part(findings):
     "What the corrections change, as a section; nothing without any."
@@ -371,6 +399,10 @@ def _withheld_box(words, reason):
     "A box that says what is not shown, and why."
     return f'<p class="warning">{words} {html.escape(reason)}</p>'
 
+def _section(body):
+    "The body as output; Jupyter looks for no formulas in it, since a dollar in a name begins none."
+    return HTML(f'<div class="tex2jax_ignore mathjax_ignore">{body}</div>' if body else "")
+
 def _fold(heading, body): return f"<details><summary>{heading}</summary>{body}</details>" if body else ""
 
 def _counted(n, word): return f"{n:,} {word}" + "s" * (n != 1)
@@ -443,7 +475,7 @@ def _corrections_box(findings):
                                                 "without these corrections." if test else "")
     return f'<p class="warning">{words} <a href="#corrections">What they change</a></p>'
 
-def _tile(head, figure, words): return f'<div class="tile"><h4>{head}</h4><p class="figure">{figure}</p><p>{words}</p></div>'
+def _tile(head, figure, words): return f'<div class="tile"><p class="head">{head}</p><p class="figure">{figure}</p><p>{words}</p></div>'
 
 def _accuracy_tiles(findings):
     "The accuracy of a linear classifier, and the two planned comparisons."
@@ -477,7 +509,7 @@ def _audit_tiles(findings):
     study, tiles = findings.study, []
     if "pairs" not in findings.withheld and len(findings.pairs):
         pairs = "".join(f"<li>{_link(study, p.a)} and {_link(study, p.b)}</li>" for p in findings.pairs.head(3).itertuples())
-        tiles.append(f'<div class="tile"><h4>Most confused classes</h4><ul>{pairs}</ul></div>')
+        tiles.append(f'<div class="tile"><p class="head">Most confused classes</p><ul>{pairs}</ul></div>')
     if findings.suspects is not None:
         n, of = len(findings.suspects), sum(map(len, study.labels.values()))
         unjudged = f", and {len(findings.unjudged):,} between classes that the classifier does not separate" * bool(len(findings.unjudged))
@@ -492,7 +524,7 @@ def _failed_box(findings):
     causes = [f"<li><b>{c.name}</b>: {html.escape(c.sentence)}</li>" for c in failed if not c.because]
     later = ", ".join(c.name for c in failed if c.because)
     later = f"<li>With {'it' if len(causes) == 1 else 'them'} fail: {later}.</li>" if later else ""
-    return f'<div class="failed"><h4>Failed conditions</h4><ul>{"".join(causes)}{later}</ul></div>' if failed else ""
+    return f'<div class="failed"><p class="head">Failed conditions</p><ul>{"".join(causes)}{later}</ul></div>' if failed else ""
 
 @patch
 def first_screen(
@@ -502,7 +534,7 @@ def first_screen(
     tiles = "".join([*_accuracy_tiles(self), *_decoy_tiles(self), *_audit_tiles(self)])
     tiles = f'<div class="tiles">{tiles}</div>' if tiles else ""
     parts = (_counts, _corrections_box, _failed_box, lambda _: tiles, _benchmark_line, _conditions_table, _contents)
-    return HTML("".join(part(self) for part in parts))
+    return _section("".join(part(self) for part in parts))
 
 # %% ../nbs/4_pages/25_report.ipynb #2dee3c60
 def _number(condition, value):
@@ -636,8 +668,8 @@ def _card(findings, c):
     open_, typical = " open" if study.n_classes <= _OPEN_CARDS else "", _images_of_class(findings, c)[0]
     picture = findings.thumbnail("train", typical[0], 40) if typical and not open_ else ""
     heading = f'{picture}<h3>{_shown(study.classes[c])}</h3> <span class="counts">{counts}</span>'
-    return (f'<details class="card" id="class-{c}"{open_}><summary>{heading}</summary>'
-            f"{_image_strip(findings, c)}{sentences}{_look_alikes(findings, c)}</details>")
+    return (f'<details class="card"{open_}><summary>{heading}</summary><div id="class-{c}">'  # a link to what is folded unfolds it
+            f"{_image_strip(findings, c)}{sentences}{_look_alikes(findings, c)}</div></details>")
 
 # %% ../nbs/4_pages/25_report.ipynb #e86c83f1
 def _page(heading, body):
@@ -677,7 +709,7 @@ def class_section(
     head = '<h2 id="classes">Classes</h2>' + (_withheld_box("The sentences are folded.", reason) if reason else _caution(self))
     cards = [_card(self, c) for c in tqdm(range(n), "cards", delay=2, leave=False)]
     head += _legend(self)
-    if n <= _ON_THIS_PAGE: return HTML(head + "".join(cards))
+    if n <= _ON_THIS_PAGE: return _section(head + "".join(cards))
     starts = range(0, n, _PER_PAGE)
     for number, start in enumerate(starts, 1):
         back = f'<p><a href="../report.html">{_shown(name)}</a></p>'
@@ -685,7 +717,7 @@ def class_section(
         write_text(Path(self.out)/"classes"/f"{number}.html", _page(_attribute(name), body))
     ends = [(s, min(n, s + _PER_PAGE) - 1) for s in starts]
     links = "".join(f"<li>{_link(self.study, first)} to {_link(self.study, last)}</li>" for first, last in ends)
-    return HTML(head + f"<p>The cards of {n:,} classes are on pages beside this one.</p><ul>{links}</ul>")
+    return _section(head + f"<p>The cards of {n:,} classes are on pages beside this one.</p><ul>{links}</ul>")
 
 # %% ../nbs/4_pages/25_report.ipynb #3597a492
 _SHOWN_LABELS, _SHOWN_PAIRS = 60, 10
@@ -728,7 +760,7 @@ def label_section(
 ) -> HTML:
     "The suspect labels and the pictures with two labels, or the reason why labels are not judged; empty where there is nothing to say."
     reason, suspects, corrected = self.withheld.get("labels"), self.suspects, _corrections_part(self)
-    if not reason and not _has_labels(self): return HTML(corrected)
+    if not reason and not _has_labels(self): return _section(corrected)
     body = corrected + '<h2 id="labels">Likely label issues</h2>'
     if reason: body += _withheld_box("Labels are not judged.", reason)
     elif len(suspects):
@@ -744,9 +776,24 @@ def label_section(
     if self.clashes.images:
         body += f"<h3>The same picture under two labels</h3><p>{_counted(self.clashes.images, 'image')} in all.</p>"
         body += "".join(_clash_row(self, clash) for clash in self.clashes.pairs)
-    return HTML(body)
+    return _section(body)
 
 # %% ../nbs/4_pages/25_report.ipynb #da212c6c
+def _follow_up(findings, pair):
+    "What came of asking about a pair: questions, no_difference, unanswered, added, usable, chosen; None if it was not asked about."
+    table = findings.asked_again
+    rows = [] if table is None else table[(table.a == pair.a) & (table.b == pair.b)].drop(columns=["a", "b"]).to_dict("records")
+    return {name: int(value) for name, value in rows[0].items()} if rows else None
+
+def _asked_words(findings, pair):
+    "What the question about a pair added and how much of it was chosen, as a paragraph; '' if it was not asked about."
+    if not (found := _follow_up(findings, pair)): return ""
+    times = "" if found["questions"] == 1 else f" in {found['no_difference']} of {found['questions']} answers"
+    said = f" Answered “no visible difference”{times}." if found["no_difference"] else ""
+    lost = f" {_counted(found['unanswered'], 'question')} without an answer." if found["unanswered"] else ""
+    added = f" It added {_counted(found['added'], 'sentence')}; {found['usable']:,} of them may be chosen, {found['chosen']:,} are."
+    return f'<p class="counts">The language model was asked what separates the two.{said}{lost}{added * (found["added"] > 0)}</p>'
+
 def _pair_block(findings, pair):
     "A pair: a typical image of each class, and the sentence that separates each from the other."
     names, blocks = findings.study.classes, []
@@ -756,7 +803,8 @@ def _pair_block(findings, pair):
         words = "" if "sentences" in findings.withheld else f"<p>{_link(findings.study, a)}: {_separating_words(findings, a, b)}</p>"
         blocks.append(f'<div class="half">{picture}{words}</div>')
     heading = f'{_shown(names[pair.a])} and {_shown(names[pair.b])} <span class="counts">confusion {_percent(pair.confusion)}</span>'
-    return f'<div class="pair"><h3>{heading}</h3><div class="halves">{"".join(blocks)}</div></div>'
+    halves = f'<div class="halves">{"".join(blocks)}</div>'
+    return f'<div class="pair"><h3>{heading}</h3>{halves}{_asked_words(findings, pair)}</div>'
 
 @patch
 def pair_section(
@@ -766,10 +814,10 @@ def pair_section(
     reason = self.withheld.get("pairs")
     if not reason and not _has_pairs(self): return HTML("")
     head = '<h2 id="pairs">Confused pairs of classes</h2>'
-    if reason: return HTML(head + _withheld_box("Confused pairs are not shown.", reason))
+    if reason: return _section(head + _withheld_box("Confused pairs are not shown.", reason))
     head += ("<p>Confusion: mean probability of one class on validation images of the other. "
              "Pairwise AUC of a sentence: how often it fits an image of its class better than an image of the other.</p>")
-    return HTML(head + "".join(_pair_block(self, pair) for pair in self.pairs.head(_SHOWN_PAIRS).itertuples()))
+    return _section(head + "".join(_pair_block(self, pair) for pair in self.pairs.head(_SHOWN_PAIRS).itertuples()))
 
 # %% ../nbs/4_pages/25_report.ipynb #1fa89689
 _LIBRARIES = ("datadesc", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn")
@@ -815,6 +863,16 @@ def _choice_words(study):
     as_many = ", as many as lower the loss of zero-shot classification" * (options.top_k == "auto")
     return f"{n.sum():,} are chosen together, each for what it adds to the others: {per_class} per class{as_many}"
 
+def _pair_words(findings):
+    "How many sentences the questions about confused pairs added, and how many of these are chosen; '' where none was to be asked."
+    table = findings.asked_again
+    if table is None: return ""
+    if not len(table): return " No two classes are confused, so no pair was asked about."
+    none = int(table.no_difference.sum())
+    alike = f", {none:,} answered “no visible difference”" * bool(none)
+    return (f" {table.added.sum():,} of them answer what separates {_counted(len(table), 'confused pair')} "
+            f"({_counted(int(table.questions.sum()), 'question')}{alike}); {table.chosen.sum():,} of these are chosen.")
+
 def _pool_words(findings):
     "The pool, its flags and the choice, a sentence each."
     pool, chosen, usable = findings.study.pool, findings.study.chosen(), findings.study.pool.flag == ""
@@ -822,7 +880,8 @@ def _pool_words(findings):
     left = "; left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in reasons.items()) if len(reasons) else ""
     options, truth = findings.study.options, _precision_of_form(findings)
     flagged = f" {len(pool) - usable.sum():,} of {len(pool):,} sentences cannot be chosen: {html.escape(flag_counts(pool))}."
-    words = (f"{len(pool):,} candidate sentences from {_shown(', '.join(pool.source.unique()))}.{flagged * (not usable.all())} "
+    words = (f"{len(pool):,} candidate sentences from {_shown(', '.join(pool.source.unique()))}.{_pair_words(findings)}"
+             f"{flagged * (not usable.all())} "
              f"{_choice_words(findings.study)}{left}.")
     by_itself = options.form == "set" and options.top_k == "auto"
     if not by_itself and pool.groupby("class_id").size().max() <= options.most:
@@ -900,7 +959,7 @@ def provenance(
     stages = ", ".join(f"{html.escape(stage)} {s:.1f}" for stage, s in seconds.items())
     centred = ", all images centred on the mean of the training images" if study.encoder.centre_images else ""
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in beside)
-    return HTML("".join((
+    return _section("".join((
         '<h2 id="provenance">How this was made</h2>', f"<ul>{notes}</ul>" if notes else "",
         f"<p>Encoder: {_shown(study.encoder.name)} on {html.escape(str(study.encoder.device))}, "
         f"{study.encoder.dim} dimensions{centred}.{_published(self)}</p>",
@@ -937,7 +996,8 @@ def _pair_lines(findings, at_most=10):
         best = None if "sentences" in findings.withheld else findings.separating(a, b)
         return best[0] if best else None
     names, rows = findings.study.classes, findings.pairs.head(at_most).itertuples()
-    return [results.PairLine(a=names[p.a], b=names[p.b], confusion=float(p.confusion), a_text=text(p.a, p.b), b_text=text(p.b, p.a))
+    return [results.PairLine(a=names[p.a], b=names[p.b], confusion=float(p.confusion), a_text=text(p.a, p.b), b_text=text(p.b, p.a),
+                             follow_up=_follow_up(findings, p))
             for p in rows]
 
 def _hashes(study):
