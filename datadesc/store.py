@@ -6,12 +6,13 @@
 __all__ = ['digest', 'key_of', 'write_file', 'read_file', 'Store']
 
 # %% ../nbs/5_sources/12_store.ipynb #8a12cef7
-import dataclasses, hashlib, json, sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+import dataclasses, hashlib, json, re, sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import singledispatch
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from fastcore.basics import patch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .files import default_root, whole, writable_folder, write_text
+from .files import default_root, is_address, local_root, whole, writable_folder
 
 # %% ../nbs/5_sources/12_store.ipynb #40059f8a
 @singledispatch
@@ -95,6 +96,77 @@ def key_of(
     "32 hexadecimal digits: the same for the same parts, in whatever order they are given; `TypeError` for a part without content."
     return digest(json.dumps(_stand_in(parts), sort_keys=True).encode())
 
+# %% ../nbs/5_sources/12_store.ipynb #73dfab43
+def _why(error):
+    "The innermost reason of an error, in one line."
+    while (inner := error.__cause__ or error.__context__): error = inner
+    return " ".join((str(error) or type(error).__name__).split())[:300]
+
+class _Place:
+    "A file or folder at an address; `OSError` that says what to look at where it cannot be reached."
+    def __init__(self, address: str): self.address = address.rstrip("/")
+
+    def __str__(self): return self.address
+    def __truediv__(self, name): return _Place(f"{self.address}/{name}")
+    def __eq__(self, other): return isinstance(other, _Place) and self.address == other.address
+    def __lt__(self, other): return self.address < other.address
+    def __hash__(self): return hash(self.address)
+
+    def _do(self, what, name, *args, **kwargs):
+        "What fsspec's function of that name returns for this address."
+        import fsspec  # late: a local store needs none of it
+        try:
+            system, path = fsspec.core.url_to_fs(self.address, use_listings_cache=False)  # another process may have written
+            return getattr(system, name)(path, *args, **kwargs)
+        except FileNotFoundError if what == "read" else (): raise
+        except ImportError as error: raise ImportError(f"'{self}' needs another package: {error} (pip install 'datadesc[ray]' for s3)") from None
+        except Exception as error:
+            raise OSError(f"Cannot {what} '{self}': {_why(error)}. Is its server up? Are bucket, address (AWS_ENDPOINT_URL for "
+                          "one that is not Amazon's) and credentials right?") from None
+
+    def exists(self):
+        try: self._do("read", "info")
+        except FileNotFoundError: return False
+        return True
+
+    def glob(self, pattern):
+        "The files of this folder whose names fit; none where there is no such folder."
+        try: names = self._do("read", "ls", detail=False)
+        except FileNotFoundError: return []
+        return [self/name for name in (PurePosixPath(path).name for path in names) if PurePosixPath(name).match(pattern)]
+
+    def read(self, start=None, end=None): return self._do("read", "cat_file", start=start, end=end)
+    def write(self, data): self._do("write", "pipe_file", data)
+
+def _place(path):
+    "The path or the address as what the store works with."
+    return path if isinstance(path, _Place) else _Place(str(path)) if is_address(path) else Path(path)
+
+# %% ../nbs/5_sources/12_store.ipynb #202d7e75
+@contextmanager
+def _written(
+    path: str | Path | _Place,  # the file to be written
+) -> Iterator[Path]:
+    "A temporary path on this machine; when the block succeeds it becomes the file, in one step."
+    if not isinstance(place := _place(path), _Place):
+        with whole(place) as part: yield part
+        return
+    with TemporaryDirectory(prefix="datadesc-") as folder:
+        yield (part := Path(folder)/"part")
+        place.write(part.read_bytes())
+
+@contextmanager
+def _fetched(
+    path: str | Path | _Place,  # a file
+) -> Iterator[Path]:
+    "The file on this machine: itself, or a copy that goes with the block."
+    if not isinstance(place := _place(path), _Place):
+        yield place
+        return
+    with TemporaryDirectory(prefix="datadesc-") as folder:
+        (copy := Path(folder)/"copy").write_bytes(place.read())
+        yield copy
+
 # %% ../nbs/5_sources/12_store.ipynb #8ef44013
 def _plain(
     value,  # what json does not know
@@ -106,28 +178,29 @@ def _plain(
     raise TypeError(f"JSON cannot hold {value!r:.80} of type {type(value).__name__}")
 
 def _write_json(
-    path: str | Path,  # the file
+    path: str | Path | _Place,  # the file
     value,  # numbers, strings, lists and dicts
 ) -> Path:
     "Write the value as indented JSON; the path. `TypeError` or `ValueError` for what JSON cannot hold."
     try: text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error: raise type(error)(f"'{path}' cannot be written: {error}") from None
-    return write_text(path, text + "\n")
+    with _written(path) as part: part.write_text(text + "\n", encoding="utf-8")
+    return _place(path)
 
 # %% ../nbs/5_sources/12_store.ipynb #53352032
 def _write_table(
-    path: str | Path,  # the file
+    path: str | Path | _Place,  # the file
     value: pd.DataFrame,  # the table
 ) -> Path:
     "Write the table as Parquet; the path."
-    with whole(path) as part: value.to_parquet(part)
-    return Path(path)
+    with _written(path) as part: value.to_parquet(part)
+    return _place(path)
 
 def _read_table(
-    path: str | Path,  # a Parquet file
+    path: str | Path | _Place,  # a Parquet file
 ) -> pd.DataFrame:
     "The table, its columns of lists as lists."
-    table = pd.read_parquet(path)
+    with _fetched(path) as file: table = pd.read_parquet(file)
     for name in table.columns[table.dtypes == object]:
         table[name] = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in table[name]]
     return table
@@ -136,50 +209,63 @@ def _read_table(
 _ALONE = "tensor"
 
 def _write_tensors(
-    path: str | Path,  # the file
+    path: str | Path | _Place,  # the file
     value,  # a tensor, or a dict of them by name
 ) -> Path:
     "Write the tensors as safetensors; the path."
     alone = torch.is_tensor(value)
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in ({_ALONE: value} if alone else value).items()}
-    with whole(path) as part: save_file(tensors, part, metadata={"alone": str(alone)})
-    return Path(path)
+    with _written(path) as part: save_file(tensors, part, metadata={"alone": str(alone)})
+    return _place(path)
 
 def _read_tensors(
-    path: str | Path,  # a safetensors file
+    path: str | Path | _Place,  # a safetensors file
 ):
     "The tensor, or the dict of tensors, that was written."
-    with safe_open(path, "pt") as file:
+    with _fetched(path) as here, safe_open(here, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors[_ALONE] if (file.metadata() or {}).get("alone") == "True" else tensors
 
 # %% ../nbs/5_sources/12_store.ipynb #dfc82d85
+def _read_json(path):
+    "What the JSON file holds."
+    with _fetched(path) as file: return json.loads(file.read_text(encoding="utf-8"))
+
 _KINDS = {".parquet": (_write_table, _read_table),
           ".safetensors": (_write_tensors, _read_tensors),
-          ".json": (_write_json, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))}
+          ".json": (_write_json, _read_json)}
 
 def _kind(path):
     "(how to write, how to read) a file of that name; `ValueError` for any other suffix."
-    if Path(path).suffix in _KINDS: return _KINDS[Path(path).suffix]
+    if (suffix := Path(str(path)).suffix) in _KINDS: return _KINDS[suffix]
     raise ValueError(f"No way to keep a value in '{path}': expected a file called {', '.join('*' + suffix for suffix in _KINDS)}.")
 
 def write_file(
-    path: str | Path,  # *.parquet for a table, *.safetensors for a tensor or a dict of them, *.json for anything else
+    path: str | Path | _Place,  # a path or an address: *.parquet for a table, *.safetensors for a tensor or a dict of them, *.json for all else
     value: object,  # what to write
-) -> Path:
+) -> Path | _Place:
     "Write the value to the file in one step; the path. `TypeError` or `ValueError` for what the kind of file cannot hold."
     return _kind(path)[0](path, value)
 
 def read_file(
-    path: str | Path,  # a file that `write_file` wrote
+    path: str | Path | _Place,  # a file that `write_file` wrote
 ) -> object:
     "The value in the file: a table, a tensor, a dict of tensors, or what JSON holds."
     return _kind(path)[1](path)
 
 # %% ../nbs/5_sources/12_store.ipynb #faf89eb7
+def _shard_keys(shard):
+    "The keys (n, 16) of a shard as bytes. At an address two short reads fetch them: the header, and the place that it names."
+    if not isinstance(shard, _Place):
+        with safe_open(shard, "pt") as file: return file.get_tensor("keys").numpy()
+    head = shard.read(0, 2048)  # the header of two tensors is far shorter
+    length = int.from_bytes(head[:8], "little")
+    start, end = json.loads(head[8:8 + length])["keys"]["data_offsets"]
+    return np.frombuffer(shard.read(8 + length + start, 8 + length + end), np.uint8).reshape(-1, 16)
+
 class _Rows:
     "Rows of float32 by key, in a folder of shards that are never changed; processes may share it."
-    def __init__(self, folder: str | Path): self.folder, self._places, self._seen = Path(folder), {}, set()
+    def __init__(self, folder: str | Path | _Place): self.folder, self._places, self._seen = _place(folder), {}, set()
 
 @patch
 def missing(
@@ -188,8 +274,7 @@ def missing(
 ) -> list[str]:
     "Those keys whose row is not kept, each once."
     for shard in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
-        with safe_open(shard, "pt") as file: shard_keys = file.get_tensor("keys").numpy()
-        self._places.update((key.tobytes().hex(), (shard, row)) for row, key in enumerate(shard_keys))
+        self._places.update((key.tobytes().hex(), (shard, row)) for row, key in enumerate(_shard_keys(shard)))
         self._seen.add(shard)
     return [key for key in dict.fromkeys(keys) if key not in self._places]
 
@@ -259,11 +344,11 @@ def _suffix_for(value):
 
 # %% ../nbs/5_sources/12_store.ipynb #3cca2cd3
 class Store:
-    "Values under `<root>/<name>/<key>.<kind>`, computed once and read afterwards; processes may share a root."
+    "Values under `<root>/<name>/<key>.<kind>`, computed once and read afterwards; processes and machines may share a root."
     def __init__(
         self,
-        root: str | Path | None = None,  # the folder; None: `default_root()`
-    ): self.root = Path(root or default_root())
+        root: str | Path | None = None,  # a folder, or an address such as s3://bucket/prefix; None: `default_root()`
+    ): self.root, self.local = _place(root or default_root()), local_root(root)
 
     def __repr__(self): return f"Store('{self.root}')"
 
@@ -272,7 +357,7 @@ def find(
     self: Store,
     name: str,  # what the value is called
     key: str,  # its key
-) -> Path | None:
+) -> Path | _Place | None:
     "The file that holds the value, or None."
     paths = (self.root/name/f"{key}{suffix}" for suffix in _KINDS)
     return next((path for path in paths if path.exists()), None)
@@ -289,7 +374,7 @@ def keep(
     path = self.find(name, key)
     if path is None and make is None: return None
     if path is None:
-        writable_folder(self.root/name)
+        if isinstance(self.root, Path): writable_folder(self.root/name)
         value = make()
         path = write_file(self.root/name/f"{key}{_suffix_for(value)}", value)
     return read_file(path)
@@ -309,5 +394,5 @@ def facts(
     self: Store,
     table: str,  # what the facts are called
 ) -> _Facts:
-    "JSON values by key, in `facts.sqlite`."
-    return _Facts(self.root/"facts.sqlite", table)
+    "JSON values by key, in `facts.sqlite` on this machine."
+    return _Facts(self.local/"facts.sqlite", table)
