@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import folders
 from .catalogue import kind_of, published
-from .files import default_root
+from .files import local_root
 from .labels import read_corrections
 from .local_llm import SMALL, gguf_file, local_llm
 from .sentences import for_classes, read_sentences
@@ -95,7 +95,7 @@ def check_answers(
 ) -> None:
     "`ValueError` if no LLM is configured and the cache is empty; the errors of `gguf_file` for a file that is no model."
     if _asks(params) and params.get("llm_gguf") and not params.get("answers"): gguf_file(params["llm_gguf"])
-    cached = Path(params.get("store") or default_root())/"answers.sqlite"
+    cached = local_root(params.get("store"))/"answers.sqlite"
     if not _asks(params) or _can_ask(params) or params.get("answers") or cached.exists(): return
     raise ValueError("No language model is configured to describe the classes: set OPENAI_API_KEY, give an address with --llm-base-url, "
                      "take the small one of this machine with --llm local, or bring sentences with --descriptions")

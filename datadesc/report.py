@@ -348,7 +348,7 @@ def with_influence_of(
     pixels = max(open_image(image_set.images("train")[0]).size)
     side, weights = pixels if pixels < 224 else None, params.get("influence_weights")  # runs of before lack some of these
     network = Network.load(name, study.n_classes, weights, side, params["device"])
-    folder = store.root/"networks"/key_of(network=network, images=image_set, options=options)
+    folder = store.local/"networks"/key_of(network=network, images=image_set, options=options)
     training = network.train(image_set, folder, options)
     influence = network.influence(training.checkpoints, image_set, study.features["train"])
     other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, influence,

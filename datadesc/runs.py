@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .catalogue import kind_of
 from .checks import check, check_answers, first_lines, input_files, needs, own_images
-from .files import default_root, no_room, writable_folder, write_text
+from .files import default_root, local_root, no_room, writable_folder, write_text
 from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import Parameter, check_parameters, heading, parameters, read_cells, renamed
@@ -284,7 +284,7 @@ def _check_all(name_or_path, target, params, known, dry_run=False):
     listing, own = check(params, dry_run), own_images(params)
     if "llm_model" in known and not dry_run: check_answers(params)
     paths = [*input_files(params), ("data_root", params.get("data_root"))]
-    paths += [("store", params.get("store") or default_root()), ("images", own)]
+    paths += [("store", local_root(params.get("store"))), ("images", own)]
     named = name_or_path in _parameter_files(target.path.parent) or kind_of(name_or_path) in ("hf", "wds")
     source = name_or_path if named else target.source_of(own)
     folder = own if own and Path(own).is_dir() else None
@@ -334,7 +334,7 @@ def _kernel(name, params):
 
 def _describe(target, source, params, inputs, notebook, kernel_up):
     "Makes the report."
-    writable_folder(params.get("store") or default_root(), make=False)
+    writable_folder(local_root(params.get("store")), make=False)
     with target.working(source):
         target.note_inputs(inputs)
         _attempt(notebook, target, params, kernel_up())
