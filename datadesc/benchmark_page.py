@@ -239,14 +239,15 @@ def methods_table(self: BenchmarkPage) -> None:
              f"texts for {study.classes[0]}": first_two(table)} for name, table in texts.items()]
     display(typed_table(pd.DataFrame(rows)).hide().set_properties(**{"text-align": "left"}))
     for name, table in self.matched.items():
-        display(Markdown(f"Class names of **{as_typed(name)}** that had to be matched, or were not:"), table.style.hide())
+        display(Markdown(f"Class names of **{as_typed(name)}** that had to be matched, or were not:"), typed_table(table).hide())
     if self.left_out: display(Markdown(self.left_out))
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #b27c5f47
 def _saved(figure, out, name):
-    "Shows the figure, and saves it as a file."
+    "Shows the figure, and saves it as PNG and SVG."
     Path(out, "figures").mkdir(exist_ok=True)
-    figure.savefig(Path(out, "figures", f"{name}.png"), dpi=110)
+    for kind in ("png", "svg"):
+        figure.savefig(Path(out, "figures", f"{name}.{kind}"), dpi=110, metadata={"Title": figure.get_label()})
     display(figure)
 
 def _zero_shot_table(lines):

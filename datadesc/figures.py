@@ -159,14 +159,18 @@ def _brief(text, width, at_most=1):
 def as_typed(
     text: str,  # a name or sentence that others wrote
 ) -> str:
-    "The text escaped for Markdown, in one line: nothing in it becomes markup, a link, a list or a formula."
-    return re.sub(r"[!#$&*+\-.:<=>@\[\\\]^_`{|}~]", lambda sign: f"&#{ord(sign[0])};", " ".join(str(text).split()))
+    "The text escaped for Markdown, in one line: nothing in it becomes markup, a link, a list or a formula, or turns what follows around."
+    line = re.sub(r"[!#$&*+\-.:<=>@\[\\\]^_`{|}~]", lambda sign: f"&#{ord(sign[0])};", " ".join(str(text).split()))
+    return "\u2068" + line.replace("\u2069", "") + "\u2069" if _RIGHT_TO_LEFT.search(line) else line  # isolated, as in a bdi
+
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]")
 
 def typed_table(
     table: "pd.DataFrame | Styler",  # the cells of a Styler keep their own format
 ) -> "Styler":
     "The table with its cells, and the names of its rows and columns, escaped for HTML."
     style = table.style.format(escape="html") if isinstance(table, pd.DataFrame) else table
+    style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')  # Jupyter looks for no formulas in it
     for axis in (0, 1): style = style.format_index(escape="html", axis=axis)
     return style.format_index_names(escape="html", axis=0).format_index_names(escape="html", axis=1)
 

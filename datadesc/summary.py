@@ -14,6 +14,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from .baselines import BASELINES
+from .figures import typed_table
 from .runs import FinishedRun
 
 # %% ../nbs/4_pages/60_summary.ipynb #dbeebb56
@@ -131,9 +132,10 @@ def _judge_counterpart(table, figures):
 def styled(
     table: pd.DataFrame,  # with (dataset, source) as index
 ) -> Styler:
-    "The table with every published row grey and in italics."
+    "The table with every published row grey and in italics, its names escaped for HTML; figures stay on one line."
     grey = ["color: #888; font-style: italic" if source == _PUBLISHED else "" for _, source in table.index]
-    return table.style.apply(lambda column: grey).apply_index(lambda level: grey, axis=0)
+    style = typed_table(table.style.format(escape="html")).set_properties(**{"white-space": "nowrap"})
+    return style.apply(lambda column: grey).apply_index(lambda level: grey, axis=0)
 
 # %% ../nbs/4_pages/60_summary.ipynb #78b2a53c
 def knowledge_pairs(

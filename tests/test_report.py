@@ -169,7 +169,7 @@ def test_other_peoples_text_is_text(tmp_path):
     findings = findings_of(names, tmp_path, texts=texts)
     page = sections(findings)
     assert not page.select("script") and not [image for image in page.select("img") if not image["src"].startswith("data:image/webp;base64,")]
-    assert names[1] in page.select_one("#class-1 h3").text and "<img src=x" in page.select_one("#class-0 .sentence").text
+    assert names[1] in page.select_one("#class-1").find_parent("details").h3.text and "<img src=x" in page.select_one("#class-0 .sentence").text
     assert "<" not in report.title(findings.study.image_set).data
 
 

@@ -69,17 +69,17 @@ def notebooks(folder):
 
 
 def address(source, link):
-    "Where a link in a file of the project leads on the site, as seen from nbs/; and the file outside nbs/ that the site needs for it."
+    "Where a link in a file of the project leads on the site, as seen from nbs/; and the file, no notebook of nbs/, that the site needs for it."
     target = Path(os.path.normpath(source.parent / link))
     if target == ROOT / "README.md": return NBS / "index.md", None
-    if target.is_relative_to(NBS): return target.with_suffix(".md") if target.suffix == ".ipynb" else target, None
+    if target.is_relative_to(NBS): return (target.with_suffix(".md"), None) if target.suffix == ".ipynb" else (target, target)
     inside = target.relative_to(ROOT)
     page = inside.with_suffix(".html") if inside.parts[0] == "papermill_runs" and inside.suffix == ".ipynb" else inside
     return NBS / page, target
 
 
 def site_links(text, source, needed):
-    "`text` with its relative links as they are on the site; files outside nbs/ are added to `needed`."
+    "`text` with its relative links as they are on the site; files but notebooks of nbs/ are added to `needed`."
     def moved(link):
         target, file = address(source, link[2])
         if file is not None and file.is_file(): needed.add(file)
@@ -151,7 +151,7 @@ def on_files(files, config):
     listed = ["# Reports\n\nThe pages of the runs that are stored in the repository.\n"]
     for run in RUNS:
         for file in sorted((ROOT / "papermill_runs" / run).rglob("*")):
-            if file.suffix in (".ipynb", ".json", ".csv", ".md", ".png"): needed.add(file)
+            if file.suffix in (".ipynb", ".json", ".csv", ".md", ".png", ".svg"): needed.add(file)
             if file.suffix != ".ipynb": continue
             title, promise, _ = first_cell(file)
             listed.append(f"- [{title}](papermill_runs/{run}/{file.stem}.html) ({run}): {promise}")
