@@ -534,11 +534,17 @@ def _label_rows(self: Explorer):
     earlier = [(row["path"], row["given"], "", None, row["corrected"], "", row["content"]) for row in before.values()]
     return [*decided, *earlier, *sorted(doubtful, key=lambda line: -(line[3] or 0))]
 
+_SAVED_ELSEWHERE = "Not saved: another page has changed the files in {} since this one read them."
+
 @patch
 def save(
     self: Explorer,
+    overwrite: bool = False,  # also where the files have changed since they were read or written here
 ) -> list[Path]:  # of the files
-    "Writes sentences.json and suspects.csv, for `--descriptions` and `-p corrections` of a run. ValueError for a class without any."
+    """Writes sentences.json and suspects.csv, for `--descriptions` and `-p corrections` of a run.
+
+    ValueError for a class without any sentence, and for files that another page has changed since."""
+    if not (overwrite or self.as_saved()): raise ValueError(_SAVED_ELSEWHERE.format(self.out))
     records, rows = self._sentence_records(), self._label_rows()
     self.out.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
@@ -606,7 +612,8 @@ class _Session:
         return dict(form=e.form, top_k=e.top_k, wanted=wanted, ready=bool(ready), accuracy=e.held_out() if ready else None,
                     names_accuracy=e.names_accuracy, unsaved=e.unsaved, tried=self.tried, added=self.added, **self.message)
 
-    def say(self, message, error=False, command=None): self.message = dict(message=message, error=error, command=command)
+    def say(self, message, error=False, command=None, conflict=False):
+        self.message = dict(message=message, error=error, command=command, conflict=conflict)
 
 # %% ../nbs/3_looking/50_explore.ipynb #9e05842e
 @patch
@@ -707,16 +714,21 @@ def _do_compare(self: _Session, a, b=None):
 @patch
 def _do_hello(self: _Session):
     "A page was opened: what another one has saved since then is read."
-    e = self.explorer
-    if e.unsaved or e.as_saved(): return
-    e.load()
+    if not (self.explorer.unsaved or self.explorer.as_saved()): self._do_reload()
+
+@patch
+def _do_reload(self: _Session):
+    "Takes what the files say, in place of what was not saved here."
+    self.explorer.load()
     self.selected = {}
     self.page.page, self.page.album, self.page.detail = self.class_page(), self.album(), {}
 
 @patch
-def _do_save(self: _Session):
-    self.explorer.save()
-    self.say(f"Saved in {self.explorer.out}: sentences.json and suspects.csv. A run reads them with", command=self.explorer.next_command())
+def _do_save(self: _Session, overwrite=False):
+    e = self.explorer
+    if not (overwrite or e.as_saved()): return self.say(_SAVED_ELSEWHERE.format(e.out), error=True, conflict=True)
+    e.save(overwrite)
+    self.say("Saved. A run reads it with", command=e.next_command())
 
 # %% ../nbs/3_looking/50_explore.ipynb #7b242ba8
 @patch

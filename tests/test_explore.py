@@ -274,6 +274,104 @@ def test_nothing_moves_and_all_of_it_fits_a_phone(browser, meadow, tmp_path):
     page.fine()
 
 
+def test_all_of_it_by_keyboard(browser, meadow, tmp_path):
+    explorer = Explorer(meadow, tmp_path)
+    page = Page(browser, explorer)
+    press, focus = page.page.keyboard.press, "(() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.textContent; })()"
+    def reach(label):
+        for _ in range(60):
+            press("Tab")
+            if page.page.evaluate(focus) == label:
+                return
+        raise AssertionError(f"Tab does not reach {label!r}")
+    def key(*names):
+        for name in names:
+            press(name)
+            page.idle()
+        return page.page.evaluate(focus)
+    reach("Class")
+    assert key("ArrowDown", "ArrowDown") == "Class" and meadow.classes[2] in page.page.inner_text(".dd-panel:nth-child(2) h3")
+    reach("Images")
+    assert key("ArrowDown", "k") == "Images" and len(explorer.labels) == 1, "the label is right, and the next image is shown"
+    assert key("o") == "Images" and list(explorer.labels.values()) == [2, -1]
+    assert key("c") == "The right class"
+    key("End")
+    reach("Correct the label")
+    assert key("Enter") == "Correct the label" and list(explorer.labels.values()) == [2, -1, meadow.n_classes - 1]
+    assert key("Escape") == "Images"
+    reach("Candidate sentences")
+    assert key("ArrowDown", "a", "r", "s") == "Candidate sentences" and list(explorer.marks.values()) == ["accepted", "rejected", "starred"]
+    assert key("e") == "A sentence of your own"
+    page.page.keyboard.type(" indeed")
+    page.page.wait_for_selector(".dd-tried:has-text('marginal influence')")
+    assert key("Enter") == "A sentence of your own" and explorer.pool.own.sum() == 1
+    reach("★ Star")
+    assert key("Enter") == "★ Star"
+    page.page.focus(".dd-detail .dd-tile")
+    key("Enter")
+    assert page.page.inner_text(".dd-detail h3") == "Image" and page.page.evaluate("document.activeElement.className").startswith("dd-panel dd-detail")
+    reach("‹ back")
+    key("Enter")
+    assert page.page.inner_text(".dd-detail h3") == "Sentence"
+    page.page.focus("text=Compare two classes")
+    key("Enter")
+    page.page.focus(".dd-pairs button:nth-of-type(2)")
+    assert " / " in key("Enter")
+    page.page.focus(".dd-save")
+    assert key("Enter") == "Saved" and explorer.unsaved == 0
+    page.fine()
+
+
+def test_an_image_of_the_comparison_opens(browser, meadow, tmp_path):
+    page = Page(browser, Explorer(meadow, tmp_path))
+    page.click("text=Compare two classes")
+    page.click(".dd-two section:nth-child(2) .dd-tile:nth-child(3)")
+    assert page.page.inner_text(".dd-detail h3") == "Image"
+    assert page.page.inner_text(".dd-one b") in page.page.inner_text(".dd-panel:nth-child(2) h3")
+    page.fine()
+
+
+def test_two_pages_that_save(browser, meadow, tmp_path):
+    one, two = (Page(browser, Explorer(meadow, tmp_path)) for _ in range(2))
+    for page, row in ((one, 2), (two, 4)):
+        page.click(f".dd-rows .dd-row:nth-child({row})")
+        page.click(".dd-detail :text('Reject')")
+    where = "[...document.querySelectorAll('.dd-tabs, .dd-rows')].map(e => Math.round(e.getBoundingClientRect().top)).join()"
+    before = one.page.evaluate(where)
+    one.click(".dd-save")
+    assert one.page.evaluate(where) == before, "the message has its place"
+    first = (tmp_path / "sentences.json").read_bytes()
+    two.click(".dd-save")
+    assert "another page has changed the files" in two.page.inner_text(".dd-message") and (tmp_path / "sentences.json").read_bytes() == first
+    assert two.page.inner_text(".dd-save") == "Save 1 change"
+    two.click("text=Read them, drop mine")
+    assert two.session.explorer.marks == one.session.explorer.marks and two.page.inner_text(".dd-save") == "Saved"
+    assert two.page.locator(".dd-rows .dd-rejected").count() == 1
+    for page in (one, two):
+        page.click(".dd-rows .dd-row:nth-child(5)")
+        page.click(".dd-detail :text('Star')")
+    one.click(".dd-save")
+    two.click(".dd-save")
+    two.click("text=Write mine over them")
+    assert two.page.inner_text(".dd-save") == "Saved" and "datadesc run" in two.page.inner_text(".dd-message code")
+    assert Explorer(meadow, tmp_path).marks == two.session.explorer.marks
+    for page in (one, two):
+        page.fine()
+
+
+def test_files_that_changed_are_not_overwritten(meadow, tmp_path):
+    first, second = Explorer(meadow, tmp_path), Explorer(meadow, tmp_path)
+    row = next(s["t"] for s in first.sentences(3) if not s["flag"])
+    first.mark(row, "starred")
+    second.mark(row, "accepted")
+    first.save()
+    with pytest.raises(ValueError, match="another page has changed the files in"):
+        second.save()
+    assert Explorer(meadow, tmp_path).marks == first.marks and second.unsaved == 1
+    second.save(overwrite=True)
+    assert Explorer(meadow, tmp_path).marks == second.marks
+
+
 def test_photographs(browser, tmp_path):
     shared = Path(__file__).resolve().parents[2] / "shared" / "data" / "grocery"
     if not shared.is_dir():

@@ -26,6 +26,15 @@ const select = (label, options, value, onchange, props = {}) => {
   e.value = value;
   return e;
 };
+// Draws a part of the page anew; the focus goes back to the control that had it, or to the part where that is gone.
+function redraw(part, draw) {
+  const had = part.contains(document.activeElement) && document.activeElement !== part ? document.activeElement : null;
+  draw();
+  if (!had) return;
+  const named = e => e.getAttribute("aria-label") || e.textContent;
+  const same = [...part.querySelectorAll(".dd-do, .dd-back, .dd-close, .dd-pairs button, .dd-pager button, select")].find(e => e.tagName === had.tagName && named(e) === named(had) && !e.disabled);
+  (same || part).focus({preventScroll: true});
+}
 const labelled = (words, control) => h("label", {class: "dd-field"}, h("span", {}, words), control);
 
 function render({model, el}) {
@@ -48,7 +57,7 @@ function render({model, el}) {
   const k = select("Sentences per class", facts.top_k.map(n => [n, n === "auto" ? "auto" : String(n)]), "", choose);
   function choose() { ui.sort = "choice"; send({do: "choose", form: form.value, top_k: k.value}); }
   const accuracy = h("output", {class: "dd-accuracy", "aria-live": "polite"});
-  const save = h("button", {type: "button", class: "dd-save", onclick: () => send({do: "save"})}, "Save");
+  const save = h("button", {type: "button", class: "dd-save", onclick: () => { if (model.get("bar").unsaved) send({do: "save"}); }}, "Save");
   const message = h("p", {class: "dd-message", role: "status", "aria-live": "polite"});
   const tab = (mode, words) => h("button", {type: "button", role: "tab", "data-mode": mode, onclick: () => show(mode)}, words);
   const tabs = h("div", {class: "dd-tabs", role: "tablist"}, tab("class", "One class"), tab("compare", "Compare two classes"));
@@ -105,10 +114,17 @@ function render({model, el}) {
   const imageSplit = select("Images of which split", [], "", split => send({do: "images", split}));
   const imageOrder = select("Order of images", [["doubtful", "doubtful labels first"], ["typical", "typical first"], ["listed", "as listed"]],
     "doubtful", order => send({do: "images", order}));
-  const grid = list("Images", {class: "dd-list dd-images"}, row => look(row.dataset.split, +row.dataset.i), {},
+  const grid = list("Images", {class: "dd-list dd-images"}, row => look(row.dataset.split, +row.dataset.i),
+    {c: () => detail.querySelector(".dd-label select")?.focus(), k: row => labelRow(row, model.get("album").c), o: row => labelRow(row, -1)},
     () => Math.max(1, Math.floor(grid.clientWidth / 92)));
   const pager = h("div", {class: "dd-pager"});
-  const images = h("section", {class: "dd-panel"}, h("h3", {}, "Images"), h("div", {class: "dd-tools"}, imageSplit, imageOrder), grid, pager);
+  const images = h("section", {class: "dd-panel"}, h("h3", {}, "Images"), h("div", {class: "dd-tools"}, imageSplit, imageOrder), grid, pager,
+    h("p", {class: "dd-keys"}, "Keys in the images: arrows move, C correct, K keep the label, O leave out"));
+  const labelRow = (row, c) => {
+    const next = grid.children[grid.at() + 1];
+    send({do: "label", split: row.dataset.split, i: +row.dataset.i, c});
+    if (next) look(next.dataset.split, +next.dataset.i);
+  };
   const look = (split, i) => detailOf({do: "image", split, i});
   const picture = (item, extra = {}) => h("img", {src: item.src, alt: `${names[item.c]}, ${SPLITS[item.split]} image ${item.i}`, draggable: "false", ...extra});
 
@@ -123,10 +139,10 @@ function render({model, el}) {
         : item.likely ? h("b", {class: "dd-badge", title: "the label may be wrong"}, "?") : null)));
     if (!page.images.length) grid.append(h("p", {class: "dd-none"}, `No ${SPLITS[page.split]} image.`));
     const more = page.of > page.images.length;
-    pager.replaceChildren(...(more ? [
+    redraw(pager, () => pager.replaceChildren(...(more ? [
       h("button", {type: "button", disabled: page.from === 0, onclick: () => send({do: "images", from: page.from - page.step})}, "‹ earlier"),
       h("span", {}, `${page.from + 1}–${page.from + page.images.length} of ${page.of}`),
-      h("button", {type: "button", disabled: page.from + page.images.length >= page.of, onclick: () => send({do: "images", from: page.from + page.step})}, "later ›")] : []));
+      h("button", {type: "button", disabled: page.from + page.images.length >= page.of, onclick: () => send({do: "images", from: page.from + page.step})}, "later ›")] : [])));
     markCurrent();
   }
 
@@ -197,12 +213,22 @@ function render({model, el}) {
   }
 
   // ------------------------------------------------------------------ what is selected
-  const detail = h("section", {class: "dd-panel dd-detail", "aria-label": "What is selected"});
+  const detail = h("section", {class: "dd-panel dd-detail", "aria-label": "What is selected", tabindex: "-1"});
+  const listOf = d => d && d.do === "image" ? grid : rows;
+  const shut = () => { ui.current = null; ui.history = []; markCurrent(); send({do: "close"}); };
+  detail.addEventListener("keydown", event => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation();
+    const list = listOf(ui.current);
+    if (narrow.matches) shut();
+    list.focus();
+  });
   // On a narrow screen it is a sheet at the lower edge of the window, outside the elements that Voila and JupyterLab lay out.
   const narrow = matchMedia("(max-width: 1080px)"), sheet = h("div", {class: "dd-explore dd-sheet", "data-lm-suppress-shortcuts": "true"});
   document.body.append(sheet);
   const place = () => { if (narrow.matches) sheet.append(detail); else if (ui.mode === "class") main.append(detail); sheet.hidden = !narrow.matches || ui.mode !== "class"; };
   narrow.addEventListener("change", place);
+  const leave = c => { show("class"); send({do: "class", c}); detail.focus({preventScroll: true}); };  // the comparison, for a class
   function detailOf(request, back = false) {
     if (!back && ui.current) ui.history.push(ui.current);
     ui.current = request;
@@ -210,18 +236,18 @@ function render({model, el}) {
     send(request);
   }
   const goBack = () => { if (ui.history.length) detailOf(ui.history.pop(), true); };
-  const tile = item => h("button", {type: "button", class: "dd-tile", title: short(`${names[item.c]}: ${item.path}`, 300), onclick: () => look(item.split, item.i)},
+  const tile = item => h("button", {type: "button", class: "dd-tile", title: short(`${names[item.c]}: ${item.path}`, 300), onclick: () => { if (ui.mode === "compare") leave(item.c); look(item.split, item.i); }},
     picture(item), item.value == null ? null : h("span", {}, number(item.value)), item.foreign ? h("span", {class: "dd-foreign"}, bdi(short(names[item.c], 26))) : null);
   const strip = (words, hint, items) => h("div", {class: "dd-strip"}, h("h4", {title: hint}, words),
     items == null ? h("p", {class: "dd-none"}, hint) : items.length ? h("div", {class: "dd-tiles"}, items.map(tile)) : h("p", {class: "dd-none"}, "none"));
   const back = () => h("button", {type: "button", class: "dd-back", disabled: !ui.history.length, onclick: goBack}, "‹ back");
-  const close = () => h("button", {type: "button", class: "dd-close", "aria-label": "Close", onclick: () => { ui.current = null; ui.history = []; markCurrent(); send({do: "close"}); }}, "×");
+  const close = () => h("button", {type: "button", class: "dd-close", "aria-label": "Close", onclick: () => { const list = listOf(ui.current); shut(); list.focus({preventScroll: true}); }}, "×");
 
   function drawDetail() {
     const d = model.get("detail");
     detail.classList.toggle("dd-open", Boolean(d.kind));
-    if (!d.kind) return detail.replaceChildren(h("p", {class: "dd-hint"}, "Click a sentence: the images that speak for it. Click an image: the sentences that speak for it, the images that teach it, and whether its label is right."));
-    detail.replaceChildren(...(d.kind === "sentence" ? sentenceDetail(d) : imageDetail(d)));
+    redraw(detail, () => detail.replaceChildren(...(!d.kind ? [h("p", {class: "dd-hint"}, "Click a sentence: the images that speak for it. Click an image: the sentences that speak for it, the images that teach it, and whether its label is right.")]
+      : d.kind === "sentence" ? sentenceDetail(d) : imageDetail(d))));
     detail.scrollTop = 0;
   }
   function sentenceDetail(s) {
@@ -263,7 +289,7 @@ function render({model, el}) {
   }
 
   // ------------------------------------------------------------------ two classes
-  const comparison = h("div", {class: "dd-compare-page"});
+  const comparison = h("div", {class: "dd-compare-page", tabindex: "-1"});
   function drawComparison() {
     const pair = model.get("pair");
     if (pair.a == null) return;
@@ -272,15 +298,15 @@ function render({model, el}) {
     const side = (s, other) => h("section", {class: "dd-panel"}, h("h3", {}, bdi(short(names[s.c], 60))),
       h("div", {class: "dd-tiles"}, s.images.map(tile)), h("h4", {}, "What separates it from ", bdi(short(names[other], 40))),
       s.note ? h("p", {class: "dd-none"}, s.note) : h("ol", {class: "dd-for"}, s.texts.map(t => h("li", {}, h("button", {type: "button",
-        onclick: () => { show("class"); send({do: "class", c: s.c}); detailOf({do: "sentence", t: t.t}); }},
+        onclick: () => { leave(s.c); detailOf({do: "sentence", t: t.t}); }},
         h("span", {class: "dd-percent", title: "an image of this class is nearer to it than one of the other (validation)"}, t.auc == null ? "–" : `${Math.round(100 * t.auc)} %`),
         h("span", {}, bdi(short(t.text, 200)), t.separates ? null : h("small", {}, " (not beyond chance)")))))));
-    comparison.replaceChildren(
+    redraw(comparison, () => comparison.replaceChildren(
       h("div", {class: "dd-tools"}, labelled("Compare with", choice), h("span", {class: "dd-hint"}, pair.confusion == null ? "" : `taken for each other with mean probability ${percent(pair.confusion)} (validation)`)),
       h("div", {class: "dd-pairs"}, h("span", {}, "Most confused:"), facts.pairs.map(p => h("button", {type: "button", "aria-pressed": String((p.a === pair.a && p.b === pair.b) || (p.a === pair.b && p.b === pair.a)),
         onclick: () => { send({do: "class", c: p.a}); send({do: "compare", a: p.a, b: p.b}); }}, bdi(short(names[p.a], 24)), " / ", bdi(short(names[p.b], 24))))),
       h("div", {class: "dd-two"}, side(pair.of_a, pair.b), side(pair.of_b, pair.a)),
-      h("p", {class: "dd-keys"}, "Percentages: how often a validation image of the class is nearer to the sentence than one of the other class; 50 % is chance."));
+      h("p", {class: "dd-keys"}, "Percentages: how often a validation image of the class is nearer to the sentence than one of the other class; 50 % is chance.")));
   }
 
   // ------------------------------------------------------------------ what changed
@@ -291,11 +317,14 @@ function render({model, el}) {
     accuracy.replaceChildren(h("b", {}, bar.ready ? percent(bar.accuracy) : "…"), h("span", {}, bar.ready ? bar.accuracy == null ? "not measured" : "held-out accuracy" : "choosing and measuring"),
       h("small", {}, `class names alone ${percent(bar.names_accuracy)}`));
     accuracy.title = "Zero-shot accuracy on the validation images, each classified by sentences that were chosen without it. Test images are not used.";
-    save.disabled = !bar.unsaved;
+    save.setAttribute("aria-disabled", String(!bar.unsaved));  // not disabled: it would lose the focus
     save.textContent = bar.unsaved ? `Save ${counted(bar.unsaved, "change")}` : "Saved";
     message.className = "dd-message" + (bar.error ? " dd-error" : "");
     message.replaceChildren(bdi(bar.message || ""));
-    if (bar.command) message.append(h("code", {}, bar.command));
+    if (bar.command) message.append(h("code", {tabindex: "0", "aria-label": "Command"}, bar.command));
+    if (bar.conflict) message.append(
+      h("button", {type: "button", class: "dd-do", onclick: () => send({do: "reload"})}, "Read them, drop mine"),
+      h("button", {type: "button", class: "dd-do", onclick: () => send({do: "save", overwrite: true})}, "Write mine over them"));
     tried.replaceChildren();
     const tr = bar.tried;
     if (tr) tried.append(tr.note ? tr.note : `${tr.score_name} ${number(tr.score)}: rank ${tr.rank} among ${tr.among}. Added to the chosen ones it would ${tr.marginal > 0 ? "lower" : "raise"} the loss by ${number(Math.abs(tr.marginal))} nats.`,
