@@ -341,6 +341,9 @@ def _read_article(
     if not isinstance(row, dict) or not (row.get("page") or row.get("class")): raise ValueError("no 'page' and no 'class'")
     if not isinstance(passages := row.get("passages"), list) or not all(isinstance(text, str) for text in passages):
         raise ValueError("no 'passages', a list of texts")
+    kinds = {"class": str, "page": str, "source": str, "url": str, "note": str, "revision": int}
+    wrong = next((name for name, kind in kinds.items() if row.get(name) is not None and not isinstance(row[name], kind)), None)
+    if wrong: raise ValueError(f"its '{wrong}' is no {'whole number' if kinds[wrong] is int else 'text'}")
     return _article_of("", "", "") | {"sections": [""] * len(passages)} | row
 
 # %% ../nbs/5_sources/55_wiki.ipynb #d39bc467

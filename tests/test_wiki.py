@@ -307,7 +307,8 @@ def test_numbers_before_names_are_not_looked_up():
     assert table["class"].tolist() == names and table["passages"].tolist() == [["A bird."], ["A house."]]
 
 
-@pytest.mark.parametrize("line", ["", "[]", "{", '{"page": "A"}', '{"passages": []}', '{"page": "A", "passages": "text"}', '{"page": "A", "passages": [1]}'])
+@pytest.mark.parametrize("line", ["", "[]", "{", '{"page": "A"}', '{"passages": []}', '{"page": "A", "passages": "text"}', '{"page": "A", "passages": [1]}',
+                                  '{"page": 1, "passages": ["a"]}', '{"page": "A", "passages": ["a"], "revision": "7"}', '{"page": "A", "passages": ["a"], "url": {}}'])
 def test_a_line_that_is_no_article_is_named(line, tmp_path):
     (tmp_path/"a.jsonl").write_text('{"page": "A", "passages": ["a"]}\n' + line + "\n")
     with pytest.raises(WikiError, match="Line 2 of snapshot '.*a.jsonl' is no article"): Snapshot(tmp_path/"a.jsonl")
