@@ -173,7 +173,8 @@ def test_links_on_the_site(repo, monkeypatch):
     assert moved("[a](../5_sources/25_data.ipynb#names) [b](https://example.org) [c](#here)", "nbs/1_method/x.ipynb") == "[a](../5_sources/25_data.md#names) [b](https://example.org) [c](#here)"
     assert moved("[a](../papermill_runs/meadow/report.ipynb)", "nbs/index.ipynb") == "[a](papermill_runs/meadow/report.html)"
     assert moved("[a](nbs/tour.ipynb), [b](README.md)", "CHANGELOG.md") == "[a](tour.md), [b](index.md)"
-    assert needed == {repo / "papermill_runs" / "meadow" / "report.ipynb"}
+    assert moved('<img src="images/report.png">', "nbs/index.ipynb") == '<img src="images/report.png">'
+    assert needed == {repo / "papermill_runs" / "meadow" / "report.ipynb", repo / "nbs" / "images" / "report.png"}
 
 
 def test_formulas_are_drawn_or_named(repo, monkeypatch):
