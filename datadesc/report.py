@@ -191,7 +191,7 @@ class Findings:
 
     @cached_property
     def suspects(self) -> pd.DataFrame | None:
-        "Images whose label is less likely than another: split, image, given, suggested, score; None where that is withheld."
+        "Images whose label is likely wrong: split, image, given, suggested, score; None where that is withheld."
         if "labels" in self.withheld: return None
         return self._likely_wrong[~self._likely_wrong.between].drop(columns="between").reset_index(drop=True)
 
@@ -765,8 +765,8 @@ def label_section(
     if reason: body += _withheld_box("Labels are not judged.", reason)
     elif len(suspects):
         listed = "All are below and in" if len(suspects) <= _SHOWN_LABELS else f"The first {_SHOWN_LABELS} are below, all in"
-        body += (f"<p>Over their training, classifiers that have not seen the image gave {_counted(len(suspects), 'image')} a higher mean "
-                 f"probability for another class than for the label: {_by_split(suspects.split)}. "
+        body += (f"<p>For {_counted(len(suspects), 'image')} classifiers that have not seen the image find another class likelier, and the "
+                 f"label wrong with a probability of more than one in five: {_by_split(suspects.split)}. "
                  "Some labels are wrong, some images only unusual: look at each before changing it. "
                  f'{listed} <a href="suspects.csv">suspects.csv</a>. With its column <code>corrected</code> filled in '
                  "(a class; the given one if it is right; or “(leave out)”) the file goes back in: "
