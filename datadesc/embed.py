@@ -290,9 +290,17 @@ _SHARD = 4096  # rows written at once: what an interrupted run can lose
 
 def _image_rows(store, encoder): return store.rows("image_embeddings", encoder=encoder.fingerprint, reader=ImageSet.reader())
 
-def _embed_new(encoder, images, digests, store, batch_size, progress):
-    "Embed images, whose digests all differ, and store rows and pixel hashes, also of a run that is interrupted."
-    rows, facts, batches, n_kept = _image_rows(store, encoder), store.facts("pixels"), [], 0
+@patch
+def embed_into(
+    self: Encoder,
+    store: Store,  # keeps rows and pixel hashes, also of a run that is interrupted
+    images: Sequence,  # N paths, `PIL.Image`s or uint8 arrays (H, W, 3), or images inside something larger
+    digests: Sequence[str],  # N of their contents, all different
+    batch_size: int = 64,  # images encoded at once
+    progress: bool = True,  # show a bar if it takes more than a few seconds
+) -> None:
+    "Embed images and keep their rows. ValueError that names an image that cannot be read."
+    rows, facts, batches, n_kept = _image_rows(store, self), store.facts("pixels"), [], 0
     keys, pixels = ImageSet.content_keys(digests), {}
     noted = facts.get(keys)
     def look(number, picture):
@@ -306,7 +314,7 @@ def _embed_new(encoder, images, digests, store, batch_size, progress):
         n_kept += len(embedded)
         batches.clear()
     try:
-        for batch in _image_batches(encoder, images, batch_size, progress, look):
+        for batch in _image_batches(self, images, batch_size, progress, look):
             batches.append(batch)
             if sum(map(len, batches)) >= _SHARD: keep()
     finally: keep()
@@ -318,13 +326,17 @@ def embed_set(
     batch_size: int = 64,  # images encoded at once
     progress: bool = True,  # show a bar if it takes more than a few seconds
     store: Store | None = None,  # keeps the row of each image
+    embed_into: Callable | None = None,  # does what the method of that name does, elsewhere: of (encoder, store, images, digests, batch size)
 ) -> dict[str, torch.Tensor]:  # split -> (N, D)
     "Embed an image set: {split: (N, D) float32, rows of length one}; what the store has is not decoded."
     if store is None: return {split: self.embed_images(image_set.images(split), batch_size, progress) for split in image_set.samples}
     by_digest = {content: image for split in image_set.samples
                  for content, image in zip(image_set.digests[split], image_set.images(split), strict=True)}
     rows = _image_rows(store, self)
-    if new := rows.missing(by_digest): _embed_new(self, [by_digest[content] for content in new], new, store, batch_size, progress)
+    if new := rows.missing(by_digest):
+        images = [by_digest[content] for content in new]
+        if embed_into: embed_into(self, store, images, new, batch_size)
+        else: self.embed_into(store, images, new, batch_size, progress)
     row_of = rows.get(by_digest)
     return {split: torch.stack([row_of[content] for content in contents]) if contents else torch.zeros(0, self.dim)
             for split, contents in image_set.digests.items()}

@@ -6,7 +6,7 @@
 __all__ = ['digest', 'key_of', 'write_file', 'read_file', 'Store']
 
 # %% ../nbs/5_sources/12_store.ipynb #8a12cef7
-import dataclasses, hashlib, json, re, sqlite3
+import dataclasses, hashlib, json, os, re, sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import singledispatch
@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from uuid import uuid4
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .files import default_root, is_address, local_root, whole, writable_folder
+from .stages import STAGES
 
 # %% ../nbs/5_sources/12_store.ipynb #40059f8a
 @singledispatch
@@ -263,9 +263,20 @@ def _shard_keys(shard):
     start, end = json.loads(head[8:8 + length])["keys"]["data_offsets"]
     return np.frombuffer(shard.read(8 + length + start, 8 + length + end), np.uint8).reshape(-1, 16)
 
+_BEFORE, _WRITTEN = {}, set()  # folder of rows: its shards when this process first looked; shards that it has written
+def _age(shard): return (shard.stat().st_mtime_ns if isinstance(shard, Path) else 0), str(shard)
+
 class _Rows:
     "Rows of float32 by key, in a folder of shards that are never changed; processes may share it."
-    def __init__(self, folder: str | Path | _Place): self.folder, self._places, self._seen = _place(folder), {}, set()
+    def __init__(
+        self,
+        folder: str | Path | _Place,
+        uses: list[int] | None = None,  # [rows read, rows made], counted on
+        anew: bool = False,  # no row that was kept before this process is read
+    ):
+        self.folder, self._places, self.uses = _place(folder), {}, [0, 0] if uses is None else uses
+        self._before = _BEFORE.setdefault(str(folder), frozenset(self.folder.glob("*.safetensors")))
+        self._seen, self._anew = set(), anew
 
 @patch
 def missing(
@@ -273,7 +284,9 @@ def missing(
     keys: Iterable[str],  # 32 hexadecimal digits each
 ) -> list[str]:
     "Those keys whose row is not kept, each once."
-    for shard in sorted(set(self.folder.glob("*.safetensors")) - self._seen):
+    new = set(self.folder.glob("*.safetensors")) - self._seen
+    if self._anew: new -= self._before - _WRITTEN
+    for shard in sorted(new, key=_age):  # of two rows of one key the later is read
         self._places.update((key.tobytes().hex(), (shard, row)) for row, key in enumerate(_shard_keys(shard)))
         self._seen.add(shard)
     return [key for key in dict.fromkeys(keys) if key not in self._places]
@@ -287,6 +300,7 @@ def get(
     keys = list(keys)
     self.missing(keys)
     places = {key: self._places[key] for key in keys if key in self._places}
+    self.uses[0] += sum(shard in self._before and shard not in _WRITTEN for shard, _ in places.values())
     shards = {shard: _read_tensors(shard)["rows"] for shard in {shard for shard, _ in places.values()}}
     return {key: shards[shard][row] for key, (shard, row) in places.items()}
 
@@ -296,9 +310,22 @@ def put(
     keys: Sequence[str],  # n of them, all different
     rows: torch.Tensor,  # (n, D)
 ) -> None:
-    "Keep the rows, in a shard of their own."
+    "Keep the rows, in a shard of their own, called by its keys: the same rows kept twice are one shard."
     names = torch.from_numpy(np.array([np.frombuffer(bytes.fromhex(key), np.uint8) for key in keys]))
-    _write_tensors(self.folder/f"{uuid4().hex}.safetensors", {"keys": names, "rows": rows.float()})
+    _write_tensors(shard := self._shard(keys), {"keys": names, "rows": rows.float()})
+    _WRITTEN.add(shard)
+    self.uses[1] += len(keys)
+
+@patch
+def _shard(self: _Rows, keys): return self.folder/f"{digest(''.join(keys).encode())}.safetensors"
+
+@patch
+def holds(
+    self: _Rows,
+    keys: Sequence[str],  # those of one `put`
+) -> bool:
+    "Whether a shard of just these keys is kept: one look, whatever the number of shards."
+    return self._shard(keys).exists()
 
 # %% ../nbs/5_sources/12_store.ipynb #87cec11d
 class _Facts:
@@ -345,12 +372,36 @@ def _suffix_for(value):
 # %% ../nbs/5_sources/12_store.ipynb #3cca2cd3
 class Store:
     "Values under `<root>/<name>/<key>.<kind>`, computed once and read afterwards; processes and machines may share a root."
+    uses = {}  # stage: [values or rows read, made], of all stores in this process
     def __init__(
         self,
         root: str | Path | None = None,  # a folder, or an address such as s3://bucket/prefix; None: `default_root()`
     ): self.root, self.local = _place(root or default_root()), local_root(root)
 
     def __repr__(self): return f"Store('{self.root}')"
+
+_REDO = "DATADESC_REDO"  # environment variable: stages that this process makes anew, with commas between them
+_made = set()  # files of such stages that this process has written
+
+def _stage_of(name):
+    "The stage that values of that name belong to, or None."
+    return name if name in STAGES else "embeddings" if name.endswith("_embeddings") else None
+
+def _versions(name):
+    "What the key of a value of that name holds beside all else: the version of its stage, or of the package."
+    stage = _stage_of(name)
+    return {"code": STAGES[stage].version} if stage else {"datadesc": version("datadesc")}
+
+@patch
+def redoes(
+    self: Store,
+    name: str,  # of a stage, or what a value is called
+) -> bool:
+    "Whether this process makes the stage anew."
+    return (_stage_of(name) or name) in os.environ.get(_REDO, "").split(",")
+
+@patch
+def _count(self: Store, name): return self.uses.setdefault(_stage_of(name) or name, [0, 0])
 
 @patch
 def find(
@@ -370,13 +421,16 @@ def keep(
     **determined_by: object,  # all that the value depends on
 ) -> object:
     "The value: read if it was kept before, otherwise made, written and read back."
-    key = key_of(datadesc=version("datadesc"), **determined_by)
+    key = key_of(**_versions(name), **determined_by)
     path = self.find(name, key)
     if path is None and make is None: return None
-    if path is None:
+    anew = path is None or make is not None and self.redoes(name) and str(path) not in _made
+    self._count(name)[anew] += 1
+    if anew:
         if isinstance(self.root, Path): writable_folder(self.root/name)
         value = make()
         path = write_file(self.root/name/f"{key}{_suffix_for(value)}", value)
+        _made.add(str(path))
     return read_file(path)
 
 # %% ../nbs/5_sources/12_store.ipynb #4e9426ad
@@ -387,7 +441,7 @@ def rows(
     **determined_by: object,  # all that a row depends on, but for its key
 ) -> _Rows:
     "Rows (D,) by key, each computed once."
-    return _Rows(self.root/name/key_of(datadesc=version("datadesc"), **determined_by))
+    return _Rows(self.root/name/key_of(**_versions(name), **determined_by), self._count(name), self.redoes(name))
 
 @patch
 def facts(
