@@ -276,10 +276,11 @@ def _alpha(counts, level):
     if counts.shape[1] < 2: return np.nan
     return float(alpha(value_counts=counts, value_domain=np.arange(counts.shape[1]), level_of_measurement=level))
 
+def _unit_of(rater): return [name for name in (*_ASKED, "method") if name != rater]
+
 def _agreed(rows, rater, column, repeats):
     "(alpha, low, high) between raters, bootstrap over classes."
-    unit = [name for name in (*_ASKED, "method") if name != rater]
-    counts = pd.crosstab([rows[name] for name in unit], rows[column].astype(int))
+    counts = pd.crosstab([rows[name] for name in _unit_of(rater)], rows[column].astype(int))
     counts = counts[counts.sum(axis=1) > 1]  # a unit with one rating says nothing
     if counts.empty: return np.nan, np.nan, np.nan
     values, place = counts.to_numpy(), counts.index.get_level_values("class_id").factorize()[0]
@@ -291,15 +292,16 @@ def agreement(
     self: Votes,
     repeats: int = 200,  # bootstrap draws
 ) -> pd.DataFrame:
-    "A row per judge, kind of rater and criterion: alpha of best (nominal) and of rank (ordinal), with low and high. Needs krippendorff."
+    "A row per judge, kind of rater and criterion: units, alpha of best (nominal) and rank (ordinal), low, high. Needs krippendorff."
     lines = []
     for between, rater in _RATERS.items():
         if self.table[rater].nunique() < 2: continue
         for judge, of_judge in [("all", self.table)] if rater == "judge" else self.table.groupby("judge", sort=False):
             for criterion, rows in of_judge.groupby("criterion", sort=False):
                 found = {name: _agreed(rows, rater, name, repeats) for name in _LEVELS}
+                units = int((rows.groupby(_unit_of(rater)).size() > 1).sum())
                 ends = {f"{name}{end}": value for name, values in found.items() for end, value in zip(("", "_low", "_high"), values)}
-                lines.append(dict(judge=judge, between=between, criterion=criterion) | ends)
+                lines.append(dict(judge=judge, between=between, criterion=criterion, units=units) | ends)
     return pd.DataFrame(lines)
 
 # %% ../nbs/3_looking/40_judge.ipynb #55b953b0

@@ -6,17 +6,18 @@
 __all__ = ['JudgePage']
 
 # %% ../nbs/4_pages/32_judge_page.ipynb #a5c6d229
-import io, json
+import io, json, re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 from fastcore.basics import patch
-from IPython.display import Markdown, display
+from IPython.display import HTML, Markdown, display
 from PIL import Image
 
-from . import figures
+from . import datasets, figures
 from .benchmark import texts_of
 from .benchmark_page import BenchmarkPage
 from .cache import Cache
@@ -25,7 +26,8 @@ from .figures import as_typed, typed_table
 from .judge import Case, Votes, simulated_judge
 from .llm import LLM
 from .plan import language_model
-from .store import Store, write_file
+from .store import Store, digest, write_file
+from .summary import published
 
 # %% ../nbs/4_pages/32_judge_page.ipynb #1eca235b
 _SIMULATED, _BIAS, _NOISE = "simulated judge (knows the truth; no model was asked)", .3, .4
@@ -38,23 +40,33 @@ def _judges(run, options, m, dry_run=False):
     typical = dict(typical=30 + _ANSWER * m)
     if kind_of(params["dataset"]) == "synthetic" and "truth" in run.study.pool and not options["judge_base_url"]:
         names = [_SIMULATED] if n == 1 else [f"{_SIMULATED} {i}" for i in range(1, n + 1)]
-        cache = Cache(Store(params["store"]).root/"answers.sqlite")
-        client = simulated_judge(_quality(run.study), _BIAS, _NOISE)
+        cache = Cache(Store(params["store"]).local/"answers.sqlite")
+        worth = _worths(datasets.synthetic(params["dataset"]))
+        client = simulated_judge(_quality(worth), _BIAS, _NOISE)
+        rule = digest(json.dumps([worth, _BIAS, _NOISE]).encode())  # answers that another rule gave are not replayed
         free = dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
-        return [LLM(name, cache=cache, client=client, prices={name: free}, temperature=None, dry_run=dry_run, **typical) for name in names]
+        return [LLM(name, cache=cache, client=client, prices={name: free}, temperature=None, dry_run=dry_run,
+                    extra={"rule": rule}, **typical) for name in names]
     at = {"llm_base_url": options["judge_base_url"], "llm_gguf": None} if options["judge_base_url"] else {}
     given = dict(llm_budget=options["judge_budget"], llm_temperature=options["judge_temperature"], llm_typical=typical["typical"],
                  llm_max_tokens=max(params.get("llm_max_tokens", 0), 1000), answers=[])
     return [language_model(params | at | given | {"llm_model": model}, dry_run=dry_run) for model in options["judges"]]
 
-def _quality(study):
-    "Function of a class name and a text: the worth of the pool's sentences in it, on average; 0 for a text without any."
-    pool = study.pool
-    known = [{text: _WORTH.get(truth, 0.) for text, truth in zip(rows.text, rows.truth)} for _, rows in pool.groupby("class_id")]
-    by_class = dict(zip((study.classes[c] for c in sorted(set(pool.class_id))), known))
+def _words(text): return " ".join(["", *re.findall(r"[^\W_]+", text.lower()), ""])
+
+def _worths(synthetic):
+    "{class name: {words of a sentence: its worth}} of a synthetic dataset."
+    known = {name: {} for name in synthetic.classes}
+    for row in synthetic.truth.itertuples(): known[synthetic.classes[row.class_id]][_words(row.text)] = _WORTH.get(row.truth, 0.)
+    return known
+
+def _quality(known):
+    "Function of a class name and a text: the worth of the known sentences in it, on average; 0 for a text without any."
+    @cache
     def quality(name, text):
-        if text in by_class[name]: return by_class[name][text]
-        held = [worth for sentence, worth in by_class[name].items() if sentence in text]
+        words = _words(text)
+        if words in known[name]: return known[name][words]
+        held = [worth for sentence, worth in known[name].items() if sentence in words]
         return sum(held) / len(held) if held else 0.
     return quality
 
@@ -108,9 +120,10 @@ def sent(self: JudgePage) -> str:
              f"{' and %d times' % self.options['judge_repeats'] if self.options['judge_repeats'] > 1 else ''}.")
     names, hosts = " and ".join(judge.model for judge in self.judges), " and ".join(sorted({judge.host for judge in self.judges} - {""}))
     if not hosts:
-        return (f"{asked} No image leaves this machine: the judge is a rule, \"{names}\". It adds {_BIAS} to the first text and noise of "
-                f"standard deviation {_NOISE}, where a true and visible sentence is worth 1, "
-                "a generic one 0.5, and any other text 0. Its scores say that the page works, not what a reader would think.")
+        return (f"No image leaves this machine, and no model was asked: the judge, \"{names}\", is a rule that knows which sentences "
+                "of this synthetic dataset are true. A true and visible one is worth 1, a generic one 0.5, any other text 0, several in "
+                f"one text their mean; {_BIAS} is added to the first text, and noise of standard deviation {_NOISE} to each. "
+                f"So its scores show what this page measures, not what a reader would think. {asked}")
     authors = sorted({judge.model for judge in self.judges} & set(self.run.study.pool.source))
     own = f" {' and '.join(authors)} also wrote the candidate sentences, and a judge tends to prefer its own." * bool(authors)
     return (f"Images leave this machine: {n:,} images, as JPEG files of at most 512 pixels on a side without any metadata, go to {hosts} "
@@ -136,7 +149,7 @@ def title(self: JudgePage) -> Markdown:
 def example(self: JudgePage) -> None:
     "Shows the first case: its images and its texts behind their letters."
     case = self.cases[0]
-    display(figures.image_rows([[(Image.open(io.BytesIO(image)), f"training image: {case.name}") for image in case.images]]))
+    display(figures.image_rows([[(Image.open(io.BytesIO(image)), case.name) for image in case.images]]))
     rows = [dict(letter=chr(ord("A") + i), text=text, method=method) for i, (method, text) in enumerate(case.texts.items())]
     display(typed_table(pd.DataFrame(rows)).hide().set_properties(**{"text-align": "left"}))
 
@@ -150,7 +163,7 @@ def ask(self: JudgePage) -> Markdown:
     why = "; ".join(f"{as_typed(reason)} ({n})" for reason, n in reasons.items())
     lost = f"**{len(left):,} got no usable answer in two attempts and are left out:** {why}." if len(left) else "None was left out."
     same = sum(len(set(case.texts.values())) < len(case.texts) for case in self.cases) / len(self.cases)
-    return Markdown(f"{answered:,} questions were answered. {lost} In {same:.0%} of the cases two methods have the same text.")
+    return Markdown(f"{answered:,} questions were answered. {lost} In {100 * same:.0f} % of the cases two methods have the same text.")
 
 def _with_interval(values, low, high, form="{:.0f}", scale=1):
     "estimate (low to high)"
@@ -168,31 +181,47 @@ def scores(self: JudgePage) -> None:
         wide = wide.loc[order].rename_axis(None).rename_axis([None, None], axis=1)
         wide["words", ""] = rows.groupby("method").words.first().map("{:.1f}".format)
         display(Markdown(f"Judge: **{as_typed(judge)}**"), typed_table(wide))
+    display(_published_scores())
+
+def _published_scores():
+    "The figures that Kim, Bae and Kim published, folded."
+    table = published()
+    names = {"judge, best %": "named best, %", "judge, mean rank": "mean rank"}
+    table = table[table.table.isin(names)].replace({"table": names})
+    wide = table.pivot(index="method", columns=["table", "dataset"], values="value").rename_axis(None).rename_axis([None, None], axis=1)
+    words = "Published by Kim, Bae and Kim (EMNLP 2025): GPT-4o on other datasets, with a prompt that is not published, without intervals"
+    return HTML(f"<details><summary>{words}</summary>{typed_table(wide.style.format(precision=2)).to_html()}</details>")
+
+def _by_judge(rows):
+    "Shows the rows of each judge as a table, below its name where there are several."
+    for judge, of_judge in rows.groupby("judge", sort=False):
+        if rows.judge.nunique() > 1: display(Markdown(f"Judge: **{as_typed(judge)}**"))
+        display(typed_table(of_judge.drop(columns="judge")).hide())
 
 @patch
 def position_bias(self: JudgePage) -> None:
-    "Shows, per judge, the rate of first places at each position beside the fair one."
+    "Shows, per judge, the rate of first places at each position beside the expected one, 1/m."
     rows = self.votes.position_bias()
     rows["rate, %"] = _with_interval(rows.rate, rows.low, rows.high, "{:.1f}", 100)
-    rows["fair, %"] = (100 * rows.fair).map("{:.1f}".format)
+    rows["expected, %"] = (100 * rows.fair).map("{:.1f}".format)
     rows["position bias"] = rows.biased.map({True: "yes", False: "no"})
-    display(typed_table(rows[["judge", "position", "rate, %", "fair, %", "position bias"]]).hide())
+    _by_judge(rows[["judge", "position", "rate, %", "expected, %", "position bias"]])
 
 @patch
 def agreement(self: JudgePage) -> None:
-    "Shows Krippendorff's alpha between orders, repeats and judges."
+    "Shows Krippendorff's alpha between orders, repeats and judges, and over how many units."
     rows = self.votes.agreement()
     if rows.empty: return display(Markdown("Each case was asked once, in one order, of one judge: there is nothing to compare."))
     for name in ("best", "rank"): rows[name] = _with_interval(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], "{:.2f}")
     rows = rows.rename(columns=dict(best="named best (nominal)", rank="rank (ordinal)"))
-    display(typed_table(rows[["judge", "between", "criterion", "named best (nominal)", "rank (ordinal)"]]).hide())
+    _by_judge(rows[["judge", "between", "criterion", "units", "named best (nominal)", "rank (ordinal)"]])
 
 @patch
 def length(self: JudgePage) -> None:
     "Shows the correlation of a text's length with its rank."
     rows = self.votes.length()
     rows["correlation"] = _with_interval(rows.correlation, rows.low, rows.high, "{:.2f}")
-    display(typed_table(rows[["judge", "criterion", "correlation"]]).hide())
+    _by_judge(rows[["judge", "criterion", "correlation"]])
 
 # %% ../nbs/4_pages/32_judge_page.ipynb #5bb57530
 @patch
