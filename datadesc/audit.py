@@ -39,25 +39,26 @@ def add_label_noise(
 
 # %% ../nbs/3_looking/20_audit.ipynb #ec411ba6
 class _Trajectory(NamedTuple):
-    "What the checkpoints of the classifier predict for each train image and its label, (N,) each."
-    mean_loss: Tensor  # over all checkpoints, weighted by learning rate
+    "What the checkpoints of a head predict for each image and its label: (N, C) probabilities, (N,) each of the others."
+    p: Tensor  # mean probability of each class over all checkpoints, weighted by learning rate
+    mean_loss: Tensor  # mean loss, weighted likewise
     early_loss: Tensor  # at the first checkpoint
     last_loss: Tensor  # at the last one
     confidence: Tensor  # highest probability at the last one
-    given: Tensor  # confidence in the label: mean probability of the given class, weighted likewise
+    given: Tensor  # confidence in the label: mean probability of the given class
     other: Tensor  # mean probability of the likeliest other class
     suggested: Tensor  # that other class
 
 # %% ../nbs/3_looking/20_audit.ipynb #0dce2ebc
 def _trajectory_of(x, y, checkpoints):
-    "The trajectory of one block of images: (B,) each."
+    "The trajectory of one block of B images."
     rate = torch.tensor([c.lr for c in checkpoints], dtype=x.dtype, device=x.device)
     log_p = torch.stack([c.logits(x).log_softmax(1) for c in checkpoints])
     loss = -log_p[:, torch.arange(len(x)), y]
     p = torch.einsum("k,knc->nc", rate / rate.sum(), log_p.exp())
     other, suggested = p.scatter(1, y[:, None], -1).max(1)
     confidence = log_p[-1].amax(1).exp()
-    return _Trajectory(rate @ loss / rate.sum(), loss[0], loss[-1], confidence, p[torch.arange(len(x)), y], other, suggested)
+    return _Trajectory(p, rate @ loss / rate.sum(), loss[0], loss[-1], confidence, p[torch.arange(len(x)), y], other, suggested)
 
 def _trajectory(study, split="train"):
     "What the checkpoints of the study's classifier predict for each image of the split and its label."
@@ -141,11 +142,39 @@ def out_of_sample_probabilities(
     rows = [pd.DataFrame(dict(split=split, image=range(len(y)), label=y.cpu().numpy())) for split, y in study.labels.items()]
     return pd.concat(rows, ignore_index=True), np.concatenate([part.cpu().numpy() for part in p.values()])
 
+# %% ../nbs/3_looking/20_audit.ipynb #69e2c6b1
+def _mistaken_for(p, y):
+    "Odds (C, C) that a wrong label of an image of the row's class is the column's: their mean probabilities for each other's images."
+    n_classes = p.shape[1]
+    mean = p.new_zeros(n_classes, n_classes).index_add_(0, y, p) / y.bincount(minlength=n_classes).clamp(min=1)[:, None]
+    odds = (mean + mean.T) * (1 - torch.eye(n_classes, device=p.device))
+    return odds / odds.sum(1, keepdim=True).clamp(min=1e-9)
+
+def _label_noise(p, y):
+    "(share of wrong labels, factor on the logarithms of p, probability (N,) that each label is wrong) by maximum likelihood."
+    log_p, into = p.clamp(min=1e-9).log(), _mistaken_for(p, y).T[y]
+    at = torch.tensor([0., -3.], device=p.device, requires_grad=True)  # the factor is 1, 2 % of the labels are wrong
+    optimizer = torch.optim.LBFGS([at], max_iter=100, line_search_fn="strong_wolfe")
+    def parts():
+        q, share = (at[0].exp() * log_p).softmax(1), at[1].sigmoid() / 2
+        return share, (1 - share) * q[torch.arange(len(y)), y], share * (q * into).sum(1)
+    def closure():
+        optimizer.zero_grad()
+        _, right, wrong = parts()
+        loss = -(right + wrong).clamp(min=1e-12).log().mean()
+        loss.backward()
+        return loss
+    with torch.enable_grad(): optimizer.step(closure)
+    share, right, wrong = (value.detach() for value in parts())
+    return share.item(), at[0].exp().item(), wrong / (right + wrong).clamp(min=1e-12)
+
 # %% ../nbs/3_looking/20_audit.ipynb #4b8d7241
+_LOOKS = 5  # that the discovery of one wrong label is worth
+
 def label_issues(
     study: Study,
     split: str = "train",  # or "val" or "test"
-) -> pd.DataFrame:  # image, given, suggested, likely, score, p_given, p_suggested, self_influence; highest score first
+) -> pd.DataFrame:  # image, given, suggested, likely, p_wrong, score, p_given, p_suggested, self_influence; highest score first
     """Every image of the split with its label-issue score, a class that fits better, and whether its label is likely wrong.
 
     Loss and probabilities are those of heads that have not seen the image. The score is NaN where no other train image has the label.
@@ -153,8 +182,10 @@ def label_issues(
     if split not in study.labels: raise ValueError(f"split={split!r}: expected one of {', '.join(study.labels)}")
     trajectory, y, own = _held_out_trajectory(study, split), study.labels[split], _self_influence(study, split)
     alone = study.labels["train"].bincount(minlength=study.n_classes)[y] == (1 if split == "train" else 0)
-    likely = (trajectory.other > trajectory.given) & ~alone
-    columns = dict(image=torch.arange(len(y)), given=y, suggested=trajectory.suggested, likely=likely,
+    p_wrong = torch.zeros(len(y), device=y.device)
+    if (~alone).any(): p_wrong[~alone] = _label_noise(trajectory.p[~alone], y[~alone])[2]
+    likely = (p_wrong > 1 / _LOOKS) & (trajectory.other > trajectory.given)
+    columns = dict(image=torch.arange(len(y)), given=y, suggested=trajectory.suggested, likely=likely, p_wrong=p_wrong,
                    score=_label_issue_score(trajectory, own).masked_fill(alone, torch.nan),
                    p_given=trajectory.given, p_suggested=trajectory.other, self_influence=own)
     table = pd.DataFrame({name: x.cpu().numpy() for name, x in columns.items()})

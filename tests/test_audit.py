@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datadesc.audit import _mean_probabilities, _trajectory, auc_of_scores, confusable_pairs, add_label_noise, separating_texts, label_issues, label_issue_scores
+from datadesc.audit import _label_noise, _mean_probabilities, _trajectory, auc_of_scores, confusable_pairs, add_label_noise, separating_texts, label_issues, label_issue_scores
 from datadesc.data import ImageSet
 from datadesc.figures import label_issue_gallery
 from datadesc.head import center
@@ -123,7 +123,41 @@ def test_suspects_name_the_right_class(world):
     assert suspects.head(n).image.isin((given != world.y).nonzero().flatten().tolist()).mean() > .7
     spoilt = suspects[(given != world.y)[suspects.image].numpy()]
     assert (spoilt.suggested == world.y[spoilt.image.tolist()].numpy()).mean() > .7
-    assert (suspects.given == given[suspects.image].numpy()).all() and (suspects.likely == (suspects.p_suggested > suspects.p_given)).all()
+    assert (suspects.given == given[suspects.image].numpy()).all()
+    assert (suspects.likely == ((suspects.p_suggested > suspects.p_given) & (suspects.p_wrong > .2))).all()
+
+
+def test_probability_that_a_label_is_wrong_by_its_definition(world):
+    given = add_label_noise(world.y, .1, seed=0)
+    p = torch.rand(len(given), C, generator=torch.Generator().manual_seed(0)).add_(3 * F.one_hot(world.y, C)).softmax(1)
+    share, tau, p_wrong = _label_noise(p, given)
+    K = torch.zeros(C, C)
+    for a, b in combinations(range(C), 2): K[a, b] = K[b, a] = p[given == a, b].mean() + p[given == b, a].mean()
+    K /= K.sum(1, keepdim=True)
+    def likelihood(share, tau):
+        q = F.normalize(p ** tau, p=1, dim=1)
+        right, error = (1 - share) * q[range(48), given], share * (q @ K)[range(48), given]
+        return (right + error).log().sum().item(), error / (right + error)
+    best, want = likelihood(share, tau)
+    torch.testing.assert_close(p_wrong, want, atol=1e-4, rtol=1e-4)
+    assert all(likelihood(share * a, tau * b)[0] <= best + 1e-3 for a in (.8, 1, 1.2) for b in (.9, 1, 1.1))
+
+
+@pytest.mark.parametrize("share", [0, .02, .1])
+@pytest.mark.parametrize("transition", [None, torch.eye(6).roll(1, dims=1)], ids=["any", "twin"])
+def test_share_of_wrong_labels_is_estimated(share, transition):
+    g = torch.Generator().manual_seed(1)
+    y = torch.arange(6).repeat(200)
+    p = (2 * torch.randn(1200, 6, generator=g)).softmax(1)  # of which classes are drawn: calibrated
+    y = torch.multinomial(p, 1, generator=g)[:, 0]
+    given = add_label_noise(y, share, 0, transition) if share else y
+    estimate, tau, p_wrong = _label_noise(p ** .5 / (p ** .5).sum(1, keepdim=True), given)  # of a head that is too unsure
+    assert abs(estimate - share) < .03 and (share > 0 or tau == pytest.approx(2, rel=.15))
+    assert p_wrong.sum().item() == pytest.approx(estimate * 1200, rel=.15, abs=2)
+
+
+def test_labels_that_are_right_are_not_doubted(world):
+    assert label_issues(world.study).likely.sum() == 0
 
 
 def test_influence_at_hand_is_used(world):
