@@ -114,9 +114,9 @@ def _typeset(fig):
         if missing: word.set_text(_as_drawn(word.get_text(), missing))
     return fig
 
-def _listed(names, at_most=12):
+def _listed(names, at_most=12, width=40):
     "The names in a list for an alternative text, each brief, and how many more there are."
-    names = [_brief(" ".join(str(name).split()), 40) for name in names]
+    names = [_brief(" ".join(str(name).split()), width) for name in names]
     return ", ".join(names[:at_most]) + f" and {len(names) - at_most} more" * (len(names) > at_most)
 
 def _with_alt(fig):
@@ -188,7 +188,7 @@ def image_rows(
             ax.imshow(open_image(image))
             short = "\n".join(_brief(part, width, 3) for part in caption.split("\n"))
             ax.text(.5, -.04, short, transform=ax.transAxes, va="top", ha="center", size=8)
-    fig.set_label("Images: " + _listed(caption for row in rows for _, caption in row))
+    fig.set_label("Images: " + _listed((caption for row in rows for _, caption in row), width=80))
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #da94e808
@@ -205,7 +205,7 @@ def label_issue_gallery(
         of_class = issues.image[(issues.given == c) & (issues.image != shown)]
         return [(pictures[i], names[c]) for i in of_class.iloc[::-1][:examples]]
     def row(issue):
-        first = pictures[issue.image], f"labelled {names[issue.given]}"
+        first = pictures[issue.image], f"labelled {names[issue.given]}\nsuggested {names[issue.suggested]}"
         return [first, *typical(issue.given, issue.image), *typical(issue.suggested, issue.image)]
     return image_rows([row(issue) for issue in issues.head(n).itertuples()])
 
@@ -276,7 +276,7 @@ def _map_panel(ax, xy, owner, fits, colours):
     ax.set(xticks=(), yticks=()); ax.axis("off")
 
 _KINDS = [Line2D([], [], ls="", color=_SOFT, label=label, **look) for label, look in (
-    ("image", dict(marker="o", ms=4)), ("sentence nearest to images of its own class", dict(marker="D", ms=6)),
+    ("image", dict(marker="o", ms=4)), ("sentence nearest to images of its own class (counted)", dict(marker="D", ms=6)),
     ("nearest to those of another", dict(marker="D", ms=6, mfc="white")))]
 
 @_drawn
@@ -454,7 +454,9 @@ def accuracy_bars(
         _dots(ax, rows, rows.method.map(methods.index), over)
         ax.set(title=_panel_title(by, panel, methods, len(panels)), xlabel="accuracy, %")
     _name_rows(axes[0], methods)
-    fig.set_label(f"Accuracies with intervals of {_listed(methods)}, by {by}: {_listed(panels)}")
+    best = lines.sort_values("mean", ascending=False, kind="stable").drop_duplicates(by).set_index(by).loc[panels]
+    highest = _listed((f"{panel}: {row.method} {100 * row['mean']:.1f} %" for panel, row in best.iterrows()), width=100)
+    fig.set_label(f"Accuracies with intervals of {_listed(methods)}, by {by}; highest: {highest}")
     return fig
 
 def _panel_title(by, panel, methods, across):
@@ -504,7 +506,10 @@ def gain_bars(
              for face, label in ((_PALETTE[0], "significant"), ("white", "not significant"))]
     title = f"accuracy minus that of {_brief(over, 60)}, points"
     fig.legend(handles=signs, loc="outside lower right", ncols=2, title=title, alignment="right")
-    fig.set_label(f"Accuracy minus that of {_brief(over, 40)}, with intervals: {_listed(methods)}, by {by}: {_listed(panels)}")
+    best = gains.sort_values("gain", ascending=False, kind="stable").drop_duplicates(by).set_index(by).loc[panels]
+    largest = _listed((f"{panel}: {row.method} {100 * row.gain:+.1f} points{'' if row.significant else ' (not significant)'}"
+                       for panel, row in best.iterrows()), width=100)
+    fig.set_label(f"Accuracy minus that of {_brief(over, 40)}, with intervals: {_listed(methods)}, by {by}; largest: {largest}")
     return fig
 
 def _gain_dots(ax, rows, y):
@@ -649,7 +654,9 @@ def text_class_heatmap(
     for spine in ax.spines.values(): spine.set_visible(False)
     label = "influence: blue helps,\nred (−) harms" + ", grey: no image" * bool(np.isnan(m).any())
     fig.colorbar(picture, ax=ax, shrink=.6, aspect=25, pad=.01, label=label, extend="both").outline.set_visible(False)
-    fig.set_label(f"Influence of a sentence about each class on validation images of {_listed(classes[c] for c in shown)}")
+    most = int((np.take(shown, np.nan_to_num(m, nan=-np.inf).argmax(1)) == y).sum())
+    fig.set_label(f"Influence of sentences on validation images of {_listed(classes[c] for c in shown)}: {most} of {len(m)} help their own "
+                  f"class most, {int((m < -.15 * limit).sum())} cells are harm")
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #e4e9be1b
@@ -671,7 +678,8 @@ def checkpoint_bars(
         ax.set_xticks(at[step - 1::step], rows.epoch.iloc[step - 1::step]); ax.axhline(0, color=_SOFT, lw=1)
         ax.grid(axis="y", color=_RULE, lw=.6)
     axes[0].set_ylabel("share, %"); fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    fig.set_label(f"Share of each checkpoint in influence and in learning rate, by {by}: {_listed(panels)}")
+    first = _listed(f"{panel}: {100 * shares[shares[by] == panel]['influence'].iloc[:3].sum():.0f} %" for panel in panels)
+    fig.set_label(f"Share of each checkpoint in influence and in learning rate, by {by}; of influence in the first three: {first}")
     return fig
 
 # %% ../nbs/3_looking/10_figures.ipynb #2183715d
@@ -698,7 +706,7 @@ def confusable_gallery(
     for i, pair in enumerate(pairs.itertuples()):
         line = Line2D([.005, .995], [1 - i * band / fig.get_figheight() - .001] * 2, color=_RULE, lw=1, transform=fig.transFigure)
         fig.add_artist(line)
-        words = f"mean probability of the other class: {100 * pair.confusion:.0f} %"
+        words = f"classifier's mean probability of the other class: {100 * pair.confusion:.0f} %"
         fig.text(.005, 1 - (i * band + .06) / fig.get_figheight(), words, size=8, color=_SOFT, va="top")
         for c, text, auc, left in ((pair.a, pair.a_text, pair.a_auc, .05), (pair.b, pair.b_text, pair.b_auc, _WIDTH / 2 + .05)):
             picture = pictures[examples[c]] if c in examples else None
