@@ -114,8 +114,8 @@ def _fields(entry):
 
 def _json_items(answer):
     "(part, first, second) of each object that the answer lists as JSON; [] for an empty list, None where it holds neither."
-    found = re.search(r"[\[{].*[\]}]", answer, re.S)
-    try: objects = _objects(json_repair.loads(found[0])) if found else None
+    start, end = min(map(answer.find, "[{"), key=lambda at: (at < 0, at)), max(map(answer.rfind, "]}"))
+    try: objects = _objects(json_repair.loads(answer[start:end + 1])) if 0 <= start < end else None
     except (ValueError, RecursionError): return None
     return [item for item in map(_fields, objects or ()) if item] or (objects if objects == [] else None)
 
@@ -124,9 +124,12 @@ _LOOKS = (re.compile(r"^[\W\d_]*(?P<part>[^:|]{1,60})[:|]\s*(?P<first>[^|]+)\|\s
           re.compile(r"^[\W\d_]*(?P<part>[^:|]{1,60}):\W*(?:the )?first\b\W*(?P<first>.+?)\W+(?:the )?second\b\W*(?P<second>.+)$", re.I),
           re.compile(r"^(?P<part>)\W*(?:the )?first\b\W*(?P<first>.+?)\W+(?:the )?second\b\W*(?P<second>.+)$", re.I))
 
+_LINE = 600  # letters of a line at most: two looks of a longer one would be too long to choose
+
 def _plain_items(answer):
     "(part, first, second) of each line that has a part and two looks."
-    matches = [next(filter(None, (form.match(line) for form in _LOOKS)), None) for line in answer.splitlines()]
+    lines = [line for line in answer.splitlines() if len(line) <= _LINE]
+    matches = [next(filter(None, (form.match(line) for form in _LOOKS)), None) for line in lines]
     return [match.group("part", "first", "second") for match in matches if match]
 
 def _part(text):
@@ -136,7 +139,7 @@ def _part(text):
 
 def _read(answer):
     "(part, first look, second look) of each difference that the answer names; [] for no visible difference, None for no answer."
-    answer = without_thoughts(answer)
+    answer = without_thoughts(answer)[:20_000]  # far more than four parts need
     found = _json_items(answer)
     looks = [(_part(part), one_line(first), one_line(second)) for part, first, second in (_plain_items(answer) if found is None else found)]
     items = [item for item in looks if all(re.search(r"\w", look) for look in item[1:]) and item[1].lower() != "first"]
