@@ -88,6 +88,7 @@ def _made_by(result):
     knowledge = {"text": "with passages of an encyclopaedia's article in the prompt", "url": "with the address of an article in the prompt",
                  "none": "without an encyclopaedia"}.get(p.get("knowledge"), "not stated")
     model = _text(", ".join(result.sources) or "not stated")
+    if result.sources == [f"{p.get('dataset')}-author"]: model += ", simulated: no model was asked"
     asked = [f"- Language model: {model}, {knowledge}. Date of the prompts: not stated."]
     brought = [f"- Sentences from a file: {_text(Path(p.get('descriptions') or '').name)}. Who wrote them: not stated."]
     encoder = _text(p.get("model") or "not stated") + (f", weights {_text(Path(p['checkpoint']).name)}" if p.get("checkpoint") else "")
@@ -108,7 +109,7 @@ def _accuracy_table(result):
 
 def _limits(result):
     "What a reader must not take the card for."
-    lines = ["- The descriptions are useful to a classifier. Nobody has checked that they are true."]
+    lines = ["- The descriptions are useful to a classifier. No person has checked that they are true."]
     for d in result.decoys:
         share = f"{_percent(d.own)} ({_percent(d.low)} to {_percent(d.high)})"
         lines.append(f"- Decoy test: where sentences of other classes are mixed in, {share} of the first five chosen were written "
