@@ -45,6 +45,10 @@ class _Stack(NamedTuple):
     @property
     def n_classes(self): return len(self.weight) // len(self.root_lr)
 
+    def budget(self, memory_mb):
+        "The budget for a block in MB, if it is None by the size of the layer."
+        return max(64, 4 * self.weight.nbytes / 2 ** 20) if memory_mb is None else memory_mb
+
 def _stack(
     checkpoints: list[Checkpoint],  # K of them, as train_head returns them
 ) -> _Stack:
@@ -106,7 +110,7 @@ def _influence_matrix(
 # %% ../nbs/1_method/30_influence.ipynb #f350e1c6
 def _rows(layer, x, y, memory_mb, normalised=False) -> Iterator[tuple[slice, Tensor, Tensor]]:
     "Portions (rows, their features, their stacked errors) of the examples."
-    for rows in row_blocks(len(x), 2 * len(layer.weight), memory_mb, layer.weight.dtype.itemsize):
+    for rows in row_blocks(len(x), 2 * len(layer.weight), layer.budget(memory_mb), layer.weight.dtype.itemsize):
         part = x[rows].to(layer.weight.dtype)
         yield rows, part, _stacked_errors(layer, part, y[rows], normalised)
 
@@ -121,7 +125,7 @@ def self_influence(
     x: Tensor,  # (N, D) features
     y: Tensor,  # (N,)
     checkpoints: list[Checkpoint],  # as train_head returns them
-    memory_mb: float = 64,  # budget for the errors of a portion of rows
+    memory_mb: float | None = None,  # budget for the errors of a portion of rows; default: 64, or four times the checkpoints
 ) -> Tensor:  # (N,)
     "Influence (N,) of each example on itself: the diagonal of the matrix, without the matrix."
     _check_examples(checkpoints, x, y, "features")
@@ -162,7 +166,7 @@ def block_rows(
 def _blocks(layer, train, train_labels, val, val_labels, memory_mb, normalised=False, own=None) -> Iterator[tuple[slice, slice, Tensor]]:
     "Blocks (validation rows, train rows, influence (V, T)) that together cover all pairs; fills `own` (N,) with self-influence."
     dtype = layer.weight.dtype
-    val_rows, train_rows = block_rows(len(layer.weight), memory_mb, len(val), dtype.itemsize)
+    val_rows, train_rows = block_rows(len(layer.weight), layer.budget(memory_mb), len(val), dtype.itemsize)
     for i in range(0, len(val), val_rows):
         v = slice(i, min(i + val_rows, len(val)))
         x_v = val[v].to(dtype)
@@ -300,7 +304,7 @@ def influence(
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
     top_k: int = 50,  # proponents and opponents kept per validation image
-    memory_mb: float = 64,  # budget for the errors and the pairs of a block
+    memory_mb: float | None = None,  # budget for the errors and the pairs of a block; default: 64, or four times the checkpoints
     by_class: bool | None = None,  # keep the two (C, N) tables; default: if they take at most 12 GB together
 ) -> Influence:
     "Compute the TracInCP influence of the train on the validation images; ValueError for input that does not fit the checkpoints."
@@ -354,7 +358,7 @@ def mean_influence(
     val: Tensor,  # (M, D) features of the validation images
     val_labels: Tensor,  # (M,)
     checkpoints: list[Checkpoint],  # as train_head returns them
-    memory_mb: float = 64,  # budget for the errors of a portion of rows
+    memory_mb: float | None = None,  # budget for the errors of a portion of rows; default: 64, or four times the checkpoints
 ) -> float:
     "Mean influence over all pairs, from the two mean gradients of each checkpoint: no pair is ever formed."
     _check_examples(checkpoints, train, train_labels, "train")
@@ -418,7 +422,7 @@ def text_influence(
     checkpoints: list[Checkpoint],  # as train_head returns them
     on: str = "class",  # mean loss of each "class"'s validation images, of "all", or of the text's "own" class
     normalised: bool = False,  # give every error length one, whatever the head's confidence
-    memory_mb: float = 64,  # budget for the errors and the pairs of a block
+    memory_mb: float | None = None,  # budget for the errors and the pairs of a block; default: 64, or four times the checkpoints
 ) -> Tensor:  # (T, C) for "class", else (T,)
     "Influence of training on each text on a mean loss of validation images; positive helps. NaN where a class has no image."
     if on not in _ON: raise ValueError(f"on={on!r}: expected one of {', '.join(_ON)}")
