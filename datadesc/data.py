@@ -126,7 +126,7 @@ def _content_digests(
 @patch(cls_method=True)
 def reader(cls: ImageSet) -> str:
     "A hash of what decodes images here (Pillow and its formats): another version may give other pixels."
-    return key_of(pillow=PIL.__version__, formats=image_formats()[0])
+    return key_of(pillow=PIL.__version__, formats=sorted(image_formats()[0]))  # their order depends on what was imported first
 
 @patch(cls_method=True)
 def content_keys(
