@@ -654,7 +654,8 @@ def _look_alikes(findings, c, at_most=2):
         words = "" if "sentences" in findings.withheld else f"; {_separating_words(findings, c, other, 'best separated by ')}"
         page = "" if study.n_classes <= _ON_THIS_PAGE else f"{other // _PER_PAGE + 1}.html"
         link = f'<a href="{page}#class-{other}">{_shown(study.classes[other])}</a>'
-        measure = f'<span title="mean probability of one class on validation images of the other">confusion {_percent(pair.confusion)}</span>'
+        title = "mean probability of one class on validation images of the other"
+        measure = f'<span title="{title}">confusion {_percent(pair.confusion)}</span>'
         items.append(f"<li>{picture}<span>Similar to {link} ({measure}){words}</span></li>")
     return f'<ul class="alike">{"".join(items)}</ul>' if items else ""
 
