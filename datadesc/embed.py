@@ -288,7 +288,10 @@ def embed_texts(
 # %% ../nbs/1_method/15_embed.ipynb #2f52b7a9
 _SHARD = 4096  # rows written at once: what an interrupted run can lose
 
-def _image_rows(store, encoder): return store.rows("image_embeddings", encoder=encoder.fingerprint, reader=ImageSet.reader())
+@patch
+def image_rows(self: Encoder, store: Store) -> object:
+    "The rows of images that the store keeps for this encoder, by digest."
+    return store.rows("image_embeddings", encoder=self.fingerprint, reader=ImageSet.reader())
 
 @patch
 def embed_into(
@@ -300,7 +303,7 @@ def embed_into(
     progress: bool = True,  # show a bar if it takes more than a few seconds
 ) -> None:
     "Embed images and keep their rows. ValueError that names an image that cannot be read."
-    rows, facts, batches, n_kept = _image_rows(store, self), store.facts("pixels"), [], 0
+    rows, facts, batches, n_kept = self.image_rows(store), store.facts("pixels"), [], 0
     keys, pixels = ImageSet.content_keys(digests), {}
     noted = facts.get(keys)
     def look(number, picture):
@@ -332,7 +335,7 @@ def embed_set(
     if store is None: return {split: self.embed_images(image_set.images(split), batch_size, progress) for split in image_set.samples}
     by_digest = {content: image for split in image_set.samples
                  for content, image in zip(image_set.digests[split], image_set.images(split), strict=True)}
-    rows = _image_rows(store, self)
+    rows = self.image_rows(store)
     if new := rows.missing(by_digest):
         images = [by_digest[content] for content in new]
         if embed_into: embed_into(self, store, images, new, batch_size)

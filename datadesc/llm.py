@@ -438,6 +438,7 @@ class LLM:
         prices: dict | str | Path | None = None,  # a price table's path, or {model: {input, cached, output}}; None: the published prices
         dry_run: bool = False,  # ask nothing, estimate only
         typical: int = _TYPICAL,  # tokens of a typical answer, for the estimate
+        elsewhere: Callable | None = None,  # asks what is new in this model's place: questions -> ({key: (answer, usage, new)}, {key: error})
     ):
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         if isinstance(base_url, str) and not re.match(r"https?://(?:[^/]*@)?[^/:]", base_url):
@@ -480,6 +481,15 @@ class LLM:
         return sum(self.costs.dollars(*usage) for usage in usages) if usages and self.costs.price else None
 
 # %% ../nbs/5_sources/65_llm.ipynb #43e4912f
+def _ask_elsewhere(llm, requests):
+    "(answers, failures) by key from whom this model leaves its questions to; what they cost is booked here, too."
+    answers, failed = llm.elsewhere(requests)
+    for request in requests:
+        answer, usage, new = answers.get(request.key, (None, None, None))
+        if new: llm.costs.book(_stage(request), *usage or (_prompt_tokens(request), estimated_tokens(answer)), estimated=not usage)
+        elif answer is not None: llm.costs.stages[_stage(request)]["cached"] += 1
+    return {key: answer for key, (answer, _, _) in answers.items()}, failed
+
 def _answered(llm, requests, progress):
     "(answers, failures) by key, from the cache, exports and beyond."
     requests = {request.key: request for request in requests}
@@ -492,13 +502,13 @@ def _answered(llm, requests, progress):
             sent, received = _prompt_tokens(request), min(llm.typical, request.max_tokens)
             llm.costs.book(_stage(request), sent, received, estimated=True, at_most=llm.costs.dollars(_MARGIN * sent, request.max_tokens))
         return answers | {request.key: _STAND_IN for request in new}, {}
-    if not (llm.client or llm.base_url or os.environ.get("OPENAI_API_KEY")):
+    if not (llm.client or llm.elsewhere or llm.base_url or os.environ.get("OPENAI_API_KEY")):
         raise LLMError(f"{len(new)} question(s) to model '{llm.model}' are not cached, the first: ({new[0]}). "
                        "Answers count for the model that gave them (--llm-model). "
                        "To ask, set OPENAI_API_KEY, give --llm-base-url, or --llm local for a small model on this machine; "
                        "to do without, give sentences of your own with --descriptions, "
                        "or take a dataset and a knowledge (-p knowledge=none) whose answers are cached.")
-    came, failed = _ask_new(llm, new, progress)
+    came, failed = _ask_elsewhere(llm, new) if llm.elsewhere else _ask_new(llm, new, progress)
     return answers | came, failed
 
 @patch
@@ -532,6 +542,24 @@ def ask(self: LLM,
         raise LLMError(f"{len(failed)} of {len(unique)} question(s) got no answer, the first ({unique[key]}): {reason} "
                        "All other answers are cached: run again to ask what is missing.")
     return [answers.get(request.key) for request in requests]
+
+# %% ../nbs/5_sources/65_llm.ipynb #8a0e1e6e
+@patch
+@asynccontextmanager
+async def opened(self: LLM) -> AsyncIterator[Callable]:
+    "An async function from a question to (its answer, usage, whether it was asked now): for many askers who share one server and its limits."
+    async with nullcontext() if self.client else _openai(self) as api:
+        server, places = _Server(self, api), asyncio.Semaphore(self.concurrency)
+        async def answer(request):
+            while True:
+                with suppress(Timeout):
+                    async with places:
+                        with self.cache.lock(request.key):
+                            for _, row in self.cache.rows([request.key]): return row["answer"], row.get("usage"), False
+                            text, usage = await server.ask(request)
+                            return self.cache.put(request, text, usage), usage, True
+                await asyncio.sleep(_MOMENT)
+        yield answer
 
 # %% ../nbs/5_sources/65_llm.ipynb #db365778
 @patch

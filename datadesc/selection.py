@@ -19,7 +19,7 @@ from torch import Tensor
 from .fewshot import rows_by_class
 from .folders import first_few
 from .head import center, check_features, modality_mean
-from .influence import mean_influence, text_influence, top
+from .influence import top
 from .names import plain
 
 if TYPE_CHECKING: from datadesc.study import Study
@@ -39,7 +39,7 @@ class _Parts(NamedTuple):
 def _eq2(study: Study) -> _Parts:
     "Eq. 2 as printed: mean influence of all pairs, and mean cosine to all train images, nothing centred."
     x, y = study.features, study.labels
-    constant = mean_influence(x["train"], y["train"], x["val"], y["val"], study.scorer)
+    constant = study.engine.mean_influence(x["train"], y["train"], x["val"], y["val"], study.scorer)
     return _Parts(influence=constant, clip=study.text_emb @ modality_mean(study.image_emb["train"]))
 
 # %% ../nbs/1_method/40_selection.ipynb #50fb216f
@@ -101,10 +101,11 @@ def _weighted(study: Study) -> _Parts:
 def _on_loss(study, **options):
     "The influence (T,) of the texts on validation images, with stand-ins for the texts of a class that has none; NaN without any."
     x, y, text, text_class = study.features, study.labels, study.text, study.text_class
-    scores, lacks = text_influence(text, text_class, x["val"], y["val"], study.scorer, **options), ~torch.isin(text_class, y["val"])
+    scores = study.engine.text_influence(text, text_class, x["val"], y["val"], study.scorer, **options)
+    lacks = ~torch.isin(text_class, y["val"])
     if not lacks.any(): return _Parts(influence=scores)
     images, labels = _with_stand_ins(x["val"], y["val"], x["train"], y["train"])
-    scores[lacks] = text_influence(text[lacks], text_class[lacks], images, labels, study.scorer, **options)
+    scores[lacks] = study.engine.text_influence(text[lacks], text_class[lacks], images, labels, study.scorer, **options)
     return _Parts(influence=scores.where(torch.isin(text_class, labels), torch.nan))
 
 def _direct(study: Study) -> _Parts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from .fewshot import FewShotSplit, take_shots
 from .head import SCORING_HEAD, Checkpoint, HeadOptions, center, check_features, modality_mean, train_head
-from .influence import Influence, influence
+from . import influence as on_this_machine
+from .influence import Influence
 from .selection import ChoiceOptions, choose, flag_too_long, ift, precision_at, scored_text
 from .sets import choose_set
+from .store import key_of
 
 if TYPE_CHECKING:
     from datadesc.data import ImageSet
@@ -32,22 +34,43 @@ if TYPE_CHECKING:
 __all__ = ['Study']
 
 # %% ../nbs/1_method/60_study.ipynb #b78bb372
+_LARGE = 200_000_000  # numbers in a table of influence by class, 800 MB: a larger one is made again, not kept
+
+def _on(tensor, device): return None if tensor is None else tensor.to(device)
+
+def _tensors_of_head(checkpoints):
+    "The checkpoints of a head as tensors, as a store keeps them."
+    numbers = {name: torch.tensor([getattr(c, name) for c in checkpoints], dtype=torch.float64) for name in ("lr", "epoch", "logit_scale")}
+    layers = dict(weight=torch.stack([c.weight for c in checkpoints]))
+    if checkpoints[0].bias is not None: layers["bias"] = torch.stack([c.bias for c in checkpoints])
+    return layers | numbers
+
+def _head_of_tensors(kept, device):
+    "What `_tensors_of_head` was given."
+    weight, bias, rows = kept["weight"].to(device), _on(kept.get("bias"), device), range(len(kept["weight"]))
+    lr, epoch, scale = (kept[name].tolist() for name in ("lr", "epoch", "logit_scale"))
+    return [Checkpoint(weight[i], None if bias is None else bias[i], lr[i], int(epoch[i]), scale[i]) for i in rows]
+
+def _tensors_of_influence(made):
+    "The tables of an `Influence` that there are."
+    return {field.name: value for field in fields(made) if (value := getattr(made, field.name)) is not None}
+
 class _Heads:
     "The labelled images of a study and what is made of them alone, each value once."
-    def __init__(self, emb, labels, n_classes, options, seed=0, image_influence=None):
+    def __init__(self, emb, labels, n_classes, options, seed=0, image_influence=None, store=None):
         self.emb, self.labels = ({split: of[split] for split in ("train", "val")} for of in (emb, labels))
         self.n_classes, self.centered, self.seed = n_classes, options.centered, seed
-        self.image_influence, self._influence = image_influence, {}
+        self.image_influence, self._influence, self.store = image_influence, {}, store
 
     def under(self, options):
         "The heads of the same images under other options; influence of another model stays."
         if self.centered == options.centered: return self
-        return _Heads(self.emb, self.labels, self.n_classes, options, self.seed, self.image_influence)
+        return _Heads(self.emb, self.labels, self.n_classes, options, self.seed, self.image_influence, self.store)
 
     def scored_by(self, scorer):
         "A copy whose influence and scores come from this head."
         other = copy(self)
-        other.__dict__ |= dict(scorer=scorer, image_influence=None, _influence={})
+        other.__dict__ |= dict(scorer=scorer, image_influence=None, _influence={}, store=None)
         return other
 
     def seen(self, x): return center(x, self._mean) if self.centered else x
@@ -58,8 +81,19 @@ class _Heads:
     @cached_property
     def features(self): return {split: self.seen(x) for split, x in self.emb.items()}
 
+    @cached_property
+    def key(self):
+        "A hash of all that heads and influence are made from."
+        return key_of(emb=self.emb, labels=self.labels, n_classes=self.n_classes, centered=self.centered, seed=self.seed,
+                      image_influence=self.image_influence)
+
     def _head(self, options):
-        return train_head(self.features["train"], self.labels["train"], self.n_classes, replace(options, seed=self.seed))
+        options = replace(options, seed=self.seed)
+        make = lambda: train_head(self.features["train"], self.labels["train"], self.n_classes, options)
+        if self.store is None: return make()
+        train = key_of(x=self.emb["train"], y=self.labels["train"], n_classes=self.n_classes, centered=self.centered)
+        kept = self.store.keep("heads", lambda: _tensors_of_head(make()), train=train, options=options)
+        return _head_of_tensors(kept, self.emb["train"].device)
 
     @cached_property
     def classifier(self): return self._head(HeadOptions())
@@ -67,12 +101,19 @@ class _Heads:
     @cached_property
     def scorer(self): return self._head(SCORING_HEAD)
 
-    def influence(self, top_k):
+    def influence(self, top_k, engine):
         "That of another model, or through the scorer with `top_k` proponents per validation image."
         if self.image_influence is not None: return self.image_influence
         x, y = self.features, self.labels
-        if top_k not in self._influence: self._influence[top_k] = influence(x["train"], y["train"], x["val"], y["val"], self.scorer, top_k)
+        if top_k not in self._influence:
+            make = lambda: engine.influence(x["train"], y["train"], x["val"], y["val"], self.scorer, top_k)
+            self._influence[top_k] = self.keep_influence(make, top_k=top_k)
         return self._influence[top_k]
+
+    def keep_influence(self, make, **determined_by):
+        if self.store is None or self.n_classes * len(self.labels["train"]) > _LARGE: return make()
+        kept = self.store.keep("influence", lambda: _tensors_of_influence(make()), images=self.key, **determined_by)
+        return Influence(**{field.name: _on(kept.get(field.name), self.emb["train"].device) for field in fields(Influence)})
 
 # %% ../nbs/1_method/60_study.ipynb #74f7aa7e
 def _embed_once(
@@ -102,6 +143,8 @@ class Study:
         image_influence: Influence | None = None,  # of the train on the validation images, if from another model than the scorer
         logit_scale: float = 100.,  # factor on cosines in a softmax, for the form "set"; most CLIPs have learned 100
         centre_images: bool = False,  # subtract the mean of the train images from all images first, and for good
+        engine: object = on_this_machine,  # what computes influence: the module of that name, or a cluster with the same functions
+        store: Store | None = None,  # keeps heads, influence and choice for the next run
     ):
         self.classes, self.pool, self.options, self.split, self.logit_scale = tuple(classes), pool, options, split, logit_scale
         self.image_emb = {name: check_features(x, f"image_emb[{name!r}]", unit=True) for name, x in image_emb.items()}
@@ -110,8 +153,9 @@ class Study:
             self.image_emb = {name: center(x, mean) for name, x in self.image_emb.items()}
         self.embed = _embed_once(embed, self.image_emb["train"].shape[1])
         self.labels, seed = dict(labels), split.seed if split else 0
-        self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence)
-        self.image_set = self.encoder = None
+        self._heads = _Heads(self.image_emb, self.labels, len(self.classes), options, seed, image_influence, store)
+        self.image_set, self.encoder, self.store = None, None, store
+        self.engine = engine
         self._scores, self._chosen = {}, {}
 
     def __repr__(self):
@@ -152,16 +196,17 @@ def of(
     encoder: Encoder,  # of images and sentences
     pool: pd.DataFrame,  # T candidate sentences, as `describe` makes them
     options: ChoiceOptions = ChoiceOptions(),  # how sentences are scored and chosen
-    store: Store | None = None,  # keeps the embeddings for the next run
+    store: Store | None = None,  # keeps the embeddings, and what is derived from them, for the next run
     image_influence: Influence | None = None,  # from another model than the scorer, a network for instance
     progress: bool = True,  # show a bar if embedding takes more than a few seconds
+    engine: object = on_this_machine,  # what embeds and computes influence: a `Cluster` in place of this machine
 ) -> Study:
     "The study of an image set, with `flag_too_long`; its images are embedded now, through the store if there is one."
     pool = flag_too_long(pool, encoder.tokenizer)
-    image_emb = encoder.embed_set(image_set, progress=progress, store=store)
+    image_emb = encoder.embed_set(image_set, progress=progress, store=store, embed_into=getattr(engine, "embed_into", None))
     labels = {split: image_set.labels(split) for split in image_emb}
     study = cls(image_set.classes, image_emb, labels, pool, encoder.text_embedder(store, progress), options, None, image_influence,
-                encoder.logit_scale, encoder.centre_images)
+                encoder.logit_scale, encoder.centre_images, engine, store)
     study.image_set, study.encoder = image_set, encoder
     return study
 
@@ -179,11 +224,40 @@ def scorer(self: Study) -> list[Checkpoint]:
 @patch(as_prop=True)
 def influence(self: Study) -> Influence:
     "Influence of the train images on the validation images."
-    return self._heads.influence(max(50, self.options.top_m))
+    return self._heads.influence(max(50, self.options.top_m), self.engine)
 
 # %% ../nbs/1_method/60_study.ipynb #7d514e68
 @patch
 def _form(self: Study, form): return self.options.form if form is None else ChoiceOptions(form).form
+
+@patch
+def keep(
+    self: Study,
+    stage: str,  # of `stages.STAGES`
+    make: Callable[[], object],  # makes the value from the study
+    of_texts: bool = False,  # whether it depends on the sentences and options as well, not on images and labels alone
+    **determined_by: object,  # what else it depends on
+) -> object:
+    "What `make` returns, through the study's store: made once for the same study. Without a store just that."
+    if self.store is None: return make()
+    if "_key" not in vars(self): self._key = key_of(heads=self._heads.key, emb=self.image_emb.get("test"), labels=self.labels.get("test"))
+    if "_pool_key" not in vars(self): self._pool_key = key_of(pool=self.pool, emb=self.text_emb)
+    texts = dict(pool=self._pool_key, options=self.options, logit_scale=self.logit_scale) if of_texts else {}
+    return self.store.keep(stage, make, study=self._key, texts=texts, more=determined_by)
+
+@patch
+def keep_influence(
+    self: Study,
+    make: Callable[[], Influence],  # computes it, of another model than the study's heads
+    **determined_by: object,  # what it depends on beside the study's images
+) -> Influence:
+    "What `make` returns, through the study's store."
+    return self._heads.keep_influence(make, **determined_by)
+
+@patch
+def _keep_choice(self: Study, make, **form):
+    "Tables of the whole pool are kept of all images; of an episode only the chosen sentences are, by `texts`."
+    return make() if self.split else self.keep("choice", make, True, **form)
 
 @patch
 def scores(
@@ -193,7 +267,7 @@ def scores(
     "Score of every sentence, as `selection.ift` returns it, or its marginal influence on the set; ValueError for an unknown form."
     form = self._form(form)
     if form == "set": return self.chosen(form).drop(columns="why_not")
-    if form not in self._scores: self._scores[form] = ift(form, self)
+    if form not in self._scores: self._scores[form] = self._keep_choice(lambda: ift(form, self), scores=form)
     return self._scores[form]
 
 @patch
@@ -204,8 +278,9 @@ def chosen(
     "The scores with rank, `proponent` for the chosen sentences and `why_not` for the others, as `choose` and `choose_set` return them."
     form, o = self._form(form), self.options
     if form not in self._chosen:
-        self._chosen[form] = choose_set(self) if form == "set" else choose(
+        make = lambda: choose_set(self) if form == "set" else choose(
             self.scores(form), self.pool, self.text_emb, o.most, o.diversity, o.near_duplicate)
+        self._chosen[form] = self._keep_choice(make, chosen=form)
     return self._chosen[form]
 
 # %% ../nbs/1_method/60_study.ipynb #241b2376
@@ -230,9 +305,14 @@ def texts(
     form: str | None = None,  # default: that of the options
 ) -> pd.DataFrame:
     "The chosen rows of the pool, with `score` as in `text_scores`; those of a set in order of choice, class by class."
+    form = self._form(form)
+    return self.keep("choice", lambda: self._texts(form), True, texts=form) if self.split else self._texts(form)
+
+@patch
+def _texts(self: Study, form):
     listed = self.chosen(form)
     at = np.flatnonzero(listed["proponent"])
-    if self._form(form) == "set": at = at[np.lexsort((listed["rank"].iloc[at], listed["class_id"].iloc[at]))]
+    if form == "set": at = at[np.lexsort((listed["rank"].iloc[at], listed["class_id"].iloc[at]))]
     return self.pool.iloc[at].assign(score=self.text_scores(form).numpy()[at])
 
 @patch(as_prop=True)
@@ -244,7 +324,7 @@ def n_chosen(self: Study) -> pd.Series:
 @patch
 def _like_this(self: Study, **changes):
     "A copy with these attributes; what depends on them is computed anew."
-    other, stale = copy(self), {"features", "_scores", "_chosen"}
+    other, stale = copy(self), {"features", "_scores", "_chosen", "_key"}
     other.__dict__ = {name: value for name, value in vars(self).items() if name not in stale} | dict(_scores={}, _chosen={}) | changes
     if other.options.centered != self.options.centered: other.__dict__.pop("text", None)
     other._heads = other._heads.under(other.options)
@@ -307,6 +387,6 @@ def with_pool(
     pool: pd.DataFrame,  # T candidate sentences, as `describe` makes them
 ) -> Study:
     "A study of the same images and options that chooses from this pool; heads, influence and embeddings of known texts stay."
-    other = self._like_this(pool=pool)
-    for name in ("text_emb", "text_class", "text"): other.__dict__.pop(name, None)
+    other = self._like_this(pool=pool, store=None)  # many pools are tried, few are kept
+    for name in ("text_emb", "text_class", "text", "_pool_key"): other.__dict__.pop(name, None)
     return other

@@ -29,8 +29,9 @@ def made(monkeypatch):
     "What was made by the study, in order: the functions by name, and the texts that were embedded."
     calls = []
     for name in ("train_head", "influence", "ift", "choose", "choose_set"):
-        def counted(*args, function=getattr(module, name), name=name, **options): calls.append(name); return function(*args, **options)
-        monkeypatch.setattr(module, name, counted)
+        where = module.on_this_machine if name == "influence" else module
+        def counted(*args, function=getattr(where, name), name=name, **options): calls.append(name); return function(*args, **options)
+        monkeypatch.setattr(where, name, counted)
     return calls
 
 
