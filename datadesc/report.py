@@ -170,7 +170,7 @@ class Findings:
         return None if differences is None else differences.summary(self.study.pool, self.study.chosen().proponent)
 
     @cached_property
-    def _likely_wrong(self): return _suspects(self.study, self.pairs, _reviewed(self.decisions))
+    def _doubted(self): return _suspects(self.study, self.pairs, _reviewed(self.decisions))
 
     @cached_property
     def uncorrected(self) -> "ImageSet | None":
@@ -193,17 +193,18 @@ class Findings:
     def suspects(self) -> pd.DataFrame | None:
         "Images whose label is likely wrong: split, image, given, suggested, score; None where that is withheld."
         if "labels" in self.withheld: return None
-        return self._likely_wrong[~self._likely_wrong.between].drop(columns="between").reset_index(drop=True)
+        table = self._doubted
+        return table[table.likely & ~table.between].drop(columns=["likely", "between"]).reset_index(drop=True)
 
     @cached_property
     def unjudged(self) -> pd.DataFrame:
         "Images left out of `suspects`: the classifier does not separate the two classes. None where labels are withheld."
-        return self._likely_wrong[self._likely_wrong.between & ("labels" not in self.withheld)]
+        return self._doubted[self._doubted.likely & self._doubted.between & ("labels" not in self.withheld)]
 
     @cached_property
     def doubtful(self) -> frozenset[int]:
-        "The training images whose label is likely wrong, judged or not: none of them is typical of its class."
-        return frozenset(self._likely_wrong.image[self._likely_wrong.split == "train"].tolist())
+        "The training images for which another class is likelier than the label: none of them is typical of its class."
+        return frozenset(self._doubted.image[self._doubted.split == "train"].tolist())
 
     @cached_property
     def proponents(self) -> torch.Tensor:
@@ -235,10 +236,12 @@ def _pairs(study):
     return table[table.confusion >= _CONFUSED].reset_index(drop=True)
 
 def _suspects(study, pairs, reviewed=frozenset()):
-    "The likely wrong labels of all splits, the most suspect first; `between` where the classifier does not separate the two classes."
+    """The labels of all splits that are less likely than another class, the most suspect first, and whether they are `likely` wrong.
+
+    `between` where the classifier does not separate the two classes."""
     table = pd.concat([label_issues(study, split).assign(split=split) for split in study.labels])
-    table = table[table.likely & np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)]
-    table = table[["split", "image", "given", "suggested", "score"]].sort_values("score", ascending=False, kind="stable")
+    table = table[(table.p_suggested > table.p_given) & np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)]
+    table = table[["split", "image", "given", "suggested", "likely", "score"]].sort_values("score", ascending=False, kind="stable")
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
     return table.assign(between=np.array([frozenset((s.given, s.suggested)) in mixed for s in table.itertuples()], dtype=bool))
 
