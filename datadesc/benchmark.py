@@ -5,8 +5,9 @@
 # %% ../nbs/2_evidence/40_benchmark.ipynb #8820176d
 from __future__ import annotations
 
-import runpy
+import json, runpy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from .accuracy import ROW_KEY
 from .adapters import Adapter, adapted
 from .describe import flagged
+from .fewshot import FewShotSplit
 from .baselines import BASELINES, match_classes
 from .selection import scored_text
 from .sentences import for_classes, read_sentences
@@ -209,6 +211,19 @@ def _named(rows, names, only):
     source = rows["method"].str.rpartition(": ")[2]
     return rows.assign(names=pd.Series(names, rows.index).mask(source.isin(only), "only").mask(rows["k"] == 0, "none"))
 
+def _kept(study, make, shots, seeds, texts, *determined_by):
+    "The rows of one number of images, through the study's store: an interrupted benchmark goes on from there."
+    if study.store is None: return make()
+    of_seed = {str(seed): dict(texts(FewShotSplit(str(shots), seed, None, None, None))) for seed in seeds}
+    return study.keep("accuracy", make, shots=str(shots), texts=of_seed, how=determined_by)
+
+def _kept_of_adapter(study, make, shots, seeds, texts, name, adapter):
+    "The same for an adapter of the package; its column `options` holds dicts, which a table keeps as JSON."
+    if study.store is None or not adapter.fit.__module__.startswith("datadesc."): return make()
+    as_text = lambda: (table := make()).assign(options=table["options"].map(json.dumps))
+    kept = _kept(study, as_text, shots, seeds, texts, name, adapter.fit.__qualname__, adapter.grid)
+    return kept.assign(options=kept["options"].map(json.loads))
+
 def benchmark(
     study: Study,  # of all images
     methods: Mapping[str, _Method],
@@ -230,9 +245,13 @@ def benchmark(
     def texts(names, of=methods):
         return lambda split: {name: _embedded(tables[split.shots, split.seed][name], names, study) for name in of}
     rows = [_zero_shot_rows(study, tables, seeds)]
-    if shots: rows += [_named(transfer(*images, texts("without"), "transfer", shots, seeds, start, joint), "without", only)]
-    if paper_shots: rows += [_named(transfer(*images, texts("with"), "paper", paper_shots, seeds), "with", only)]
-    for name, (adapter, of) in adapters.items() if shots else ():
-        rows.append(_named(adapted(*images, texts("without", of), {name: adapter}, shots, seeds), "without", only))
+    for protocol, asked, names, more in (("transfer", shots, "without", (start, joint)), ("paper", paper_shots, "with", ())):
+        for n in asked:
+            make = partial(transfer, *images, texts(names), protocol, [n], seeds, *more)
+            rows.append(_named(_kept(study, make, n, seeds, texts(names), protocol, more), names, only))
+    for name, (adapter, of) in adapters.items():
+        for n in shots:
+            make = partial(adapted, *images, texts("without", of), {name: adapter}, [n], seeds)
+            rows.append(_named(_kept_of_adapter(study, make, n, seeds, texts("without", of), name, adapter), "without", only))
     table = pd.concat(rows, ignore_index=True)
     return table.assign(k=table.groupby([column for column in ROW_KEY if column != "k"], dropna=False)["k"].transform("max"))

@@ -28,6 +28,7 @@ from .figures import as_typed, typed_table
 from .llm import LLM
 from .results import file_hashes, with_hashes
 from .baselines import BASELINES, from_templates, waffle
+from .run_folder import RunFolder
 from .plan import kinds, language_model, load_images
 from .selection import FORMS, ChoiceOptions
 from .store import Store, read_file, write_file
@@ -52,7 +53,8 @@ class BenchmarkPage:
     @cached_property
     def decoy_lines(self) -> pd.DataFrame:
         "A row of `decoys.decoy_summary` for each form: its share of own sentences with those of other classes mixed in."
-        return decoy_summary(decoy_precision(self.study, ["set", *FORMS]))
+        forms = ["set", *FORMS]
+        return decoy_summary(self.study.keep("decoys", lambda: decoy_precision(self.study, forms), of_texts=True, forms=forms))
 
     @classmethod
     def of_run(
@@ -376,6 +378,7 @@ def write(
     compared = [row | dict(sentence=_comparison_sentence(row)) for row in self.comparisons.to_dict("records")]
     asked, tables, calibration = self.llm.costs.table(), self.out/"tables", self.calibration()
     tables.mkdir(exist_ok=True)
+    RunFolder(self.out).note_stages(Store(self.params["store"]).uses, "benchmark")
     write_file(tables/"accuracies.parquet", self.accuracies)
     questions = pd.DataFrame([dict(key=key, about=str(question)) for key, question in self.llm.asked.items()], columns=["key", "about"])
     write_file(tables/"benchmark_questions.parquet", questions)

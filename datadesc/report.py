@@ -6,11 +6,11 @@
 __all__ = ['candidate_sentences', 'Findings', 'with_influence_of', 'title', 'Clock']
 
 # %% ../nbs/4_pages/25_report.ipynb #49c21f98
-import html, shlex, time
+import html, shlex, shutil, time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -37,9 +37,11 @@ from .data import data_uri, open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
 from .differences import Differences
+from .figures import as_typed
 from .files import write_text
 from .llm import LLM
 from .names import printable
+from .run_folder import RunFolder
 from .plan import find_articles, kinds, language_model, load_images
 from .selection import flag_counts, flag_too_long, lacking_images, proponent_images, scored_text
 from .store import Store, key_of, write_file
@@ -130,7 +132,7 @@ class Findings:
     @cached_property
     def decoys(self) -> pd.DataFrame:
         "The row of `decoy_summary` for the run's form; none where no sentence of another class can be mixed in."
-        return decoy_summary(decoy_precision(self.study))
+        return decoy_summary(self.study.keep("decoys", partial(decoy_precision, self.study), of_texts=True))
 
     @cached_property
     def input_hashes(self) -> dict[str, str]:
@@ -239,7 +241,7 @@ def _suspects(study, pairs, reviewed=frozenset()):
     """The labels of all splits that are less likely than another class, the most suspect first, and whether they are `likely` wrong.
 
     `between` where the classifier does not separate the two classes."""
-    table = pd.concat([label_issues(study, split).assign(split=split) for split in study.labels])
+    table = pd.concat([study.keep("labels", partial(label_issues, study, split), split=split).assign(split=split) for split in study.labels])
     table = table[(table.p_suggested > table.p_given) & np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)]
     table = table[["split", "image", "given", "suggested", "likely", "score"]].sort_values("score", ascending=False, kind="stable")
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
@@ -351,11 +353,15 @@ def with_influence_of(
     pixels = max(open_image(image_set.images("train")[0]).size)
     side, weights = pixels if pixels < 224 else None, params.get("influence_weights")  # runs of before lack some of these
     network = Network.load(name, study.n_classes, weights, side, params["device"])
-    folder = store.local/"networks"/key_of(network=network, images=image_set, options=options)
+    key = key_of(network=network, images=image_set, options=options)
+    folder = store.local/"networks"/key
+    if store.redoes("network"): shutil.rmtree(folder, ignore_errors=True)
+    before = len([*folder.glob("epoch-*.safetensors")])
     training = network.train(image_set, folder, options)
-    influence = network.influence(training.checkpoints, image_set, study.features["train"])
+    store.count("network", before, len(training.checkpoints) - before)
+    influence = study.keep_influence(lambda: network.influence(training.checkpoints, image_set, study.features["train"]), network=key)
     other = Study(study.classes, study.image_emb, study.labels, study.pool, study.embed, study.options, None, influence,
-                  study.logit_scale)
+                  study.logit_scale, store=study.store)
     other.image_set, other.encoder = image_set, study.encoder
     return other
 
@@ -419,7 +425,7 @@ def title(
     image_set: "ImageSet",
 ) -> Markdown:
     "The dataset's name as the heading of the page."
-    return Markdown("# " + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in " ".join(printable(image_set.name).split())))
+    return Markdown("# " + as_typed(printable(image_set.name)))
 
 def _points(low, high): return f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
 
@@ -435,7 +441,8 @@ def _with_images_only(study, seeds=range(5)):
     from datadesc.zeroshot import names_only
     names = pd.DataFrame(dict(class_id=range(study.n_classes), prompt=names_only(study.classes)))
     methods = {"class names": names, "chosen sentences": chosen_by(study.options.form)}
-    rows = stats.named_comparisons(benchmark(study, methods, [1], [], seeds), "chosen sentences").to_dict("records")
+    table = study.keep("accuracy", partial(benchmark, study, methods, [1], [], seeds), of_texts=True, methods=[*methods], seeds=[*seeds])
+    rows = stats.named_comparisons(table, "chosen sentences").to_dict("records")
     row = next(row for row in rows if row["over"] == "images only")
     return dict(over="images only", shots=str(row["shots"]), mean=row["accuracy"], mean_over=row["over_accuracy"],
                 interval=(row["low"], row["high"]), p=row["p"], n_test=len(study.labels["test"]))
@@ -716,7 +723,7 @@ def class_section(
     if n <= _ON_THIS_PAGE: return _section(head + "".join(cards))
     starts = range(0, n, _PER_PAGE)
     for number, start in enumerate(starts, 1):
-        back = f'<p><a href="../report.html">{_shown(name)}</a></p>'
+        back = f'<h1>{_shown(name)}</h1><p><a href="../report.html">The report</a></p>'
         body = back + head + "".join(cards[start:start + _PER_PAGE])
         write_text(Path(self.out)/"classes"/f"{number}.html", _page(_attribute(name), body))
     ends = [(s, min(n, s + _PER_PAGE) - 1) for s in starts]
@@ -1060,6 +1067,9 @@ def write_files(
     usable = study.pool[study.pool.flag == ""].groupby("class_id")
     results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable if not self.undescribed[c]}, study.image_set.skipped)
     result.write_classes(out)
+    store = Store(self.params["store"])
+    store.count("descriptions", *(int(llm.costs.total(kind)) for kind in ("cached", "calls")))
+    RunFolder(out).note_stages(store.uses)
     if self.suspects is not None: write_file(tables/"suspects.parquet", self.suspects)
     if self.suspects is not None or self.decisions is not None: results.write_suspects(out, [*_suspect_rows(self), *_decided_rows(self)])
 

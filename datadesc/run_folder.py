@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from .files import writable_folder, write_text
 from .folders import MARK
+from .stages import STAGES
 
 # %% ../nbs/4_pages/35_run_folder.ipynb #836798aa
 class RunFolder:
@@ -340,3 +341,26 @@ def changed_inputs(
     another = [f"'{path}' is another file now" for way, path in now.items() if way in facts and is_another(path, *facts[way])]
     gone = [f"'{os.path.normpath(os.path.join(self, way))}' is gone" for way in facts.keys() - now.keys()]
     return another + [f"'{now[way]}' is new" for way in now.keys() - facts.keys()] + gone
+
+# %% ../nbs/4_pages/35_run_folder.ipynb #aee51d9c
+_STAGES = ".datadesc-stages-"  # and the page
+
+@patch
+def note_stages(
+    self: RunFolder,
+    uses: dict[str, list[int]],  # stage -> [values read from a store, values made]
+    page: str = "report",  # or "benchmark"
+) -> None:
+    "Writes down, in this folder, what the stages have read and made, and the version of every stage."
+    counts = {name: uses.get(name, (0, 0)) for name in STAGES}
+    noted = {name: dict(version=STAGES[name].version, read=read, made=made) for name, (read, made) in counts.items()}
+    write_text(self/f"{_STAGES}{page}", json.dumps(noted, indent=1) + "\n")
+
+@patch
+def stages(
+    self: RunFolder,
+    page: str = "report",  # or "benchmark"
+) -> dict[str, dict]:
+    "version, read and made of every stage, as the page noted them; {} if it did not."
+    try: return json.loads((self/f"{_STAGES}{page}").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return {}

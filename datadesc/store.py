@@ -401,7 +401,16 @@ def redoes(
     return (_stage_of(name) or name) in os.environ.get(_REDO, "").split(",")
 
 @patch
-def _count(self: Store, name): return self.uses.setdefault(_stage_of(name) or name, [0, 0])
+def count(
+    self: Store,
+    name: str,  # of a stage, or what a value is called
+    read: int = 0,  # values that were there
+    made: int = 0,  # values that were not
+) -> list[int]:
+    "The counts of the stage in `uses`, those given added: for what is kept elsewhere, such as answers."
+    counts = self.uses.setdefault(_stage_of(name) or name, [0, 0])
+    counts[:] = counts[0] + read, counts[1] + made
+    return counts
 
 @patch
 def find(
@@ -425,7 +434,7 @@ def keep(
     path = self.find(name, key)
     if path is None and make is None: return None
     anew = path is None or make is not None and self.redoes(name) and str(path) not in _made
-    self._count(name)[anew] += 1
+    self.count(name, not anew, anew)
     if anew:
         if isinstance(self.root, Path): writable_folder(self.root/name)
         value = make()
@@ -441,7 +450,7 @@ def rows(
     **determined_by: object,  # all that a row depends on, but for its key
 ) -> _Rows:
     "Rows (D,) by key, each computed once."
-    return _Rows(self.root/name/key_of(**_versions(name), **determined_by), self._count(name), self.redoes(name))
+    return _Rows(self.root/name/key_of(**_versions(name), **determined_by), self.count(name), self.redoes(name))
 
 @patch
 def facts(

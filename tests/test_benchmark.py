@@ -290,8 +290,8 @@ def test_all_images_share_one_head_and_equal_answers_one_row(images, monkeypatch
     "Scoring head and influence on all images are made once for all seeds; a choice that is the same under every seed has one zero-shot row, and as many trained ones as seeds."
     from datadesc import study as module
     sizes = []
-    for name in ("train_head", "influence"):
-        monkeypatch.setattr(module, name, lambda x, *args, made=getattr(module, name), **options: sizes.append(len(x)) or made(x, *args, **options))
+    for owner, name in ((module, "train_head"), (module.on_this_machine, "influence")):
+        monkeypatch.setattr(owner, name, lambda x, *args, made=getattr(owner, name), **options: sizes.append(len(x)) or made(x, *args, **options))
     study = study_of(images)
     methods = {form: lambda few, form=form: few.texts(form) for form in ("direct", "proponent")}
     table = benchmark(study, methods | controls(study), shots=(2, "all"), paper_shots=["all"], seeds=range(3))
