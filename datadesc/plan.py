@@ -58,6 +58,20 @@ def _local(gguf):
     "Options of the language model on this machine, whose server ends with this process."
     return _servers.enter_context(local_llm(gguf))
 
+class _AskedAnew(Cache):
+    "A cache that knows only the answers of this process, which replace older ones."
+    _here = set()
+    def rows(self, keys=None): return (row for row in super().rows(keys) if row[0] in self._here)
+    def put(self, request, answer, usage=None):
+        with self._opened() as db:
+            if request.key not in self._here: db.execute("delete from answers where key = ?", [request.key])
+        self._here.add(request.key)
+        return super().put(request, answer, usage)
+
+def _answers(store):
+    "The cache of answers of a run; with `--redo descriptions` nothing in it is taken for an answer."
+    return (_AskedAnew if store.redoes("descriptions") else Cache)(store.local/"answers.sqlite")
+
 def language_model(
     params: dict,  # of a run
     synthetic: "SyntheticDataset | None" = None,  # the synthetic dataset that it describes
@@ -73,7 +87,7 @@ def language_model(
         price = dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
         options |= dict(model=name, client=synthetic.simulated_llm, prices={name: price})
         exports += (meadow.exported_answers(),)
-    return LLM(**options, cache=Cache(Store(params["store"]).local/"answers.sqlite"), exports=exports, dry_run=dry_run)
+    return LLM(**options, cache=_answers(Store(params["store"])), exports=exports, dry_run=dry_run)
 
 # %% ../nbs/4_pages/45_plan.ipynb #9c5a9ab6
 def _encyclopaedia(
