@@ -499,6 +499,11 @@ def judge_cost(
 
 # %% ../nbs/4_pages/55_runs.ipynb #88b480fe
 _ASSUMED = "Where parts are not cached, {parts} per superclass are assumed; articles not fetched yet are assumed to fill their quotation."
+_PAIRS = " The {follow_up_pairs} pairs to ask about are known once the images are embedded; until then those with the longest articles stand in."
+
+def _assumed(values):
+    "What the estimate assumes, in a line."
+    return (_ASSUMED + _PAIRS * bool(values.get("follow_up_pairs"))).format(**values)
 
 def dry_run(
     name_or_path: str,  # a dataset name, a folder of images, a CSV, hf:NAME or wds:SHARDS
@@ -519,7 +524,7 @@ def dry_run(
     if values.get("descriptions") and not values["baselines"]:
         return "\n".join([*looked, f"Nothing will be asked: the sentences come from {values['descriptions']}."])
     asked = plan.dry_run(values)
-    return "\n".join([*looked, asked.cost_estimate(), *[_ASSUMED.format(**values)] * bool(asked.costs.total("calls"))])
+    return "\n".join([*looked, asked.cost_estimate(), *[_assumed(values)] * bool(asked.costs.total("calls"))])
 
 # %% ../nbs/4_pages/55_runs.ipynb #4f003185
 def _state(
