@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sources', 'known_parameters', 'run', 'run_name', 'is_finished', 'FinishedRun', 'benchmark', 'dry_run', 'status',
-           'datasets', 'finished', 'summarise']
+           'reasons', 'datasets', 'finished', 'summarise']
 
 # %% ../nbs/4_pages/55_runs.ipynb #58ff75c8
 import difflib, json, os, re, shlex, textwrap
@@ -26,6 +26,7 @@ from .folders import MARK, Listing, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import Parameter, check_parameters, heading, parameters, read_cells, renamed
 from .run_folder import RUNS, RunFailed, RunFolder
+from .stages import STAGES
 
 # %% ../nbs/4_pages/55_runs.ipynb #bccee543
 def sources() -> tuple[Path, Path]:  # (run notebooks, parameter files)
@@ -245,11 +246,27 @@ def _say_changes(target, params, known, page="report"):
     if _is_finished(target, page) and (different := _changes(target, params, known, page)):
         print(f"{target} was run with other parameters ({'; '.join(different)}): running again", flush=True)
 
+def _changed_code(target, page="report"):
+    "The stages that the page at `target` went through whose code is another now; [] where it noted none."
+    return [name for name, noted in target.stages(page).items()
+            if noted["read"] + noted["made"] and noted["version"] != STAGES[name].version]
+
 def _reads_the_same(target, inputs, page="report"):
-    "Whether the run at `target` read the files that lie there now; prints what is different."
+    "Whether the run at `target` read the files that lie there now, by the code of now; prints what is different."
     if different := target.changed_inputs(inputs, page):
         print(f"{target} was run with other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)}): running again", flush=True)
-    return not different
+    elif stages := _changed_code(target, page): print(f"{target} was run with other code ({', '.join(stages)}): running again", flush=True)
+    return not different and not stages
+
+def _is_same(target, inputs, page="report"): return not target.changed_inputs(inputs, page) and not _changed_code(target, page)
+
+def _stages_line(target, page="report"):
+    "What the page at `target` read from the store and what it made, as a line; none where it noted nothing."
+    noted = {name: (use["read"], use["made"]) for name, use in target.stages(page).items() if use["read"] + use["made"]}
+    if not noted: return []
+    read = [name for name, (_, made) in noted.items() if not made]
+    partly = [f"{name} ({made:,} of {made + n:,})" if n else name for name, (n, made) in noted.items() if made]
+    return [f"From the store: {', '.join(read) or 'nothing'}. Made anew: {', '.join(partly) or 'nothing'}."]
 
 # %% ../nbs/4_pages/55_runs.ipynb #a5fbd4a9
 def _resolve(
@@ -305,16 +322,18 @@ def run(
     force: bool = False,  # run even if the same run is finished
     notebook: str | Path | None = None,  # a run notebook; None: the package's describe.ipynb
     name: str | None = None,  # what to call the run; None: as the dataset is called
+    redo: Iterable[str] = (),  # stages that are made anew, with all that depends on them
 ) -> Path:
     "Makes the report of a dataset, and the benchmark if asked for, unless finished; `ValueError` before it starts, `RunFailed` after."
     notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
     asked = {*renamed(params or {}, known_parameters(), quiet=True)}
     target, params, known = _resolve(name_or_path, params, root, notebook, name)
+    force, redo = force or bool(redo), _redone(redo)
     ours, theirs = _divided(params, notebook)
     unused = [] if params.get("benchmark") else sorted(asked & {*theirs} - {"benchmark"})
     done = not force and _is_current(target, ours, _divided(known, notebook)[0])
     with ExitStack() as stack:
-        kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, params)))
+        kernel_up = cache(lambda: stack.enter_context(_kernel(kernel, params, redo)))
         if not done: kernel_up()
         source, listing = _check_all(name_or_path, target, params, known)
         for line in first_lines(params, listing): print(line, flush=True)
@@ -327,10 +346,19 @@ def run(
     if done: print(f"{target} is finished and has these parameters: nothing to run, --force runs it again")
     return target.path
 
-def _kernel(name, params):
+def _redone(stages):
+    "The named stages and those that are made anew with them; `ValueError` for a name that is none."
+    for name in stages:
+        if name in STAGES: continue
+        near = difflib.get_close_matches(name, STAGES, n=1)
+        raise ValueError(f"No stage '{name}'" + (f", did you mean '{near[0]}'?" if near else f": there are {', '.join(STAGES)}"))
+    return [name for name in STAGES if name in stages or any(name in STAGES[other].redone_with for other in stages)]
+
+def _kernel(name, params, redo=()):
     "A kernel for these parameters that is coming up."
     from datadesc.kernel import started
-    return started(name, one_thread=params.get("model") == "meadow-clip")
+    environment = {"DATADESC_REDO": ",".join(redo)} if redo else {}
+    return started(name, one_thread=params.get("model") == "meadow-clip", environment=environment)
 
 def _describe(target, source, params, inputs, notebook, kernel_up):
     "Makes the report."
@@ -338,6 +366,7 @@ def _describe(target, source, params, inputs, notebook, kernel_up):
     with target.working(source):
         target.note_inputs(inputs)
         _attempt(notebook, target, params, kernel_up())
+    print(*_stages_line(target), sep="\n", end="\n" * bool(_stages_line(target)), flush=True)
 
 def _add_page(page, target, params, store, notebook, kernel_up, force=False):
     "Adds the page to the run at `target`; True where the one that it has is the same."
@@ -374,10 +403,10 @@ def is_finished(
     target, params, known = _resolve(name_or_path, params, root, notebook, name)
     source, listing = _check_all(name_or_path, target, params, known)
     of_report, of_benchmark = _divided(params, notebook)
-    if not _is_current(target, of_report, _divided(known, notebook)[0]) or target.changed_inputs(_inputs(of_report, listing)): return False
+    if not _is_current(target, of_report, _divided(known, notebook)[0]) or not _is_same(target, _inputs(of_report, listing)): return False
     if not params.get("benchmark"): return True
     inputs = [path for _, path in input_files(of_benchmark)]
-    return _is_current(target, of_benchmark, _own_parameters(notebook), "benchmark") and not target.changed_inputs(inputs, "benchmark")
+    return _is_current(target, of_benchmark, _own_parameters(notebook), "benchmark") and _is_same(target, inputs, "benchmark")
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f823cd5
 @dataclass(frozen=True)
@@ -438,7 +467,8 @@ def _values(page, run, params, notebook):
     target, own, files = RunFolder(run.folder), _own_parameters(notebook, page), _parameter_files(run.root)
     own_only = lambda values: {key: value for key, value in values.items() if key in own}
     before = own_only(renamed(_had(target, page), own, quiet=True)) if _is_finished(target, page) else {}
-    from_file = own_only(renamed(_read_parameter_file(files[run.name]), own)) if run.name in files else {}
+    of = run.name if run.name in files else target.mark["source"]  # a run of a grid is called otherwise
+    from_file = own_only(renamed(_read_parameter_file(files[of]), own)) if of in files else {}
     return check_parameters(from_file | before | renamed(params or {}, own), own)
 
 def _add_to_finished(page, run, params, kernel, force, notebook):
@@ -499,7 +529,7 @@ def judge_cost(
 
 # %% ../nbs/4_pages/55_runs.ipynb #88b480fe
 _ASSUMED = "Where parts are not cached, {parts} per superclass are assumed; articles not fetched yet are assumed to fill their quotation."
-_PAIRS = " The {follow_up_pairs} pairs to ask about are known once the images are embedded; until then those with the longest articles stand in."
+_PAIRS = " The {follow_up_pairs} pairs to ask about are known once images are embedded; those with the longest articles are assumed."
 
 def _assumed(values):
     "What the estimate assumes, in a line."
@@ -558,6 +588,53 @@ def status(
     rows = [dict(run=name, state=how, note=textwrap.shorten(note, 110, placeholder=" ..."))
             for name, (how, note) in ((name, _state(root, name)) for name in names)]
     return [row | {"log": logs.get(row["run"])} for row in rows] if logs else rows
+
+# %% ../nbs/4_pages/55_runs.ipynb #b583f254
+def _asked_for(target, root, params):
+    "(dataset, values): what `datadesc run` would be asked to make that run again."
+    files, source, had = _parameter_files(root), target.mark["source"], _had(target)
+    if target.path.name in files: return target.path.name, params
+    if _is_finished(target, "benchmark"): had = had | {"benchmark": True} | _had(target, "benchmark")
+    given = {name: value for name, value in had.items() if name not in ("out", "run", "images_at")}
+    if source in files: return source, given | params
+    own = own_images(had)
+    return (_way(os.path.join(os.path.realpath(target), source)) if own else source), {k: v for k, v in given.items() if k != "dataset"} | params
+
+def _changes_by_stage(target, values, known, notebook):
+    "{stage: what is another now}: parameters, files and code; under 'report' what belongs to no stage."
+    of_report, of_benchmark = _divided(values, notebook)
+    listing, known_here = check(values), _divided(known, notebook)[0]
+    changed, files = _changes(target, of_report, known_here), target.changed_inputs(_inputs(of_report, listing))
+    if _is_finished(target, "benchmark"):
+        changed += _changes(target, of_benchmark, _own_parameters(notebook), "benchmark")
+        files += target.changed_inputs([path for _, path in input_files(of_benchmark)], "benchmark")
+    of_parameter = {name: stage for stage in STAGES for name in STAGES[stage].params}
+    of_file = {os.path.abspath(path): of_parameter.get(name, "report") for name, path in input_files(values)}
+    found = [(of_parameter.get(text.partition(":")[0], "report"), f"parameter {text}") for text in changed]
+    found += [(of_file.get(os.path.abspath(text[1:].partition("'")[0]), "images"), text) for text in files]
+    found += [(name, "its code is another now") for page in ("report", "benchmark") for name in _changed_code(target, page)]
+    return {stage: list(dict.fromkeys(text for of, text in found if of == stage)) for stage in (*STAGES, "report")}
+
+def reasons(
+    name: str,  # of a finished run
+    params: dict | None = None,  # values that the next run would be given
+    root: str | Path = RUNS,  # folder that holds the runs
+    notebook: str | Path | None = None,  # a run notebook; None: the package's describe.ipynb
+) -> list[dict]:  # stage, state, because
+    "Of every stage of a run whether the next one would read it or make it again, and why; `ValueError` if the run has no result."
+    notebook, root = Path(notebook or _run_notebook()), Path(os.path.relpath(root))
+    target = RunFolder(FinishedRun(root, name).folder)
+    dataset, given = _asked_for(target, root, params or {})
+    _, values, known = _resolve(dataset, given, root, notebook, name)
+    own, noted, rows = _changes_by_stage(target, values, known, notebook), target.stages(), {}
+    for stage in STAGES:
+        again = [need for need in STAGES[stage].needs if rows[need]["state"] == "made again"]
+        unused = stage in noted and stage in ("articles", "descriptions", "network") and not noted[stage]["read"] + noted[stage]["made"]
+        state = "made again" if own[stage] or again and not unused else "not used" if unused else "kept"
+        because = [*own[stage], *[f"made from {' and '.join(again)}"] * bool(again and not unused)]
+        rows[stage] = dict(stage=stage, state=state, because="; ".join(because))
+    changed = any(row["state"] == "made again" for row in rows.values()) or own["report"]
+    return [*rows.values(), dict(stage="report", state="made again" if changed else "kept", because="; ".join(own["report"]))]
 
 # %% ../nbs/4_pages/55_runs.ipynb #5c5d7717
 def datasets(
@@ -645,12 +722,13 @@ def repeat_command(self: FinishedRun) -> str:
     "The command that repeats the run, without the addresses of its data, language model and encyclopaedia."
     folder, name, files = self.folder, self.name, _parameter_files(self.root)
     had = _had(folder) | ({"benchmark": True} | _had(folder, "benchmark") if _is_finished(folder, "benchmark") else {})
-    from_file = _read_parameter_file(files[name]) if name in files else {}
+    of = name if name in files else (RunFolder(folder).mark or {}).get("source")  # a run of a grid is called otherwise
+    from_file = _read_parameter_file(files[of]) if of in files else {}
     had, from_file = (renamed(values, known_parameters(), quiet=True) for values in (had, from_file))
     away = {*_EXECUTION_ONLY, "dataset", "out", "run", "images_at", "wiki_host", "wiki_file", "llm_base_url"}
     params = {key: value for key, value in had.items() if key not in away and from_file.get(key, ...) != value}
-    target = name if name in files else had.get("dataset") or _had(folder).get("dataset") or name
-    named = ["--name", name] if target != name and _default_name(target) != name else []
+    target = of if of in files else had.get("dataset") or _had(folder).get("dataset") or name
+    named = ["--name", name] if target != name and (target in files or _default_name(target) != name) else []
     written = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params.items()]
     return shlex.join(["datadesc", "run", target, *named, *(word for text in written for word in ("-p", text))])
 
