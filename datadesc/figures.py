@@ -161,6 +161,7 @@ def as_typed(
 ) -> str:
     "The text escaped for Markdown, in one line: nothing in it becomes markup, a link, a list or a formula, or turns what follows around."
     line = re.sub(r"[!#$&*+\-.:<=>@\[\\\]^_`{|}~]", lambda sign: f"&#{ord(sign[0])};", " ".join(str(text).split()))
+    line = re.sub("&#(36|92);", r"<span>\g<0></span>", line)  # a dollar or backslash in an element of its own begins no formula
     return "\u2068" + line.replace("\u2069", "") + "\u2069" if _RIGHT_TO_LEFT.search(line) else line  # isolated, as in a bdi
 
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]")

@@ -34,7 +34,7 @@ CUT = """() => [...document.querySelectorAll('body *')].filter(e => e.getClientR
   && ['hidden', 'clip'].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 200))"""
 WIDEST = "() => Math.max(0, ...[...document.querySelectorAll('td, th')].map(e => e.getBoundingClientRect().width))"
 HEADINGS = "() => [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => +h.tagName[1])"
-DEAD = """() => [...document.querySelectorAll('a[href^="#"]')].map(a => decodeURIComponent(a.getAttribute('href').slice(1)))
+DEAD = """() => [...document.querySelectorAll('a[href^="#"]:not(.anchor-link)')].map(a => decodeURIComponent(a.getAttribute('href').slice(1)))
   .filter(name => name && !document.getElementById(name))"""
 
 
