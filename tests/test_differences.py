@@ -166,7 +166,7 @@ def test_the_simulated_model_errs_at_the_rates_of_the_pool(synthetic, knowledge)
     kinds = pd.Series([kind for pair in pairs for *_, kind in synthetic._differences_of(*pair, 0, knowledge)])
     pool = synthetic.truth.truth[synthetic.truth.knowledge == knowledge]
     rates = pool[pool != "refusal"].value_counts(normalize=True)
-    assert (kinds.value_counts(normalize=True) - rates).abs().max() < .04
+    assert (kinds.value_counts(normalize=True) - rates).abs().max() < .06, "twice a standard error, and some"
     none = np.mean([not synthetic._differences_of(*pair, 0, knowledge) for pair in pairs])
     assert abs(none - (pool == "refusal").mean()) < .08
 
