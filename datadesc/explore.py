@@ -796,7 +796,8 @@ def _notebook_of(run, folder):
     nbformat.write(notebook, folder/"explore.ipynb")
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
     threads = {"OMP_NUM_THREADS": "1"} if run.result["parameters"]["model"] == "meadow-clip" else {}
-    spec = dict(argv=command, display_name="this Python", language="python", env=threads)
+    silent = {"TQDM_DISABLE": "1"}  # a bar of progress would stay above the page
+    spec = dict(argv=command, display_name="this Python", language="python", env=threads | silent)
     write_text(folder/"kernels"/"python3"/"kernel.json", json.dumps(spec))
     return folder/"explore.ipynb"
 

@@ -432,6 +432,7 @@ def test_served_on_loopback_behind_a_token_and_saved_across_a_reload(browser, re
         page.goto(address, timeout=60_000)
         page.wait_for_selector("[data-ready]", timeout=60_000)
         page.wait_for_selector('.dd-explore[aria-busy="false"]')
+        assert page.locator("[data-mime-type='application/vnd.jupyter.stderr'], pre").count() == 0, "nothing but the page, such as a bar of progress"
         page.click(".dd-rows .dd-row:nth-child(3)")
         page.wait_for_selector(".dd-quote")
         page.click(".dd-detail :text('Reject')")
