@@ -6,12 +6,15 @@
 __all__ = ['main']
 
 # %% ../nbs/4_pages/65_cli.ipynb #b904e164
-import csv, io, json, math, shlex, sys, textwrap
+import csv, io, json, math, os, shlex, sys, textwrap
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
+
+from .stages import STAGES
 
 # %% ../nbs/4_pages/65_cli.ipynb #5bd9130f
 _app = typer.Typer(help="Describe the classes of an image dataset in sentences, and measure whether they improve a classifier.",
@@ -65,6 +68,8 @@ def _assignments(
     return dict(text.split("=", 1) for text in texts)
 
 # %% ../nbs/4_pages/65_cli.ipynb #e4698e30
+_STAGES = "Stages: " + "; ".join(f"{name}, {stage.help}" for name, stage in STAGES.items()) + "."
+
 @_app.command(name="run")
 def _run(
     datasets: Annotated[Optional[list[str]], typer.Argument(help=f"Datasets of `datadesc list`, or for each {_FOLDER}")] = None,
@@ -89,11 +94,14 @@ def _run(
     out: _Root = _HERE,
     name: _Option(str, "What to call the run; default: the dataset's name.") = None,
     force: _Option(bool, "Run even if the same run is finished.", "--force") = False,
+    redo: _Option(list[str], "A stage to make anew, with all that depends on it; may be repeated. " + _STAGES, metavar="STAGE") = None,
     all_datasets: _Option(bool, "Every dataset of `datadesc list` that needs nothing more.", "--all") = False,
     grid: _Option(list[str], "A run for each value, and for each combination with those of other grids; may be repeated.",
                   metavar="NAME=VALUE,VALUE") = None,
     jobs: _Option(int, "Of several runs, how many at once; default: one on each CUDA device, or one.") = None,
     devices: _Option(str, "Of several runs, which devices: cuda:0,cuda:1 or cpu; default: every CUDA device there is.") = None,
+    engine: _Option(Literal["ray"], "Many machines: several runs, or the stages of one, on a Ray cluster (needs the extra ray).") = None,
+    address: _Option(str, "Of the Ray cluster: HOST:PORT of its head, or local, one of this machine's cores; default: local.") = None,
 ):
     "Describe datasets: OUT/<name>/ gets a report, figures and tables of each."
     from datadesc import runs
@@ -104,12 +112,16 @@ def _run(
     datasets, grid = _with_grid(datasets or [], grid or [], out)
     if all_datasets: datasets += _ready_datasets(params, out, datasets)
     if not datasets: raise typer.BadParameter("expected a dataset, a folder of images, or --all")
+    if address and not engine: raise ValueError("--address is that of a Ray cluster: give --engine ray as well")
+    if engine and devices: raise ValueError("--devices are this machine's: --engine ray hands out the cluster's")
+    at = _cluster_address(address) if engine and not dry_run else None
     if len(datasets) > 1 or grid or all_datasets:
         of_each = [*(["--kernel", kernel] if kernel else []), *["--strict"] * strict, *["--force"] * force]
-        return _run_many(datasets, params, grid, name, out, of_each, (jobs, devices), dry_run)
+        of_each += [word for stage in redo or [] for word in ("--redo", stage)]
+        return _run_many(datasets, params, grid, name, out, of_each, (jobs, devices, at), dry_run)
     if jobs or devices: raise ValueError("--jobs and --devices are for several runs: name several datasets, or give --all or --grid")
     if dry_run: return print(runs.dry_run(*datasets, params, root=out, name=name))
-    folder = runs.run(*datasets, params, root=out, kernel=kernel, force=force, name=name)
+    with _cluster_at(at): folder = runs.run(*datasets, params, root=out, kernel=kernel, force=force, name=name, redo=redo or ())
     _print_findings(folder, strict)
 
 def _print_findings(folder, strict=False):
@@ -145,15 +157,37 @@ def _ready_datasets(params, root, named):
         if row["needs"] != "nothing": print(f"{row['dataset']} is left out, it needs {row['needs']}", flush=True)
     return [row["dataset"] for row in rows if row["needs"] == "nothing"]
 
+def _cluster_address(address):
+    "The address of a Ray cluster that answers, or local; an error in one line where there is none, or no Ray."
+    from datadesc.cluster import check_address
+    check_address(address or "local")
+    return address or "local"
+
+@contextmanager
+def _cluster_at(address):
+    "The cluster of that address, which a run's notebook joins by `DATADESC_RAY`; one that starts here ends with the block. None: nothing."
+    if not address:
+        yield
+        return
+    from datadesc.cluster import Cluster
+    with Cluster(address) as machines:
+        os.environ["DATADESC_RAY"] = machines.address
+        yield
+
+def _run_on(address, points, root, options, jobs):
+    "Runs the batch on a Ray cluster; its rows."
+    from datadesc import batch, cluster
+    with cluster.Cluster(address) as machines: return batch.run_batch(points, root, options, machines.slots(jobs), machines.launch)
+
 def _run_many(datasets, params, grid, name, root, options, places, dry_run):
     "Runs the batch, or prints what it would cost; exit code 1 if a run failed."
     from datadesc import batch, runs
-    points, (jobs, devices) = batch.grid_points(datasets, params, grid, root, name), places
+    points, (jobs, devices, at) = batch.grid_points(datasets, params, grid, root, name), places
     if dry_run:
         for point in points: print(f"{point.name}\n{runs.dry_run(point.dataset, point.params, root=root, name=point.name)}\n")
         return
-    slots = batch.device_slots(devices.split(",") if devices else None, jobs)
-    rows = batch.run_batch(points, root, options, slots)
+    slots = [] if at else batch.device_slots(devices.split(",") if devices else None, jobs)
+    rows = _run_on(at, points, root, options, jobs) if at else batch.run_batch(points, root, options, slots)
     failed, open_ones = ([row for row in rows if row["state"] in states] for states in (("failed",), ("stopped", "waiting")))
     for row in failed: print(f"datadesc: {row['run']}: {row['note']}" + f" (log: {row['log']})" * bool(row["log"]), file=sys.stderr)
     if open_ones: print("To go on:", shlex.join(["datadesc", *sys.argv[1:]]), file=sys.stderr)
@@ -245,10 +279,20 @@ def _list_datasets(out: _Root = _HERE):
 
 # %% ../nbs/4_pages/65_cli.ipynb #54794167
 @_app.command(name="status")
-def _status(out: _Root = _HERE):
+def _status(
+    name: Annotated[Optional[str], typer.Argument(help="A run; default: all of them.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="Which stages the next run would read, which it would make again, and why.")] = False,
+    parameter: Annotated[list[str], typer.Option("-p", metavar="NAME=VALUE", help="With --why: a parameter of the next run.")] = [],
+    out: _Root = _HERE,
+):
     "How every run stands: done, failed, running or never."
     from datadesc import runs
-    print(_plain(runs.status(out)))
+    if not why: return print(_plain([row for row in runs.status(out) if name in (None, row["run"])] or _no_run(name, out)))
+    for run in [name] if name else runs.finished(out):
+        if not name: print(f"{run}:")
+        print(_plain(runs.reasons(run, _assignments(parameter), out)), end="\n" * (1 + (not name)))
+
+def _no_run(name, root): raise ValueError(f"No run '{name}' in {root}: see `datadesc status`")
 
 # %% ../nbs/4_pages/65_cli.ipynb #511feeed
 def _scores(values):

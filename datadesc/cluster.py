@@ -59,6 +59,15 @@ def _hushed():
         os.dup2(kept, 2)
         os.close(kept)
 
+_FOLDER = "datadesc-ray-"  # in the folder of temporary files; then the number of the process
+
+def _sweep():
+    "Removes what processes left that were killed: Ray's own processes end with them, their files do not."
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        try: os.kill(int(folder.name.removeprefix(_FOLDER).split("-")[0]), 0)
+        except (ProcessLookupError, ValueError): shutil.rmtree(folder, ignore_errors=True)
+        except PermissionError: pass  # another user's
+
 def _free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -112,7 +121,8 @@ class Cluster:
     def _start(self):
         "Starts a node on this machine; its address."
         from ray.cluster_utils import Cluster as LocalCluster
-        self.folder = tempfile.mkdtemp(prefix="datadesc-ray-")  # Ray's logs and sockets
+        _sweep()
+        self.folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")  # Ray's logs and sockets
         self.local = LocalCluster(initialize_head=True, head_node_args=node_options(max(4, os.cpu_count())) | dict(temp_dir=self.folder))
         return self.local.address
 
@@ -535,4 +545,5 @@ def shared(
 ) -> LLM:
     "The model, which leaves its questions to the owner of the cluster that the run belongs to, if it belongs to one."
     address = os.environ.get("DATADESC_RAY_ANSWERS") or os.environ.get("DATADESC_RAY")
-    return _joined_at(address).share(llm) if address and not llm.dry_run else llm
+    asked_anew = type(llm.cache) is not Cache  # --redo: this run's own business
+    return llm if not address or llm.dry_run or asked_anew else _joined_at(address).share(llm)

@@ -87,7 +87,8 @@ def language_model(
         price = dict(input=0., cached=0., output=0., as_of="", shut_down="", source="made up by the package")
         options |= dict(model=name, client=synthetic.simulated_llm, prices={name: price})
         exports += (meadow.exported_answers(),)
-    return LLM(**options, cache=_answers(Store(params["store"])), exports=exports, dry_run=dry_run)
+    from datadesc.cluster import shared  # late: it stands after this chapter
+    return shared(LLM(**options, cache=_answers(Store(params["store"])), exports=exports, dry_run=dry_run))
 
 # %% ../nbs/4_pages/45_plan.ipynb #9c5a9ab6
 def _encyclopaedia(
