@@ -82,7 +82,8 @@ def _cuda_environment(device):
     if device == "cpu": return {"CUDA_VISIBLE_DEVICES": ""}
     if not place: raise ValueError(f"--devices {device}: expected cpu, or cuda:0, cuda:1 and so on, with commas between them")
     numbers = visible.split(",") if visible else None
-    if numbers and int(place[1]) >= len(numbers): raise ValueError(f"--devices {device}: CUDA_VISIBLE_DEVICES shows only {len(numbers)} devices")
+    if numbers and int(place[1]) >= len(numbers):
+        raise ValueError(f"--devices {device}: CUDA_VISIBLE_DEVICES shows only {len(numbers)} devices")
     return {"CUDA_VISIBLE_DEVICES": numbers[int(place[1])] if numbers else place[1]}
 
 def device_slots(
@@ -163,7 +164,8 @@ def _last_part(log):
 
 def _reason(log, code):
     "Why a run failed: its error as it printed it, or the signal that ended it."
-    if code < 0: return f"killed by signal {-code} ({signal.Signals(-code).name})" + "; most often the machine ran out of memory" * (code == -9)
+    memory = "; most often the machine ran out of memory" * (code == -signal.SIGKILL)
+    if code < 0: return f"killed by signal {-code} ({signal.Signals(-code).name}){memory}"
     text = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else ""
     error = text.rpartition("datadesc: ")[2] if "datadesc: " in text else text
     return (error.splitlines() or [f"ended with exit code {code}"])[0 if "datadesc: " in text else -1].strip()
@@ -180,16 +182,18 @@ class _Batch:
     def arguments(self, point):
         "Those of `datadesc` for the run."
         given = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in point.params.items()]
-        return ["run", point.dataset, "--name", point.name, "--out", str(self.root), *self.options, *(w for text in given for w in ("-p", text))]
+        named = ["run", point.dataset, "--name", point.name, "--out", str(self.root)]
+        return [*named, *self.options, *(word for text in given for word in ("-p", text))]
 
     def start(self, row):
         folder = RunFolder(self.root/row.point.name)
         if folder.is_running: raise RunFailed("is running already: see `datadesc status`, or wait for it")
-        slot, row.log = self.free.pop(0), folder.log
-        row.state, row.device, row.begun = "running", slot[0], time.monotonic()
-        writable_folder(row.log.parent)
-        row.log.unlink(missing_ok=True)
-        self.handles[row.point.name] = self.launch(row.point, self.arguments(row.point), slot[1], row.log), slot
+        writable_folder(folder.log.parent)
+        folder.log.unlink(missing_ok=True)
+        slot = self.free[0]
+        self.handles[row.point.name] = self.launch(row.point, self.arguments(row.point), slot[1], folder.log), slot
+        row.state, row.device, row.begun, row.log = "running", slot[0], time.monotonic(), folder.log
+        del self.free[0]
 
     def end(self, row, code, state):
         "Notes how a run has ended, and frees its slot."
@@ -205,7 +209,7 @@ class _Batch:
         for row in self.of("running"):
             row.note = _last_part(row.log)
             if (code := self.handles[row.point.name][0].poll()) is None: continue
-            self.end(row, code, ("failed" if code else "done") if may_start else "done" if not code else "stopped")
+            self.end(row, code, "done" if not code else "failed" if may_start else "stopped")
             changed.append(row)
         for row in self.of("waiting") if may_start else ():
             if not self.free: break
@@ -240,27 +244,31 @@ def _duration(seconds):
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
-_COUNTED = {"finished before": "finished before", "done": "done", "failed": "failed", "stopped": "stopped", "running": "running", "waiting": "waiting"}
+_STATES = ("finished before", "done", "failed", "stopped", "running", "waiting")
 
 def _counts(batch):
     "How many are in which state, and how long the rest takes."
-    counts = [f"{n} {state}" for state in _COUNTED if (n := len(batch.of(state)))]
+    counts = [f"{n} {state}" for state in _STATES if (n := len(batch.of(state)))]
     left = batch.seconds_left if batch.of("running", "waiting") else None
     return ", ".join(counts) + (f"; about {_duration(left)} left" if left is not None else "")
 
 def _change_line(batch, row):
     "What has changed, in a line."
-    words = {"running": f"running on {row.device}", "done": f"done in {_duration(row.elapsed or 0)}"}.get(row.state, f"{row.state}: {row.note}")
+    words = f"{row.state}: {row.note}" if row.note and row.state != "running" else row.state
+    words += {"running": f" on {row.device}", "done": f" in {_duration(row.elapsed or 0)}"}.get(row.state, "")
     return f"{time.monotonic() - batch.begun:5.0f} s  {row.point.name}: {words}" + f" ({_counts(batch)})" * (row.state != "running")
 
 def _table(batch, height=1000):
     "The batch as a table of rich, of at most that many rows: what runs and failed before what waits and is done."
     from rich.table import Table
-    table, order = Table(box=None, caption=_counts(batch), caption_justify="left"), ("running", "failed", "stopped", "waiting", "done", "finished before")
+    from rich.text import Text
+    table = Table(box=None, caption=_counts(batch), caption_justify="left")
     for head in ("run", "state", "device", "time", ""): table.add_column(head, no_wrap=True, overflow="ellipsis")
+    order = ("running", "failed", "stopped", "waiting", "done", "finished before")
     shown = sorted(batch.rows, key=lambda row: order.index(row.state))[:height]
     for row in (row for row in batch.rows if row in shown):
-        table.add_row(row.point.name, row.state, row.device, "" if row.elapsed is None else _duration(row.elapsed), row.note)
+        texts = (row.point.name, row.state, row.device, "" if row.elapsed is None else _duration(row.elapsed), row.note)
+        table.add_row(*map(Text, texts))
     return table
 
 class _Lines:
@@ -313,7 +321,7 @@ def run_batch(
 ) -> list[dict]:  # run, state, seconds, note, log
     "How each run ended; Ctrl-C stops them all within seconds. `ValueError` for what would stop one before it starts: none is started."
     slots, stream = device_slots() if slots is None else slots, stream or sys.stdout
-    finished = _check_points(points, root, "--force" in options)
+    finished = _check_points(points, root, bool({"--force", "--redo"} & {*options}))
     batch = _Batch(points, root, options, slots, launch)
     for row in batch.rows:
         if row.point.name not in finished: continue
@@ -329,4 +337,5 @@ def run_batch(
         except KeyboardInterrupt: batch.stop()
         except BaseException: batch.stop(); raise
         shown.tell(batch.of("stopped"))
-    return [dict(run=row.point.name, state=row.state, seconds=row.seconds, note=row.note, log=row.log and str(row.log)) for row in batch.rows]
+    return [dict(run=row.point.name, state=row.state, seconds=row.seconds, note=row.note, log=row.log and str(row.log))
+            for row in batch.rows]

@@ -56,12 +56,15 @@ class _SocketKernelManager(AsyncKernelManager):
 def started(
     name: str | None = None,  # of a Jupyter kernel; None: the Python that runs now
     one_thread: bool = False,  # for small matrix products, which a second thread slows down
+    environment: dict[str, str] = {},  # further environment variables
 ) -> Iterator[_SocketKernelManager]:
     "Context: a kernel that is starting, ended when the block is left; `ValueError` if there is none of that name."
     _KernelSpecs().get_kernel_spec(name or _THIS_PYTHON)  # raises before anything is logged
     manager = _SocketKernelManager(kernel_name=name or _THIS_PYTHON)
     threads = {"OMP_WAIT_POLICY": "PASSIVE"} | ({"OMP_NUM_THREADS": "1"} if one_thread else {})
-    run_sync(manager.start_kernel)(env=threads | os.environ)
+    set_by_user = dict(os.environ)
+    if one_thread and os.environ.get("DATADESC_THREADS") == os.environ.get("OMP_NUM_THREADS"): set_by_user.pop("OMP_NUM_THREADS", None)
+    run_sync(manager.start_kernel)(env=threads | set_by_user | environment)
     try: yield manager
     finally:
         run_sync(manager.shutdown_kernel)(now=True)

@@ -241,7 +241,8 @@ def _suspects(study, pairs, reviewed=frozenset()):
     """The labels of all splits that are less likely than another class, the most suspect first, and whether they are `likely` wrong.
 
     `between` where the classifier does not separate the two classes."""
-    table = pd.concat([study.keep("labels", partial(label_issues, study, split), split=split).assign(split=split) for split in study.labels])
+    of_split = {split: study.keep("labels", partial(label_issues, study, split), split=split) for split in study.labels}
+    table = pd.concat([table.assign(split=split) for split, table in of_split.items()])
     table = table[(table.p_suggested > table.p_given) & np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)]
     table = table[["split", "image", "given", "suggested", "likely", "score"]].sort_values("score", ascending=False, kind="stable")
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
@@ -802,7 +803,8 @@ def _asked_words(findings, pair):
     times = "" if found["questions"] == 1 else f" in {found['no_difference']} of {found['questions']} answers"
     said = f" Answered “no visible difference”{times}." if found["no_difference"] else ""
     lost = f" {_counted(found['unanswered'], 'question')} without an answer." if found["unanswered"] else ""
-    added = f" It added {_counted(found['added'], 'sentence')}; {found['usable']:,} of them may be chosen, {found['chosen']:,} are."
+    verb = "is" if found["chosen"] == 1 else "are"
+    added = f" It added {_counted(found['added'], 'sentence')}; {found['usable']:,} of them may be chosen, and {found['chosen']:,} {verb}."
     return f'<p class="counts">The language model was asked what separates the two.{said}{lost}{added * (found["added"] > 0)}</p>'
 
 def _pair_block(findings, pair):

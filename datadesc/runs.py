@@ -597,8 +597,8 @@ def _asked_for(target, root, params):
     if _is_finished(target, "benchmark"): had = had | {"benchmark": True} | _had(target, "benchmark")
     given = {name: value for name, value in had.items() if name not in ("out", "run", "images_at")}
     if source in files: return source, given | params
-    own = own_images(had)
-    return (_way(os.path.join(os.path.realpath(target), source)) if own else source), {k: v for k, v in given.items() if k != "dataset"} | params
+    given.pop("dataset", None)
+    return _way(os.path.join(os.path.realpath(target), source)) if own_images(had) else source, given | params
 
 def _changes_by_stage(target, values, known, notebook):
     "{stage: what is another now}: parameters, files and code; under 'report' what belongs to no stage."

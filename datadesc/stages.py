@@ -22,11 +22,14 @@ def _without_words(source):
         node.body = [line for line in body if not words(line) and not names(line)] or [ast.Pass()]
     return ast.unparse(tree)
 
+def _digest(text): return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
 @cache
+def _module_version(module): return _digest(_without_words((files("datadesc")/f"{module}.py").read_text(encoding="utf-8")))
+
 def _code_version(modules):
     "16 hexadecimal digits for the modules of the package."
-    sources = [_without_words((files("datadesc")/f"{module}.py").read_text(encoding="utf-8")) for module in modules]
-    return hashlib.blake2b("\0".join(sources).encode(), digest_size=8).hexdigest()
+    return _digest(" ".join(map(_module_version, modules)))
 
 # %% ../nbs/5_sources/11_stages.ipynb #1d5057f0
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class _Stage:
     needs: tuple[str, ...]  # stages that it is made from
     params: tuple[str, ...]  # parameters that it reads itself
     modules: tuple[str, ...]  # of the package, whose code makes it
+    asks: bool = False  # asks a server: made anew if it is named, not because an earlier stage is
 
     @property
     def version(self): return _code_version(self.modules)
@@ -46,16 +50,22 @@ class _Stage:
         direct = [name for name, stage in STAGES.items() if self in (STAGES[need] for need in stage.needs)]
         return [name for name in STAGES if name in direct or any(name in STAGES[other].dependents for other in direct)]
 
+    @property
+    def redone_with(self):
+        "The stages that are made anew with it: those that depend on it and ask nobody."
+        return [name for name in self.dependents if not STAGES[name].asks]
+
 _HEADS = ("head", "study")
 _CHOICE = (*_HEADS, "influence", "selection", "sets")
 
 STAGES = {
     "images": _Stage("which images there are, their labels and splits", (),
                      ("dataset", "split", "class_level", "superclass", "bad_images", "corrections"), ("data",)),
-    "articles": _Stage("articles of an encyclopaedia", ("images",), ("knowledge", "wiki_host", "wiki_file", "wiki_contact"), ("wiki",)),
+    "articles": _Stage("articles of an encyclopaedia", ("images",), ("knowledge", "wiki_host", "wiki_file", "wiki_contact"),
+                       ("wiki",), True),
     "descriptions": _Stage("candidate sentences; a language model is asked again, and paid again", ("articles",), (
         "descriptions", "article_tokens", "parts", "samples", "answers", "llm_model", "llm_base_url", "llm_gguf", "llm_temperature",
-        "llm_max_tokens", "llm_extra"), ("describe", "answers")),
+        "llm_max_tokens", "llm_extra"), ("describe", "answers"), True),
     "embeddings": _Stage("embeddings of images and sentences", ("images", "descriptions"), ("model", "checkpoint"), ("embed",)),
     "network": _Stage("the training of the network of influence_model", ("images",), (
         "influence_model", "influence_weights", "influence_epochs", "influence_lr", "influence_frozen_statistics"), ("network",)),

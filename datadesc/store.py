@@ -328,9 +328,16 @@ def holds(
     return self._shard(keys).exists()
 
 # %% ../nbs/5_sources/12_store.ipynb #87cec11d
+_NOTED = set()  # (table, key) of what a process has noted that makes its images anew
+
 class _Facts:
     "JSON values by key, in one table of a SQLite file; processes may share it."
-    def __init__(self, path: str | Path, table: str): self.path, self.table = Path(path), table
+    def __init__(
+        self,
+        path: str | Path,
+        table: str,
+        anew: bool = False,  # nothing that was noted before this process is read
+    ): self.path, self.table, self.anew = Path(path), table, anew
 
     def _open(self):
         writable_folder(self.path.parent)
@@ -344,7 +351,7 @@ def get(
     keys: Iterable[str],
 ) -> dict[str, object]:
     "{key: value} of those keys that are noted."
-    keys, values = list(keys), {}
+    keys, values = [key for key in keys if not self.anew or (self.table, key) in _NOTED], {}
     with self._open() as connection:
         for start in range(0, len(keys), 500):
             part = keys[start:start + 500]
@@ -359,6 +366,7 @@ def put(
 ) -> None:
     "Note the values."
     rows = [(key, json.dumps(value)) for key, value in values.items()]
+    if self.anew: _NOTED.update((self.table, key) for key in values)
     with self._open() as connection, connection:
         connection.executemany(f"INSERT OR REPLACE INTO {self.table} VALUES (?, ?)", rows)
 
@@ -381,7 +389,7 @@ class Store:
     def __repr__(self): return f"Store('{self.root}')"
 
 _REDO = "DATADESC_REDO"  # environment variable: stages that this process makes anew, with commas between them
-_made = set()  # files of such stages that this process has written
+_made = set()  # files that this process has written
 
 def _stage_of(name):
     "The stage that values of that name belong to, or None."
@@ -434,7 +442,7 @@ def keep(
     path = self.find(name, key)
     if path is None and make is None: return None
     anew = path is None or make is not None and self.redoes(name) and str(path) not in _made
-    self.count(name, not anew, anew)
+    self.count(name, not anew and str(path) not in _made, anew)
     if anew:
         if isinstance(self.root, Path): writable_folder(self.root/name)
         value = make()
@@ -458,4 +466,4 @@ def facts(
     table: str,  # what the facts are called
 ) -> _Facts:
     "JSON values by key, in `facts.sqlite` on this machine."
-    return _Facts(self.local/"facts.sqlite", table)
+    return _Facts(self.local/"facts.sqlite", table, self.redoes("images"))
