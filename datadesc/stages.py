@@ -47,8 +47,10 @@ class _Stage:
     @property
     def dependents(self):
         "The stages that are made from it, and from these."
-        direct = [name for name, stage in STAGES.items() if self in (STAGES[need] for need in stage.needs)]
-        return [name for name in STAGES if name in direct or any(name in STAGES[other].dependents for other in direct)]
+        found = []
+        for name, stage in STAGES.items():  # in the order of a run, so that what a stage needs stands before it
+            if any(need in found or STAGES[need] is self for need in stage.needs): found.append(name)
+        return found
 
     @property
     def redone_with(self):
@@ -65,7 +67,7 @@ STAGES = {
                        ("wiki",), True),
     "descriptions": _Stage("candidate sentences; a language model is asked again, and paid again", ("articles",), (
         "descriptions", "article_tokens", "parts", "samples", "answers", "llm_model", "llm_base_url", "llm_gguf", "llm_temperature",
-        "llm_max_tokens", "llm_extra"), ("describe", "answers"), True),
+        "llm_max_tokens", "llm_extra", "follow_up_pairs"), ("describe", "answers"), True),
     "embeddings": _Stage("embeddings of images and sentences", ("images", "descriptions"), ("model", "checkpoint"), ("embed",)),
     "network": _Stage("the training of the network of influence_model", ("images",), (
         "influence_model", "influence_weights", "influence_epochs", "influence_lr", "influence_frozen_statistics"), ("network",)),
