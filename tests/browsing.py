@@ -30,7 +30,7 @@ OUTSIDE = """() => [...document.querySelectorAll('body *')].filter(e => {
   return true;
 }).map(e => e.outerHTML.slice(0, 200))"""
 # Text that its box cuts off, out of reach.
-CUT = """() => [...document.querySelectorAll('body *')].filter(e => e.getClientRects().length && !e.matches('.visually-hidden')
+CUT = """inside => [...document.querySelectorAll(`${inside} *`)].filter(e => e.getClientRects().length && !e.matches('.visually-hidden')
   && ['hidden', 'clip'].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 200))"""
 WIDEST = "() => Math.max(0, ...[...document.querySelectorAll('td, th')].map(e => e.getBoundingClientRect().width))"
 HEADINGS = "() => [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => +h.tagName[1])"
@@ -52,6 +52,7 @@ class Watched:
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: request.url.startswith((at, "data:", "blob:")) or self.requests.append(request.url))
+        page.set_default_timeout(15_000)
         page.goto(url)
 
     def __enter__(self): return self
@@ -65,15 +66,16 @@ class Watched:
 
     def text(self): return one_line(self.page.inner_text("body"))
 
-    def fits(self):
-        "Nothing is wider than the page, and nothing that scrolls has a cell wider than a desktop."
+    def fits(self, inside="body"):
+        "Nothing is wider than the page, nothing `inside` is cut off, and nothing that scrolls has a cell wider than a desktop."
         evaluate = self.page.evaluate
         assert evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert evaluate(OUTSIDE) == [] and evaluate(CUT) == [] and evaluate(WIDEST) <= WIDTHS[0]
+        assert evaluate(OUTSIDE) == [] and evaluate(CUT, inside) == [] and evaluate(WIDEST) <= WIDTHS[0]
 
     def is_sound(self):
         "Pictures are drawn and have a text, headings come in order, links inside the page lead somewhere."
         evaluate = self.page.evaluate
+        evaluate("for (const image of document.images) image.loading = 'eager'")
         self.page.wait_for_function("[...document.images].every(image => image.complete)")
         assert evaluate("[...document.images].filter(image => !image.naturalWidth || !image.alt.trim()).map(image => image.outerHTML.slice(0, 300))") == []
         levels = evaluate(HEADINGS)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from browsing import HOSTILE, browser
 from datadesc import explore as module
 from datadesc.data import ImageSet
 from datadesc.describe import flagged, from_file
@@ -21,11 +22,6 @@ from datadesc.explore import Explorer
 from datadesc.labels import apply_corrections
 from datadesc.store import read_file
 from datadesc.study import Study
-
-CHROMIUM = shutil.which("chromium")
-HOSTILE = ["<script>window.ran = 1; alert(1)</script>", "\"><img src=x onerror=\"window.ran = 1\">", "**bold** [link](javascript:window.ran=1) `code` $x$",
-           "🦋 emoji 👩🏽‍🔬", "‏עברית ‮ right to left", "long " * 400, "' onfocus='window.ran = 1", "&lt;b&gt; &amp; {{ 7 * 7 }} ${7*7}"]
-
 
 @pytest.fixture(scope="module")
 def meadow(repo):
@@ -46,17 +42,6 @@ def hostile():
     rows = [dict(class_id=c, component="", sample=n, text=f"{text.strip()} {n}", source=HOSTILE[0], knowledge="given")
             for c in range(len(HOSTILE)) for n, text in enumerate(HOSTILE)]
     return Study.of(images, load_encoder("meadow-clip"), flagged(rows, HOSTILE), progress=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 BRIDGE = """async () => {
