@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
+
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,6 +47,7 @@ def _import_ray(address):
     for name, value in (_QUIET | (_LOOPBACK if _is_here(address) else {})).items(): os.environ.setdefault(name, value)
     try: import ray.data
     except ImportError: raise ImportError(_NEEDED) from None
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is raised
     return ray
 
 @contextmanager
@@ -76,7 +77,7 @@ def _free_port():
 def node_options(
     cpus: int,  # logical CPUs; Ray Data wants four
 ) -> dict:
-    "How a node of a cluster on this machine is started, for `ray.cluster_utils.Cluster`: no dashboard, and ports that no agent is waited for."
+    "How `ray.cluster_utils.Cluster` starts a node on this machine: no dashboard, and ports that no agent is waited for."
     ports = {name: _free_port() for name in ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")}
     return ports | dict(num_cpus=cpus, include_dashboard=False, include_log_monitor=False, no_monitor=True, object_store_memory=200 * 2**20)
 
@@ -84,7 +85,7 @@ def check_address(
     address: str,  # HOST:PORT of the head of a cluster, or "local"
 ) -> None:
     "`ImportError` without Ray; `ConnectionError` where nobody listens: Ray itself would wait for minutes."
-    if find_spec("ray") is None: raise ImportError(_NEEDED)
+    _import_ray(address)
     if address == "local": return
     host, _, port = address.rpartition(":")
     try: socket.create_connection((host, int(port)), timeout=5).close()
@@ -199,7 +200,8 @@ def _reason(error):
     said, inner = str(error).strip().rpartition("\n")[2], error
     while (inner := getattr(inner, "cause", None) or inner.__cause__) is not None:
         if isinstance(inner, (ValueError, OSError, ImportError, LLMError)): return inner
-    return RuntimeError(f"The cluster did not finish ({type(error).__name__}: {said[:300]}). Run again: what is in the store is not done twice.")
+    return RuntimeError(f"The cluster did not finish ({type(error).__name__}: {said[:300]}). "
+                        "Run again: what is in the store is not done twice.")
 
 @patch
 def _n_workers(self: Cluster, on_gpu):
@@ -315,7 +317,8 @@ _LIMITS = ("model", "base_url", "client", "temperature", "max_tokens", "concurre
 class _Owner:
     "The actor that asks for all runs."
     def __init__(self, path, name):
-        self.cache, self.name, self.open, self.stack, self.spent = Cache(path), name, {}, AsyncExitStack(), Store(Path(path).parent).facts("spent")
+        self.cache, self.name, self.open, self.stack = Cache(path), name, {}, AsyncExitStack()
+        self.spent = Store(Path(path).parent).facts("spent")
 
     async def ping(self): return os.getpid()
 
@@ -346,7 +349,8 @@ class _Owner:
                 try: answers[request.key] = await answer(request)
                 except Exception as error:
                     failed[request.key] = error
-                    if not isinstance(error, LLMError) or getattr(error, "fatal", False) or getattr(error, "busy", False): stop = stop or error
+                    ends = not isinstance(error, LLMError) or getattr(error, "fatal", False) or getattr(error, "busy", False)
+                    if ends: stop = stop or error
                 self._note(llm, key)
         await asyncio.gather(*(work() for _ in range(llm.concurrency)))
         return answers, failed, stop

@@ -254,7 +254,7 @@ def embed_images(
 # %% ../nbs/1_method/15_embed.ipynb #8d9f1f2f
 @patch
 def in_mixed_precision(self: Encoder) -> Encoder:
-    "The encoder computing in bfloat16 by autocast, images channels-last; rows differ by less than 1e-3 in cosine and have another fingerprint."
+    "The encoder in bfloat16 by autocast, images channels-last; its rows differ by less than 1e-3 in cosine: another fingerprint."
     model = self.model.to(memory_format=torch.channels_last)  # the same numbers in another order
     return replace(self, model=model, mixed=True, fingerprint=key_of(of=self.fingerprint, mixed="bfloat16"))
 
@@ -344,7 +344,7 @@ def embed_set(
     batch_size: int = 64,  # images encoded at once
     progress: bool = True,  # show a bar if it takes more than a few seconds
     store: Store | None = None,  # keeps the row of each image
-    embed_into: Callable | None = None,  # does what the method of that name does, elsewhere: of (encoder, store, images, digests, batch size)
+    embed_into: Callable | None = None,  # does what that method does, elsewhere: of encoder, store, images, digests, batch size
 ) -> dict[str, torch.Tensor]:  # split -> (N, D)
     "Embed an image set: {split: (N, D) float32, rows of length one}; what the store has is not decoded."
     if store is None: return {split: self.embed_images(image_set.images(split), batch_size, progress) for split in image_set.samples}

@@ -8,11 +8,15 @@ __all__ = ['no_room', 'writable_folder', 'whole', 'write_text', 'is_address', 'd
 # %% ../nbs/5_sources/10_files.ipynb #9e698b9a
 import errno, os, re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
 from uuid import uuid4
 
 import platformdirs
+
+try: import fcntl
+except ImportError: fcntl = None  # Windows, which lets nobody rename a file that is open
 
 # %% ../nbs/5_sources/10_files.ipynb #0432dd61
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -22,6 +26,7 @@ def no_room(
 ) -> str:
     "Advice for an error that says the disk is full or a file may not grow; '' for any other error."
     by_text = any(re.search(rf"(?:\[errno |os error ){code}\b", str(error), re.I) for code in _NO_ROOM)
+    by_text |= "database or disk is full" in str(error)  # as SQLite says it
     if getattr(error, "errno", None) not in _NO_ROOM and not by_text: return ""
     return ("the disk or the quota is full, or the file is larger than is allowed. Free some room, "
             "or name a place elsewhere: --out for results, DATADESC_STORE for the store")
@@ -48,21 +53,58 @@ def writable_folder(
     raise _not_writable(folder)
 
 # %% ../nbs/5_sources/10_files.ipynb #a0f497f7
+_swept = set()  # folders that this process has looked through
+
+def _lock(folder, wait=False):
+    "Locks the folder until what is returned is closed; `OSError` where another process holds it, or this file system has no locks."
+    held = os.open(folder, os.O_RDONLY)
+    try: fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+def _sweep(folder):
+    "Removes, once a process, what killed processes have left half written in the folder: nobody holds its lock any more."
+    if not fcntl or folder in _swept: return
+    _swept.add(folder)
+    for part in folder.glob(".*.part"):
+        if not re.search(r"\.[0-9a-f]{8}\.part$", part.name): continue
+        with suppress(OSError):
+            held = _lock(part)
+            rmtree(part, ignore_errors=True)
+            os.close(held)
+
+@contextmanager
+def _place_beside(path):
+    "A new folder beside `path`, locked, which goes with the block: a library may write its own temporary files there."
+    held = None
+    while held is None:
+        (place := path.parent/f".{path.name[:80]}.{uuid4().hex[:8]}.part").mkdir()
+        try: held = _lock(place, wait=True) if fcntl else -1
+        except FileNotFoundError: continue  # swept before it was locked
+        except OSError: held = -1  # where nobody can lock, nobody sweeps
+        if not place.exists(): held = os.close(held)
+    try: yield place
+    finally:
+        rmtree(place, ignore_errors=True)
+        if held >= 0: os.close(held)
+
 @contextmanager
 def whole(
     path: str | Path,  # the file to be written
 ) -> Iterator[Path]:
     "A temporary path: renamed to `path` if the block succeeds, deleted if it fails; `OSError` that names `path` on a full disk."
     path = Path(path)
-    part = writable_folder(path.parent)/f".{path.name[:80]}.{uuid4().hex[:8]}.part"
+    _sweep(writable_folder(path.parent))
     try:
-        yield part
-        with open(part, "rb+") as file: os.fsync(file.fileno())
-        os.replace(part, path)
+        with _place_beside(path) as place:
+            yield (part := place/path.name)
+            with open(part, "rb+") as file: os.fsync(file.fileno())
+            os.replace(part, path)
     except Exception as error:
         if advice := no_room(error): raise OSError(getattr(error, "errno", None) or errno.ENOSPC, advice, str(path)) from error
         raise
-    finally: part.unlink(missing_ok=True)
 
 def write_text(
     path: str | Path,  # the file
@@ -83,7 +125,7 @@ def default_root() -> Path:
     "The folder named by DATADESC_STORE, otherwise this user's cache; `ValueError` where it names no folder of this machine."
     named = os.environ.get("DATADESC_STORE")
     if named and is_address(named):
-        raise ValueError(f"DATADESC_STORE={named}: expected a folder of this machine. A run takes an address as its store: -p store={named}")
+        raise ValueError(f"DATADESC_STORE={named}: expected a folder of this machine; a run takes an address: -p store={named}")
     return Path(os.path.expanduser(named)) if named else platformdirs.user_cache_path("datadesc")
 
 # %% ../nbs/5_sources/10_files.ipynb #d8f2a3ac

@@ -438,7 +438,7 @@ class LLM:
         prices: dict | str | Path | None = None,  # a price table's path, or {model: {input, cached, output}}; None: the published prices
         dry_run: bool = False,  # ask nothing, estimate only
         typical: int = _TYPICAL,  # tokens of a typical answer, for the estimate
-        elsewhere: Callable | None = None,  # asks what is new in this model's place: questions -> ({key: (answer, usage, new)}, {key: error})
+        elsewhere: Callable | None = None,  # asks in this model's place: questions -> ({key: (answer, usage, new)}, {key: error})
     ):
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         if isinstance(base_url, str) and not re.match(r"https?://(?:[^/]*@)?[^/:]", base_url):
@@ -547,7 +547,7 @@ def ask(self: LLM,
 @patch
 @asynccontextmanager
 async def opened(self: LLM) -> AsyncIterator[Callable]:
-    "An async function from a question to (its answer, usage, whether it was asked now): for many askers who share one server and its limits."
+    "An async function from a question to (its answer, usage, whether it was asked now), for many askers who share one server."
     async with nullcontext() if self.client else _openai(self) as api:
         server, places = _Server(self, api), asyncio.Semaphore(self.concurrency)
         async def answer(request):

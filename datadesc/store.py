@@ -119,7 +119,8 @@ class _Place:
             system, path = fsspec.core.url_to_fs(self.address, use_listings_cache=False)  # another process may have written
             return getattr(system, name)(path, *args, **kwargs)
         except FileNotFoundError if what == "read" else (): raise
-        except ImportError as error: raise ImportError(f"'{self}' needs another package: {error} (pip install 'datadesc[ray]' for s3)") from None
+        except ImportError as error:
+            raise ImportError(f"'{self}' needs another package: {error} (for s3: pip install 'datadesc[ray]')") from None
         except Exception as error:
             raise OSError(f"Cannot {what} '{self}': {_why(error)}. Is its server up? Are bucket, address (AWS_ENDPOINT_URL for "
                           "one that is not Amazon's) and credentials right?") from None
@@ -241,7 +242,7 @@ def _kind(path):
     raise ValueError(f"No way to keep a value in '{path}': expected a file called {', '.join('*' + suffix for suffix in _KINDS)}.")
 
 def write_file(
-    path: str | Path | _Place,  # a path or an address: *.parquet for a table, *.safetensors for a tensor or a dict of them, *.json for all else
+    path: str | Path | _Place,  # *.parquet for a table, *.safetensors for a tensor or a dict of them, *.json for all else; or an address
     value: object,  # what to write
 ) -> Path | _Place:
     "Write the value to the file in one step; the path. `TypeError` or `ValueError` for what the kind of file cannot hold."

@@ -138,7 +138,8 @@ def nodes(tmp_path_factory):
     if not find_spec("ray"): pytest.skip("needs ray: make test installs it")
     from datadesc import cluster
     with pytest.MonkeyPatch.context() as patch:
-        ray = cluster.Cluster.__init__.__globals__["_import_ray"]("local")
+        cluster.check_address("local")
+        import ray
         patch.setenv("DATADESC_STORE", str(tmp_path_factory.mktemp("default")))
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         from ray.cluster_utils import Cluster as LocalCluster
@@ -152,7 +153,7 @@ def nodes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def machines(nodes):
     from datadesc.cluster import Cluster
-    return Cluster(nodes.address, workers=2, images_each=20, rows_each=37)
+    return Cluster(nodes.address, workers=2, images_each=20, rows_each=101)
 
 
 def test_shards_are_embedded_once_and_as_on_one_machine(machines, photos, tmp_path):
@@ -288,7 +289,7 @@ def test_a_folder_that_came_from_another_disk_is_whole(tmp_path, monkeypatch):
         (work/"tables"/"t.csv").write_text("1")
         there.replace()
     with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w") as tar: tar.add(there, arcname=".")
-    arrived = cluster.Cluster.launch.__globals__["_arrived"]
+    arrived = getattr(cluster, "_arrived")
     assert Path(arrived(tmp_path/"here", "coin", packed.getvalue())) == tmp_path/"here"/"coin"
     (tmp_path/"here"/"coin"/"notes.txt").write_text("the user's")
     arrived(tmp_path/"here", "coin", packed.getvalue())
@@ -313,7 +314,8 @@ def test_the_head_dies_and_the_run_goes_on_from_the_store(machines, nodes, photo
     file, address = tmp_path/"there.txt", machines.address
     machines.ray.shutdown()  # this process leaves; the driver is one of its own
     code = DRIVER.format(tests=str(REPO/"tests"), address=address, file=str(file), wait=.05, photos=str(photos[0]), store=str(tmp_path/"store"))
-    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              env=os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"})
     while len(noted(file)) < 60 and driver.poll() is None: time.sleep(.05)
     nodes.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
     assert driver.wait(timeout=120) != 0, "it ends, with an error"
