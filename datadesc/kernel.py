@@ -8,11 +8,13 @@ __all__ = ['started', 'execute', 'tidy', 'report_html']
 # %% ../nbs/4_pages/50_kernel.ipynb #b2cc1b4a
 import json, logging, os, sys, tempfile, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
+from shutil import rmtree
 from typing import TextIO
 
+from filelock import FileLock, Timeout
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.utils import run_sync
@@ -24,6 +26,14 @@ from .run_folder import RunFailed
 # %% ../nbs/4_pages/50_kernel.ipynb #065884dd
 _THIS_PYTHON = "this environment"  # not a name that a kernel may have, so it hides none
 
+_LAUNCH = """import os, runpy, sys, threading, time
+run = int(sys.argv.pop(1))
+def end_with_run():
+    while os.getppid() == run: time.sleep(.2)
+    os._exit(1)
+threading.Thread(target=end_with_run, daemon=True).start()
+runpy.run_module("ipykernel_launcher", run_name="__main__")"""
+
 class _KernelSpecs(KernelSpecManager):
     "The user's kernels, and the Python that runs now under the name `_THIS_PYTHON`."
     def get_kernel_spec(
@@ -32,17 +42,37 @@ class _KernelSpecs(KernelSpecManager):
     ) -> KernelSpec:
         "What starts the kernel; `ValueError` that lists the kernels if there is none of that name."
         if kernel_name == _THIS_PYTHON:  # quiet: a kernel that is interrupted before it ends would say so
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
+            command = [sys.executable, "-c", _LAUNCH, str(os.getpid()), "-f", "{connection_file}", "--log-level=CRITICAL"]
             return KernelSpec(argv=command, display_name=_THIS_PYTHON, language="python")
         try: return super().get_kernel_spec(kernel_name)
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
 # %% ../nbs/4_pages/50_kernel.ipynb #9367044c
+_IN_USE = "in_use.lock"  # in the folder of the sockets: the run that has it holds the lock
+
+def _sweep(parent):
+    "Removes the folders of sockets of runs that were killed."
+    for lock in Path(parent).glob(f"datadesc-*/{_IN_USE}"):
+        with suppress(Timeout, OSError), FileLock(lock, blocking=False): rmtree(lock.parent, ignore_errors=True)
+
+class _SocketFolder:
+    "A new folder for sockets in `parent`, ours until `cleanup`."
+    def __init__(self, parent):
+        _sweep(parent)
+        self.folder = tempfile.TemporaryDirectory(prefix="datadesc-", dir=parent, ignore_cleanup_errors=True)
+        self.name, self.lock = self.folder.name, FileLock(f"{self.folder.name}/{_IN_USE}", thread_local=False)
+        self.lock.acquire()
+
+    def cleanup(self):
+        self.lock.release()
+        self.folder.cleanup()
+
 def _short_folder():
     "A new temporary folder whose path leaves room for the name of a socket, or None."
-    for parent in (None, os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):
-        if len(os.fsencode(parent or tempfile.gettempdir())) > 70 or parent and not os.access(parent, os.W_OK): continue
-        return tempfile.TemporaryDirectory(prefix="datadesc-", dir=parent)
+    for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):
+        if not parent or len(os.fsencode(parent)) > 70 or not os.access(parent, os.W_OK): continue
+        with suppress(FileNotFoundError): return _SocketFolder(parent)  # somebody has swept it before it was locked
+        return _SocketFolder(parent)
 
 class _SocketKernelManager(AsyncKernelManager):
     "Starts a kernel and talks to it through Unix sockets in a temporary folder of its own; through TCP where no path is short enough."
