@@ -25,18 +25,19 @@ def published() -> pd.DataFrame:  # table, dataset, method, value
     return pd.read_csv(files("datadesc")/"assets"/"published.csv")
 
 # %% ../nbs/4_pages/60_summary.ipynb #294e5392
-_FACTS = {"encoder": "model", "weights": "checkpoint", "knowledge": "knowledge", "form": "form"}  # column -> parameter of the run
+_FACTS = {"encoder": "model", "weights": "checkpoint", "knowledge": "knowledge", "form": "form",
+          "influence": "influence_model"}  # column -> parameter of the run
 
 def measured(
     root: Path,  # folder that holds the runs
     names: Sequence[str],  # finished runs
     page: str = "benchmark",  # or "judge": its scores, one row per judge, criterion and method; or "decoys": one row per form
 ) -> pd.DataFrame:
-    "The accuracies of the runs' benchmarks, one per row: run, dataset, encoder, weights, knowledge, form, then the line; fractions."
+    "The accuracies of the runs' benchmarks, one per row: run, dataset, encoder, weights, knowledge, form, influence, then the line; fractions."
     def lines(name):
         run = FinishedRun(root, name)
         facts = run.result
-        made_by = {column: facts["parameters"][parameter] for column, parameter in _FACTS.items()}
+        made_by = {column: facts["parameters"].get(parameter) for column, parameter in _FACTS.items()}
         of_run = dict(source="measured", run=name, dataset=facts["dataset"]) | made_by
         of_page = {"judge": lambda: run.judged.get("scores", []), "decoys": lambda: _decoy_lines(run)}.get(page, run.accuracies)()
         return [of_run | {key: value for key, value in line.items() if "interval" not in key} | _ends(line) for line in of_page]
