@@ -6,17 +6,17 @@
 __all__ = ['Request', 'LLMError', 'Cache']
 
 # %% ../nbs/5_sources/60_cache.ipynb #030e79d2
-import gzip, json, sqlite3
+import glob, gzip, json, sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from fastcore.basics import patch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from .files import whole, writable_folder
+from .files import no_room, whole, writable_folder
 from .store import digest, key_of
 
 # %% ../nbs/5_sources/60_cache.ipynb #defa99dd
@@ -53,23 +53,34 @@ class Request:
 # %% ../nbs/5_sources/60_cache.ipynb #9234660a
 class LLMError(RuntimeError): "What went wrong between a question and its answer, and what to do about it."
 
+_swept = set()  # caches whose locks this process has looked through
+
 class Cache:
     "Answers by the key of their question, in one SQLite file, made at the first answer. `LLMError` where the file cannot be used."
     def __init__(self,
         path: str | Path,  # the SQLite file
     ): self.path = Path(path)
 
+    def _sweep(self):
+        "Removes, once a process, the lock files of processes that were killed."
+        if self.path in _swept: return
+        _swept.add(self.path)
+        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.asked"):
+            with suppress(Timeout, OSError), FileLock(path, blocking=False): path.unlink(missing_ok=True)
+
     @contextmanager
     def _opened(self):
         "A connection to the file, closed with the block."
         writable_folder(self.path.parent)
+        self._sweep()
         try:
             with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:
                 db.execute("pragma journal_mode = wal")
                 db.execute("create table if not exists answers (key text primary key, value text not null)")
                 yield db
         except sqlite3.Error as error:
-            raise LLMError(f"The cache '{self.path}' cannot be used ({error}): move that file away, or name another.") from None
+            advice = no_room(error) or "move that file away, or name another"
+            raise LLMError(f"The cache '{self.path}' cannot be used ({error}): {advice}.") from None
 
     def rows(self,
         keys: Iterable[str] | None = None,  # keys of questions; None: all

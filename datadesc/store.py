@@ -8,11 +8,11 @@ __all__ = ['digest', 'key_of', 'write_file', 'read_file', 'Store']
 # %% ../nbs/5_sources/12_store.ipynb #8a12cef7
 import dataclasses, hashlib, json, os, re, sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import singledispatch
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from types import ModuleType
 
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .files import default_root, is_address, local_root, whole, writable_folder
+from .files import default_root, is_address, local_root, no_room, whole, writable_folder
 from .stages import STAGES
 
 # %% ../nbs/5_sources/12_store.ipynb #40059f8a
@@ -144,6 +144,15 @@ def _place(path):
     return path if isinstance(path, _Place) else _Place(str(path)) if is_address(path) else Path(path)
 
 # %% ../nbs/5_sources/12_store.ipynb #202d7e75
+class _Over(Exception): "Ends a block whose file is not wanted any more."
+
+@contextmanager
+def _temporary():
+    "A temporary path on this machine, which goes with the block; if the process is killed, with the next one's."
+    with suppress(_Over), whole(Path(gettempdir())/"datadesc") as part:
+        yield part
+        raise _Over
+
 @contextmanager
 def _written(
     path: str | Path | _Place,  # the file to be written
@@ -152,8 +161,8 @@ def _written(
     if not isinstance(place := _place(path), _Place):
         with whole(place) as part: yield part
         return
-    with TemporaryDirectory(prefix="datadesc-") as folder:
-        yield (part := Path(folder)/"part")
+    with _temporary() as part:
+        yield part
         place.write(part.read_bytes())
 
 @contextmanager
@@ -164,8 +173,8 @@ def _fetched(
     if not isinstance(place := _place(path), _Place):
         yield place
         return
-    with TemporaryDirectory(prefix="datadesc-") as folder:
-        (copy := Path(folder)/"copy").write_bytes(place.read())
+    with _temporary() as copy:
+        copy.write_bytes(place.read())
         yield copy
 
 # %% ../nbs/5_sources/12_store.ipynb #8ef44013
@@ -315,7 +324,14 @@ def put(
     names = torch.from_numpy(np.array([np.frombuffer(bytes.fromhex(key), np.uint8) for key in keys]))
     _write_tensors(shard := self._shard(keys), {"keys": names, "rows": rows.float()})
     _WRITTEN.add(shard)
+    if self._anew and isinstance(shard, Path): self._make_latest(shard)
     self.uses[1] += len(keys)
+
+@patch
+def _make_latest(self: _Rows, shard):
+    "Gives the shard a later time than all that were there, whatever the clock says."
+    newest = max((_age(other)[0] for other in self._before if other != shard and other.exists()), default=0)
+    if _age(shard)[0] <= newest: os.utime(shard, ns=(newest + 1, newest + 1))
 
 @patch
 def _shard(self: _Rows, keys): return self.folder/f"{digest(''.join(keys).encode())}.safetensors"
@@ -340,11 +356,16 @@ class _Facts:
         anew: bool = False,  # nothing that was noted before this process is read
     ): self.path, self.table, self.anew = Path(path), table, anew
 
+    @contextmanager
     def _open(self):
         writable_folder(self.path.parent)
-        connection = sqlite3.connect(self.path, timeout=60)
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {self.table} (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
-        return closing(connection)
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {self.table} (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+                yield connection
+        except sqlite3.Error as error:
+            advice = no_room(error) or "move it away, what it holds is found again"
+            raise OSError(f"'{self.path}' cannot be used ({error}): {advice}.") from None
 
 @patch
 def get(
