@@ -243,7 +243,8 @@ def _suspects(study, pairs, reviewed=frozenset()):
     `between` where the classifier does not separate the two classes."""
     of_split = {split: study.keep("labels", partial(label_issues, study, split), split=split) for split in study.labels}
     table = pd.concat([table.assign(split=split) for split, table in of_split.items()])
-    table = table[(table.p_suggested > table.p_given) & np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)]
+    open_ones = np.array([key not in reviewed for key in zip(table.split, table.image)], dtype=bool)
+    table = table[(table.p_suggested > table.p_given) & open_ones]
     table = table[["split", "image", "given", "suggested", "likely", "score"]].sort_values("score", ascending=False, kind="stable")
     mixed = {frozenset((p.a, p.b)) for p in pairs[pairs.confusion >= _NOT_SEPARATED].itertuples()}
     return table.assign(between=np.array([frozenset((s.given, s.suggested)) in mixed for s in table.itertuples()], dtype=bool))
