@@ -116,7 +116,7 @@ def sent(self: JudgePage) -> str:
     "What leaves the machine and where to, in a few sentences."
     n = len({image for case in self.cases for image in case.images})
     orders = self.options["judge_orders"] or len(self.methods)
-    asked = (f"{len(self.cases):,} cases of {len({case.class_id for case in self.cases})} classes, each in {orders} orders"
+    asked = (f"{len(self.cases):,} cases of {len({case.class_id for case in self.cases})} classes, each in {orders} order{'s' * (orders > 1)}"
              f"{' and %d times' % self.options['judge_repeats'] if self.options['judge_repeats'] > 1 else ''}.")
     names, hosts = " and ".join(judge.model for judge in self.judges), " and ".join(sorted({judge.host for judge in self.judges} - {""}))
     if not hosts:
@@ -166,8 +166,9 @@ def ask(self: JudgePage) -> Markdown:
     return Markdown(f"{answered:,} questions were answered. {lost} In {100 * same:.0f} % of the cases two methods have the same text.")
 
 def _with_interval(values, low, high, form="{:.0f}", scale=1):
-    "estimate (low to high)"
-    return [f"{form} ({form} to {form})".format(*(scale * end for end in ends)) for ends in zip(values, low, high)]
+    "estimate (low to high); a dash where there is none"
+    rows = zip(values, low, high)
+    return ["–" if pd.isna(row[0]) else f"{form} ({form} to {form})".format(*(scale * end for end in row)) for row in rows]
 
 @patch
 def scores(self: JudgePage) -> None:
