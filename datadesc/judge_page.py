@@ -116,7 +116,8 @@ def sent(self: JudgePage) -> str:
     "What leaves the machine and where to, in a few sentences."
     n = len({image for case in self.cases for image in case.images})
     orders = self.options["judge_orders"] or len(self.methods)
-    asked = (f"{len(self.cases):,} cases of {len({case.class_id for case in self.cases})} classes, each in {orders} order{'s' * (orders > 1)}"
+    classes = len({case.class_id for case in self.cases})
+    asked = (f"{len(self.cases):,} cases of {classes} classes, each in {orders} order{'s' * (orders > 1)}"
              f"{' and %d times' % self.options['judge_repeats'] if self.options['judge_repeats'] > 1 else ''}.")
     names, hosts = " and ".join(judge.model for judge in self.judges), " and ".join(sorted({judge.host for judge in self.judges} - {""}))
     if not hosts:
