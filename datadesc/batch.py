@@ -6,7 +6,7 @@
 __all__ = ['Point', 'grid_points', 'device_slots', 'launch_process', 'run_batch']
 
 # %% ../nbs/4_pages/57_batch.ipynb #75ed5b09
-import hashlib, json, os, re, signal, subprocess, sys, time
+import hashlib, json, os, re, signal, subprocess, sys, threading, time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -304,12 +304,14 @@ def _check_points(points, root, force):
 
 @contextmanager
 def _terminated_like_ctrl_c():
-    "Context in which SIGTERM, which a cluster sends before it kills, does what Ctrl-C does."
+    "Context in which SIGTERM, which a cluster sends before it kills, and SIGHUP of a closed terminal do what Ctrl-C does."
     def interrupt(*_): raise KeyboardInterrupt
-    try: before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError: return (yield)  # not the main thread
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handled = [number for number in before if before[number] != signal.SIG_IGN and threading.current_thread() is threading.main_thread()]
+    for number in handled: signal.signal(number, interrupt)
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for number in handled: signal.signal(number, before[number])
 
 def run_batch(
     points: Sequence[Point],  # from `grid_points`
@@ -326,7 +328,7 @@ def run_batch(
     for row in batch.rows:
         if row.point.name not in finished: continue
         row.state = "finished before"
-        RunFolder(batch.root/row.point.name).beside("failed").remove()  # it is the latest again
+        RunFolder(batch.root/row.point.name).drop_attempts()
     shown = (_Live if stream.isatty() else _Lines)(batch, stream)
     with _terminated_like_ctrl_c(), shown:
         shown.tell(batch.of("finished before"))

@@ -33,7 +33,7 @@ def measured(
     names: Sequence[str],  # finished runs
     page: str = "benchmark",  # or "judge": its scores, one row per judge, criterion and method; or "decoys": one row per form
 ) -> pd.DataFrame:
-    "The accuracies of the runs' benchmarks (fractions), one per row: run, dataset, encoder, weights, knowledge, form, influence, then the line."
+    "Accuracies of the runs' benchmarks (fractions), one per row: run, dataset, encoder, weights, knowledge, form, influence and the line."
     def lines(name):
         run = FinishedRun(root, name)
         facts = run.result
