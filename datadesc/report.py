@@ -588,7 +588,8 @@ def _images_of_class(findings, c):
     rows = (study.labels["train"] == c).nonzero().flatten().cpu()
     if not len(rows): return [], []
     influence, in_order = study.influence, lambda score: rows[score.cpu()[rows].argsort(descending=True, stable=True)].tolist()
-    on_class = influence.positive_by_class[c] if influence.class_counts[c] else -influence.self_influence
+    has_table = influence.positive_by_class is not None and influence.class_counts[c]  # too many images and classes have none
+    on_class = influence.positive_by_class[c] if has_table else -influence.self_influence
     typical = [i for i in in_order(on_class) if i not in findings.doubtful][:4]
     atypical = [i for i in in_order(influence.self_influence) if i not in typical]
     return typical, atypical[:2] if len(rows) >= 8 else []

@@ -414,12 +414,13 @@ def test_a_run_keeps_trainings_of_other_weights_apart(tmp_path, monkeypatch):
     "The store's key depends on what the file holds, not on what it is called."
     from types import SimpleNamespace
     from datadesc import report
+    from datadesc.store import Store
     few, folders = replace(pictures(), name="noise"), []
     monkeypatch.setattr(Network, "train", lambda self, images, folder, options: folders.append(folder.name) or SimpleNamespace(checkpoints=[]))
     monkeypatch.setattr(Network, "influence", lambda *args: None)
-    study = SimpleNamespace(image_set=few, n_classes=3, features=dict(train=None), encoder=None, **dict.fromkeys(("classes", "image_emb", "labels", "pool", "embed", "options", "logit_scale")))
-    monkeypatch.setattr(report, "Study", lambda *args: SimpleNamespace())
-    def run(**weights): report.with_influence_of(study, dict(influence_model="test_resnet", influence_epochs=1, device="cpu") | weights, SimpleNamespace(root=tmp_path))
+    study = SimpleNamespace(image_set=few, n_classes=3, features=dict(train=None), encoder=None, **dict.fromkeys(("classes", "image_emb", "labels", "pool", "embed", "options", "logit_scale", "store")), keep_influence=lambda make, **key: make())
+    monkeypatch.setattr(report, "Study", lambda *args, **more: SimpleNamespace())
+    def run(**weights): report.with_influence_of(study, dict(influence_model="test_resnet", influence_epochs=1, device="cpu") | weights, Store(tmp_path))
     run(), run(influence_weights=None)
     for change in ({}, {0: torch.zeros_like(next(iter(network().model.state_dict().values())))}):
         saved_elsewhere(tmp_path / "theirs.pth", change)

@@ -17,6 +17,7 @@ from datadesc.data import ImageSet
 from datadesc.describe import flagged
 from datadesc.llm import LLM
 from datadesc.selection import ChoiceOptions
+from datadesc.store import Store
 from datadesc.study import Study
 from datadesc.zeroshot import names_only
 
@@ -286,10 +287,10 @@ def test_influence_of_a_network_leaves_the_logit_scale(monkeypatch, tmp_path):
     from datadesc import network
     study = findings_of(NAMES, tmp_path).study
     study.logit_scale = 12.
-    few = SimpleNamespace(train=lambda *args: SimpleNamespace(checkpoints=None), influence=lambda *args: study.influence)
+    few = SimpleNamespace(train=lambda *args: SimpleNamespace(checkpoints=[]), influence=lambda *args: study.influence)
     monkeypatch.setattr(network.Network, "load", lambda *args, **options: few)
     monkeypatch.setattr(report, "key_of", lambda **facts: "key")
-    other = report.with_influence_of(study, dict(influence_model="net", influence_epochs=1, device="cpu"), SimpleNamespace(root=tmp_path))
+    other = report.with_influence_of(study, dict(influence_model="net", influence_epochs=1, device="cpu"), Store(tmp_path))
     assert other is not study and other.logit_scale == 12. and other.chosen().equals(study.chosen())
 
 
