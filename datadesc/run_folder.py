@@ -284,6 +284,15 @@ def replace(
     if old.path.exists(): old.path.rmdir()
     return self.path
 
+# %% ../nbs/4_pages/35_run_folder.ipynb #355207d6
+@patch
+def drop_attempts(self: RunFolder) -> None:
+    "Removes what attempts after this finished run have left beside it; nothing while one is executed."
+    left = [folder for kind in ("work", "failed", "replaced") if os.path.lexists(folder := self.beside(kind))]
+    if not left: return
+    with suppress(ValueError), self.working(self.mark["source"]):
+        for folder in left: folder.remove()
+
 # %% ../nbs/4_pages/35_run_folder.ipynb #ef83fa0c
 @patch(cls_method=True)
 def names(

@@ -340,7 +340,7 @@ def run(
         if unused: print(f"Not used, since they are the benchmark's: {', '.join(unused)} (--benchmark makes it).", flush=True)
         inputs = _inputs(ours, listing)
         if not done and not force: _say_changes(target, ours, _divided(known, notebook)[0])
-        if done and (done := _reads_the_same(target, inputs)): target.beside("failed").remove()  # it is the latest again
+        if done and (done := _reads_the_same(target, inputs)): target.drop_attempts()
         if not done: _describe(target, source, ours, inputs, notebook, kernel_up)
         if params.get("benchmark"): done &= _add_page("benchmark", target, theirs, ours.get("store"), notebook, kernel_up, force)
     if done: print(f"{target} is finished and has these parameters: nothing to run, --force runs it again")
@@ -366,13 +366,13 @@ def _describe(target, source, params, inputs, notebook, kernel_up):
     with target.working(source):
         target.note_inputs(inputs)
         _attempt(notebook, target, params, kernel_up())
-    print(*_stages_line(target), sep="\n", end="\n" * bool(_stages_line(target)), flush=True)
+    for line in _stages_line(target): print(line, flush=True)
 
 def _add_page(page, target, params, store, notebook, kernel_up, force=False):
     "Adds the page to the run at `target`; True where the one that it has is the same."
     known, inputs = _own_parameters(notebook, page), [path for _, path in input_files(params)]
     if not force and _is_current(target, params, known, page) and _reads_the_same(target, inputs, page):
-        target.beside("failed").remove()  # the finished one is the latest again
+        target.drop_attempts()
         return True
     if not force: _say_changes(target, params, known, page)
     values = {name: value for name, value in params.items() if name != "benchmark"} | {"run": str(target)}
@@ -381,6 +381,7 @@ def _add_page(page, target, params, store, notebook, kernel_up, force=False):
     with target.working(target.mark["source"]):
         target.note_inputs(inputs, page)
         _attempt(notebook.with_name(_PAGES[page]), target, values, kernel_up(), page)
+    for line in _stages_line(target, page): print(f"{page.capitalize()}: {line}", flush=True)
     return False
 
 # %% ../nbs/4_pages/55_runs.ipynb #b3b8996c
