@@ -288,10 +288,10 @@ def replace(
 @patch
 def drop_attempts(self: RunFolder) -> None:
     "Removes what attempts after this finished run have left beside it; nothing while one is executed."
-    left = [folder for kind in ("work", "failed", "replaced") if os.path.lexists(folder := self.beside(kind))]
-    if not left: return
-    with suppress(ValueError), self.working(self.mark["source"]):
-        for folder in left: folder.remove()
+    kinds = ("work", "failed", "replaced")
+    if not any(os.path.lexists(self.beside(kind)) for kind in kinds): return
+    with suppress(ValueError), self.working(self.mark["source"]):  # which makes a folder `work`
+        for kind in kinds: self.beside(kind).remove()
 
 # %% ../nbs/4_pages/35_run_folder.ipynb #ef83fa0c
 @patch(cls_method=True)
