@@ -65,9 +65,13 @@ _FOLDER = "datadesc-ray-"  # in the folder of temporary files; then the number o
 def _sweep():
     "Removes what processes left that were killed: Ray's own processes end with them, their files do not."
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
-        try: os.kill(int(folder.name.removeprefix(_FOLDER).split("-")[0]), 0)
-        except (ProcessLookupError, ValueError): shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError: pass  # another user's
+        with suppress(ValueError, PermissionError):  # not ours, or another user's
+            try: os.kill(int(folder.name.removeprefix(_FOLDER).split("-")[0]), 0)
+            except ProcessLookupError: shutil.rmtree(folder, ignore_errors=True)
+
+def _ray_folder():
+    "Where Ray notes the address of the last cluster on this machine, wherever that has its files."
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())/"ray"
 
 def _free_port():
     with socket.socket() as free:
@@ -78,6 +82,7 @@ def node_options(
     cpus: int,  # logical CPUs; Ray Data wants four
 ) -> dict:
     "How `ray.cluster_utils.Cluster` starts a node on this machine: no dashboard, and ports that no agent is waited for."
+    _ray_folder().mkdir(parents=True, exist_ok=True)
     ports = {name: _free_port() for name in ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")}
     return ports | dict(num_cpus=cpus, include_dashboard=False, include_log_monitor=False, no_monitor=True, object_store_memory=200 * 2**20)
 
@@ -140,7 +145,10 @@ class Cluster:
     def close(self) -> None:
         "Leaves the cluster; ends it, and removes its files, if it was started here."
         self.ray.shutdown()
-        if self.local: self.local.shutdown()
+        if self.local:
+            self.local.shutdown()
+            (_ray_folder()/"ray_current_cluster").unlink(missing_ok=True)
+            with suppress(OSError): _ray_folder().rmdir()  # unless others are in it
         if self.folder: shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/4_pages/59_cluster.ipynb #86739646
@@ -394,6 +402,11 @@ def share(
     return llm
 
 # %% ../nbs/4_pages/59_cluster.ipynb #955fb92e
+_START = """import signal
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a worker of Ray's blocks it, and so would what it starts
+from datadesc.cli import main
+main()"""
+
 class _Runner:
     "An actor that holds one run on its node."
     def __init__(self, arguments, environment, start, root, token, files):
@@ -402,7 +415,7 @@ class _Runner:
         if not self.shared:
             self.root.mkdir(parents=True, exist_ok=True)
             for name, content in files.items(): (self.root/name).write_bytes(content)
-        command = [sys.executable, "-c", "from datadesc.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", _START, *arguments]
         self.process = subprocess.Popen(command, env=_outside_ray() | environment, cwd=start if os.path.isdir(start) else None,
                                         stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
 

@@ -1,5 +1,5 @@
 "A store on an S3 server, and the stages on a Ray cluster of this machine: as one machine does them, and whatever dies on the way"
-import os, socket, subprocess, sys, time
+import os, socket, subprocess, sys, tempfile, time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,6 +82,20 @@ def test_a_server_that_is_gone_is_one_clear_error(s3, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_what_is_missing_is_one_line(datadesc, monkeypatch):
+    ended = datadesc("run", "coin", "--address", "127.0.0.1:9")
+    assert ended.code == 1 and ended.stderr == "datadesc: --address is that of a Ray cluster: give --engine ray as well\n"
+    for name in ("ray", "ray.data"): monkeypatch.setitem(sys.modules, name, None)
+    ended = datadesc("run", "coin", "--engine", "ray")
+    assert ended.code == 1 and ended.stderr == "datadesc: --engine ray needs the package ray: pip install 'datadesc[ray]'\n"
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(datadesc):
+    if not find_spec("ray"): pytest.skip("needs ray: make test installs it")
+    ended = datadesc("run", "coin", "--engine", "ray", "--address", "127.0.0.1:9")
+    assert ended.code == 1 and ended.stderr.startswith("datadesc: No Ray cluster at '127.0.0.1:9'") and ended.stderr.count("\n") == 1
+
+
 # On a Ray cluster of two nodes
 
 class Wide(torch.nn.Module):
@@ -143,11 +157,13 @@ def nodes(tmp_path_factory):
         patch.setenv("DATADESC_STORE", str(tmp_path_factory.mktemp("default")))
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         from ray.cluster_utils import Cluster as LocalCluster
-        made = LocalCluster(initialize_head=True, head_node_args=cluster.node_options(4))
+        logs = tempfile.TemporaryDirectory(prefix=f"datadesc-ray-{os.getpid()}-", ignore_cleanup_errors=True)  # pytest's own folders are too long for sockets
+        made = LocalCluster(initialize_head=True, head_node_args=cluster.node_options(4) | dict(temp_dir=logs.name))
         made.second = made.add_node(**cluster.node_options(4))
         yield made
         ray.shutdown()
         made.shutdown()
+        logs.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +285,14 @@ def test_runs_are_processes_on_nodes(machines, coin_package, tmp_path, monkeypat
         given = [word for name, value in point.params.items() for word in ("-p", f"{name}={value}")]
         arguments = ["run", point.dataset, "--name", point.name, "--out", "runs", *given]
         handles[point.name] = machines.launch(point, arguments, ends, tmp_path/f"{point.name}.log")
+    slow = batch.Point("slow", "coin", {"wait": 1.})
+    arguments = ["run", "coin", "--name", "slow", "--out", "runs", "-p", "wait=1."]
+    handles["slow"] = machines.launch(slow, arguments, ends, tmp_path/"slow.log")
+    while "The throws" not in (tmp_path/"slow.log").read_text() and handles["slow"].poll() is None: time.sleep(.2)
+    time.sleep(1)
+    handles["slow"].interrupt()
     while any(handle.poll() is None for handle in handles.values()): time.sleep(.2)
+    assert handles["slow"].poll() != 0 and (tmp_path/"runs"/"slow"/"report.ipynb").exists(), "the half notebook of an interrupted run is kept"
     assert [handles[name].poll() for name in ("good", "bad")] == [0, 1], (tmp_path/"good.log").read_text()
     assert (tmp_path/"runs"/"good"/"result.json").exists() and "The throws" in (tmp_path/"good.log").read_text()
     assert (tmp_path/"runs"/"bad"/"report.ipynb").exists() and "ZeroDivisionError" in (tmp_path/"bad.log").read_text()
