@@ -163,7 +163,7 @@ def execute(
         raise
     except RuntimeError as error: raise RunFailed(f"lost its kernel ({error}); most often the machine ran out of memory") from None
     except OSError as error:
-        room = f": {no_room(error)}" * bool(no_room(error))
+        room = f": {no_room(error)}" * (no_room(error) not in str(error))
         raise RunFailed(f"could not be written to '{report.parent}' ({error.strerror or error}){room}") from None
 
 # %% ../nbs/4_pages/50_kernel.ipynb #d9d8402a

@@ -124,7 +124,8 @@ def _unfinished(
 ) -> str:
     "One line on where a run stopped and why, and what to do where there was no room."
     where, error = _progress(report)
-    return f"stopped {where}: {error or 'interrupted or killed'}" + f": {no_room(error)}" * bool(no_room(error))
+    advice = no_room(error)
+    return f"stopped {where}: {error or 'interrupted or killed'}" + f": {advice}" * (advice not in error)
 
 # %% ../nbs/4_pages/55_runs.ipynb #c5e31d2a
 _RESULTS = {"report": "result.json", "benchmark": "benchmark.json", "judge": "judge.json"}  # what the notebook of each page must leave
