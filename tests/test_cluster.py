@@ -209,10 +209,14 @@ def test_a_worker_is_killed_and_a_node_removed(machines, nodes, photos, tmp_path
     assert there.image_rows(Store(tmp_path/"store")).missing(digests) == []
 
 
-def test_an_image_that_cannot_be_read_is_named(machines, tmp_path):
+def test_an_image_that_cannot_be_read_is_an_answer_and_not_tried_on_every_node(machines, tmp_path):
+    import pickle
+    from datadesc import cluster
     (tmp_path/"a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="Cannot read image '.*a.png'"):
-        machines.embed_into(toy_encoder(tmp_path/"n.txt"), Store(tmp_path/"store"), [str(tmp_path/"a.png")], ["0" * 32])
+    packed = machines.ray.put(machines.ray.cloudpickle.dumps(toy_encoder(tmp_path/"n.txt")))
+    actor = getattr(cluster, "_Embedder")(packed, str(tmp_path/"store"), 64)
+    [error] = actor({"digest": ["0" * 32], "image": [pickle.dumps(str(tmp_path/"a.png"))]})["error"]
+    assert error.startswith("Cannot read image") and "a.png" in error
 
 
 def test_influence_in_blocks_is_that_of_one_machine(machines):
