@@ -7,14 +7,13 @@ __all__ = ['Point', 'grid_points', 'device_slots', 'launch_process', 'run_batch'
 
 # %% ../nbs/4_pages/57_batch.ipynb #75ed5b09
 import hashlib, json, os, re, signal, subprocess, sys, threading, time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from fastcore.basics import patch
 
 from . import runs
 from .files import writable_folder

@@ -8,7 +8,7 @@ __all__ = ['sources', 'known_parameters', 'run', 'run_name', 'is_finished', 'Fin
 
 # %% ../nbs/4_pages/55_runs.ipynb #58ff75c8
 import difflib, json, os, re, shlex, textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from .catalogue import kind_of
 from .checks import check, check_answers, first_lines, input_files, needs, own_images
 from .files import default_root, local_root, no_room, writable_folder, write_text
-from .folders import MARK, Listing, look
+from .folders import MARK, look
 from .names import classes_meant, composed, nearest_name, printable
 from .parameters import Parameter, check_parameters, heading, parameters, read_cells, renamed
 from .run_folder import RUNS, RunFailed, RunFolder
@@ -550,7 +550,7 @@ def dry_run(
     _check_all(name_or_path, target, params, known, dry_run=True)
     own = own_images(params)
     looked = [*look(own, params.get("class_level", "auto")), ""] if own else []
-    from datadesc import llm, plan  # heavy: only once everything cheap is right
+    from datadesc import plan  # heavy: only once everything cheap is right
     values = {name: parameter.default for name, parameter in known.items()} | params
     if not values.get("benchmark"): values["baselines"] = []  # they are asked for the benchmark
     if values.get("descriptions") and not values["baselines"]:

@@ -6,7 +6,7 @@
 __all__ = ['digest', 'key_of', 'write_file', 'read_file', 'Store']
 
 # %% ../nbs/5_sources/12_store.ipynb #8a12cef7
-import dataclasses, hashlib, json, os, re, sqlite3
+import dataclasses, hashlib, json, os, sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import singledispatch
