@@ -333,3 +333,13 @@ def test_an_encoder_and_a_head_come_without_the_compiler():
     program = ("import sys, torch; from datadesc.embed import load_encoder; from datadesc.head import train_head; "
                "x = load_encoder('meadow-clip').embed_texts(['a wing', 'a tail']); train_head(x, torch.tensor([0, 1]), 2); print('torch._dynamo' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_mixed_precision_changes_rows_by_less_than_a_thousandth():
+    from datadesc import meadow
+    encoder = load_encoder("meadow-clip", device="cpu")
+    pictures = meadow.load().images.images("val")[:40]
+    exact, mixed = encoder.embed_images(pictures, progress=False), encoder.in_mixed_precision()
+    assert ((mixed.embed_images(pictures, progress=False) * exact).sum(1) > 1 - 1e-3).all()
+    assert mixed.fingerprint != encoder.fingerprint and mixed.in_mixed_precision().mixed
+    assert torch.allclose(encoder.embed_images(pictures, progress=False), exact, atol=1e-5)
