@@ -254,7 +254,7 @@ def embed_images(
 # %% ../nbs/1_method/15_embed.ipynb #8d9f1f2f
 @patch
 def in_mixed_precision(self: Encoder) -> Encoder:
-    "The encoder in bfloat16 by autocast, images channels-last, under another fingerprint; ValueError for the offline one, whose rows change."
+    "The encoder in bfloat16 by autocast, images channels-last, under another fingerprint; ValueError for the offline one."
     if isinstance(self.model, OfflineClip):
         raise ValueError("The offline encoder's rows change by 0.02 in cosine in bfloat16: expected float32 for it")
     model = self.model.to(memory_format=torch.channels_last)  # the same numbers in another order
