@@ -20,14 +20,15 @@ except ImportError: fcntl = None  # Windows, which lets nobody rename a file tha
 
 # %% ../nbs/5_sources/10_files.ipynb #0432dd61
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_IN_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
 
 def no_room(
     error: BaseException | str,  # an error, or its text
 ) -> str:
     "Advice for an error that says the disk is full or a file may not grow; '' for any other error."
     by_text = any(re.search(rf"(?:\[errno |os error ){code}\b", str(error), re.I) for code in _NO_ROOM)
-    by_text |= "database or disk is full" in str(error)  # as SQLite says it
-    if getattr(error, "errno", None) not in _NO_ROOM and not by_text: return ""
+    by_code = getattr(error, "errno", None) in _NO_ROOM or getattr(error, "sqlite_errorname", None) in _NO_ROOM_IN_SQLITE
+    if not by_code and not by_text: return ""
     return ("the disk or the quota is full, or the file is larger than is allowed. Free some room, "
             "or name a place elsewhere: --out for results, DATADESC_STORE for the store")
 
