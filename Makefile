@@ -17,7 +17,7 @@ OFFLINE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations photographs follow-up readme site
+.PHONY: demo test crash check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations photographs follow-up readme site
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -28,6 +28,11 @@ test: export OMP_NUM_THREADS := 1
 test: .venv/ready-dev
 	$(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# Kills a run with its benchmark twenty times, at random moments, and resumes it; about five minutes. CRASH_SEED=<seed> repeats the moments of a run that failed.
+crash: export OMP_NUM_THREADS := 1
+crash: .venv/ready-dev
+	CRASHES=$${CRASHES:-20} $(BIN)/pytest tests/test_crash.py -k killed_run_goes_on -s
 
 # Notebooks are clean, the package is what they export, README.md is what the front page says, and the rules of CONTRIBUTING.md hold.
 check: .venv/ready-dev
