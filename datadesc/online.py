@@ -48,5 +48,11 @@ def asked_wait(
     for span in (headers.get("retry-after-ms", "").strip() + "ms", value, value + "s"):
         if not re.fullmatch(f"(?:{_TIME})+", span, re.A): continue
         return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_TIME, span, re.A))
-    try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
+    try: until = parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, OverflowError): return None
+    return max(0., until - _now_there(headers))
+
+def _now_there(headers):
+    "The time at the server, if the reply tells it: our clock may be wrong."
+    try: return parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except (ValueError, TypeError, OverflowError): return time.time()
