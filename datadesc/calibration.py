@@ -93,7 +93,7 @@ def calibrate(
     return _Calibration("", published, own[0] if own else None, facts["n_test"], len(facts["templates"]))
 
 # %% ../nbs/4_pages/52_calibration.ipynb #ebdac7a8
-_RESULTS = ("result.json", "benchmark.json")
+_RESULTS = ("result.json", "benchmark.json", "judge.json")
 
 def _read(file):
     "What a result file says; `ValueError` where it is no JSON object."

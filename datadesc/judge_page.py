@@ -26,7 +26,8 @@ from .figures import as_typed, typed_table
 from .judge import Case, Votes, simulated_judge
 from .llm import LLM
 from .plan import language_model
-from .store import Store, digest, write_file
+from .results import with_hashes
+from .store import Store, digest, read_file, write_file
 from .summary import published
 
 # %% ../nbs/4_pages/32_judge_page.ipynb #1eca235b
@@ -238,8 +239,9 @@ def write(self: JudgePage) -> None:
                                                               columns=["key", "about"]))
     def lines(table): return table.astype(object).where(table.notna(), None).to_dict("records")
     costs = pd.concat([llm.costs.table().assign(judge=llm.model) for llm in self.judges])
-    write_file(run.out/"judge.json", dict(
+    file = write_file(run.out/"judge.json", dict(
         schema_version="2", dataset=facts["dataset"], parameters=dict(self.options), form=run.form, warning=facts.get("warning"),
         judges=[dict(model=llm.model, host=llm.host, simulated=bool(llm.client)) for llm in self.judges], methods=self.methods,
         cases=len(self.cases), left_out=len(votes.left_out), scores=lines(votes.scores()), position_bias=lines(votes.position_bias()),
         agreement=lines(votes.agreement()), length=lines(votes.length()), asked=lines(costs)))
+    write_file(file, with_hashes(read_file(file), run.out))

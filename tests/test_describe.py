@@ -332,7 +332,11 @@ def test_a_line_in_the_script_of_its_question_is_none_of_another():
     assert describe(("cat", "dog"), llm, articles=articles)["flag"].tolist() == ["", "another script"]
 
 def test_the_worked_example_is_no_answer():
-    assert asked_about([(0, "wings", "long slender white neck in an S-shaped curve"), (1, "wings", "long slender white wings")]) == ["repeats the prompt", ""]
+    "Three of its words in a row are no answer either, unless the article has them; two are."
+    example, three, two = "long slender white neck in an S-shaped curve", "long slender white wings", "slender white wings"
+    assert asked_about([(0, "wings", example), (1, "wings", three), (1, "body", two)]) == ["repeats the prompt", "repeats the prompt", ""]
+    rows = [dict(class_id=0, component="wings", sample=0, text=three, source="n", knowledge="text")]
+    assert flagged(rows, ["egret"], articles={"egret": "Its long slender white wings are seen from afar."})["flag"].tolist() == [""]
 
 PARTS = ["wings", "body", "antennae", "legs"]
 
