@@ -20,11 +20,14 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 from PIL import Image
 
+from datadesc import store
 from datadesc.cache import Cache
+from datadesc.llm import LLM
 from datadesc.run_folder import RunFolder
-from datadesc.store import read_file
+from datadesc.store import digest, read_file, write_file
 from llm_server import llm_server
 
 CRASHES, AT_ONCE = int(os.environ.get("CRASHES", 4)), 4
@@ -127,11 +130,11 @@ def same_results(one, other):
     had, has = facts(one), facts(other)
     assert not (different := {way: (had.get(way), has.get(way)) for way in had.keys() | has.keys() if had.get(way) != has.get(way)}), different
 
-def whole_store(store):
+def whole_store(folder):
     "Fails where a value cannot be read or a database is damaged."
-    for file in store.rglob("*"):
+    for file in folder.rglob("*"):
         if file.suffix in (".parquet", ".safetensors", ".json") and ".part" not in str(file): read_file(file)
-    for file in store.glob("*.sqlite"):
+    for file in folder.glob("*.sqlite"):
         with closing(sqlite3.connect(file)) as db: assert db.execute("pragma integrity_check").fetchall() == [("ok",)], file
 
 def nothing_left(one, undisturbed, name="photos"):
@@ -235,7 +238,7 @@ def test_a_write_that_was_killed_leaves_nothing_after_the_next_one(tmp_path):
     process.kill()
     process.wait()
     assert [*tmp_path.glob(".*.part")]
-    subprocess.run([sys.executable, "-c", "import sys; from datadesc.store import write_file; write_file(sys.argv[1], [])", str(tmp_path/"other.json")], check=True)
+    write_file(tmp_path/"other.json", [])
     assert {file.name for file in tmp_path.iterdir()} <= {"big.safetensors", "other.json"}
 
 
@@ -333,6 +336,31 @@ def test_a_clock_set_back_and_odd_times_of_files(world, undisturbed, server, tmp
     os.utime(image, ns=(at.st_mtime_ns - 10**9,) * 2)  # another picture, with an earlier time
     assert "is another file now" in subprocess.run([sys.executable, "-c", "import sys; from datadesc.run_folder import RunFolder; print(RunFolder(sys.argv[1]).changed_inputs([sys.argv[2]]))",
                                                     str(one.out/"photos"), str(one.images)], capture_output=True, text=True).stdout
+
+
+def test_limits_wait_by_a_clock_that_nobody_sets(monkeypatch, tmp_path):
+    "Calls a minute, and the lock of a folder, whatever the time of day does meanwhile."
+    jumps = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 4e9))
+    llm, begun = LLM("m", client=lambda request: "ok", cache=tmp_path/"answers.sqlite", requests_per_minute=600), time.monotonic()
+    assert llm.ask([llm.request([("user", str(n))]) for n in range(6)], progress=False) == ["ok"] * 6 and .4 < time.monotonic() - begun < 20
+    folder = RunFolder(tmp_path/"runs"/"one")
+    with folder.working("here"):
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match="is running already"), folder.working("here"): pass
+        assert .3 < time.monotonic() - begun < 20
+
+
+def test_a_row_made_anew_counts_although_the_clock_was_set_back(tmp_path):
+    key, other, folder = digest(b"a"), digest(b"b"), tmp_path/"rows"
+    def rows(**options):
+        "As a new process would open them."
+        for seen in (store._BEFORE, store._WRITTEN): seen.clear()
+        return store._Rows(folder, **options)
+    rows().put([key, other], torch.ones(2, 1))
+    for file in folder.iterdir(): os.utime(file, (4e9, 4e9))
+    rows(anew=True).put([key], torch.full((1, 1), 2.))
+    assert {name: row.item() for name, row in rows().get([key, other]).items()} == {key: 2, other: 1}
 
 
 # Two at once
