@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 from IPython.display import Markdown, display
+from matplotlib import rc_context
 
 from . import figures
 from .adapters import adapters
@@ -246,10 +247,11 @@ def methods_table(self: BenchmarkPage) -> None:
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #b27c5f47
 def _saved(figure, out, name):
-    "Shows the figure, and saves it as PNG and SVG."
+    "Shows the figure, and saves it as PNG and SVG: the same bytes for the same figure, without date and random names."
     Path(out, "figures").mkdir(exist_ok=True)
-    for kind in ("png", "svg"):
-        figure.savefig(Path(out, "figures", f"{name}.{kind}"), dpi=110, metadata={"Title": figure.get_label()})
+    for kind, undated in (("png", {}), ("svg", {"Date": None})):
+        with rc_context({"svg.hashsalt": name}):
+            figure.savefig(Path(out, "figures", f"{name}.{kind}"), dpi=110, metadata={"Title": figure.get_label()} | undated)
     display(figure)
 
 def _zero_shot_table(lines):
