@@ -26,10 +26,12 @@ from .run_folder import RunFailed
 # %% ../nbs/4_pages/50_kernel.ipynb #065884dd
 _THIS_PYTHON = "this environment"  # not a name that a kernel may have, so it hides none
 
-_LAUNCH = """import os, runpy, sys, threading, time
-run = int(sys.argv.pop(1))
+_IN_USE = "in_use.lock"  # in the folder of its sockets: the run that has it holds the lock
+_LAUNCH = f"""import os, runpy, shutil, sys, threading, time
+run, folder = int(sys.argv.pop(1)), os.path.dirname(sys.argv[2])
 def end_with_run():
     while os.getppid() == run: time.sleep(.2)
+    if os.path.exists(folder + "/{_IN_USE}"): shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 threading.Thread(target=end_with_run, daemon=True).start()
 runpy.run_module("ipykernel_launcher", run_name="__main__")"""
@@ -48,8 +50,6 @@ class _KernelSpecs(KernelSpecManager):
         except NoSuchKernel: raise ValueError(f"No kernel '{kernel_name}': there are {', '.join(self.find_kernel_specs())}") from None
 
 # %% ../nbs/4_pages/50_kernel.ipynb #9367044c
-_IN_USE = "in_use.lock"  # in the folder of the sockets: the run that has it holds the lock
-
 def _sweep(parent):
     "Removes the folders of sockets of runs that were killed."
     for lock in Path(parent).glob(f"datadesc-*/{_IN_USE}"):

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datadesc import store
+from datadesc import kernel, store
 from datadesc.cache import Cache
 from datadesc.llm import LLM
 from datadesc.run_folder import RunFolder
@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(world, server, undistur
         print(f"killed {'alone' if alone else 'with its kernel'} {pause:.3f} s after '{moment}', latest value: {latest and latest.parent.name}; finished before: {finished}")
         whole_store(one.store)
         before, answered = len(server.chats), known(one)
-    one.end(one.begin())
+    if "nothing to run" in one.end(one.begin()): kernel._sweep(one.tmp)  # it needed no kernel: as the next run does that needs one
     same_results(undisturbed.out/"photos", one.out/"photos")
     whole_store(one.store)
     nothing_left(one, undisturbed)
@@ -220,13 +220,13 @@ ctypes.CDLL(None).prctl(36, 1)
 run = '''import os, signal
 from datadesc.kernel import started
 with started() as manager:
-    print(manager.provisioner.process.pid, flush=True)
+    print(manager.provisioner.process.pid, manager.folder.name, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)'''
 print(subprocess.run([sys.executable, "-c", run], capture_output=True, text=True).stdout, flush=True)
 sys.stdin.read()"""
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as session:
-        pid = int(session.stdout.readline())
-        assert until(lambda: not psutil.pid_exists(pid) or not alive(psutil.Process(pid)), 20)
+        pid, folder = session.stdout.readline().split()
+        assert until(lambda: not psutil.pid_exists(int(pid)) or not alive(psutil.Process(int(pid))), 20) and not os.path.exists(folder)
         session.stdin.close()
 
 
