@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -25,7 +26,7 @@ from PIL import Image
 
 from datadesc import kernel, store
 from datadesc.cache import Cache
-from datadesc.llm import LLM
+from datadesc.llm import LLM, LLMError
 from datadesc.run_folder import RunFolder
 from datadesc.store import digest, read_file, write_file
 from llm_server import llm_server
@@ -254,21 +255,13 @@ def disk(place, size):
     try: yield lambda options: mount("-o", f"remount,{options}", str(place)).check_returncode()
     finally: subprocess.run(["umount", "-l", str(place)], check=True)
 
-def fails(one, place):
-    "The one message of a run that must fail, which names the place and what to do."
-    process = one.begin()
-    assert process.wait(timeout=300) == 1
-    message = process.log.read_text().rpartition("datadesc: ")[2]
-    assert "Traceback" not in process.log.read_text() and message.count("Free some room") == 1 and "DATADESC_STORE" in message and str(place) in message, process.log.read_text()
-    return message
-
-
 def test_a_store_without_room_then_with_it(world, undisturbed, server):
-    one = world()
-    with disk(one.store, "60k") as remount:
-        print(fails(one, one.store))
-        remount(f"size={sum(-(-file.stat().st_size // 4096) * 4 for file in undisturbed.store.rglob('*')) * 6 // 10}k")
-        print(fails(one, one.store))
+    one, needed = world(), sum(-(-file.stat().st_size // 4096) * 4 for file in undisturbed.store.rglob("*"))
+    with disk(one.store, f"{needed * 6 // 10}k") as remount:
+        process = one.begin()
+        assert process.wait(timeout=300) == 1
+        message = (said := process.log.read_text()).rpartition("datadesc: ")[2]
+        assert "Traceback" not in said and message.count("Free some room") == 1 and "DATADESC_STORE" in message and str(one.store) in message, said
         remount("size=50m")
         whole_store(one.store)
         before, answered = len(server.chats), known(one)
@@ -297,18 +290,48 @@ def test_an_out_folder_without_room(user, tmp_path):
         assert not [*(tmp_path/"out").rglob("*.part")] and not [file for file in (tmp_path/"out"/".datadesc").rglob("*") if not file.is_dir() and file.suffix != ".lock"]
 
 
+def test_a_file_of_the_store_may_not_grow(tmp_path):
+    "The same for what the store keeps one by one, where no file system can be mounted."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    llm = LLM("m", client=lambda request: "long " * 10_000, cache=tmp_path/"answers.sqlite")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        for keep in (lambda: store.Store(tmp_path).keep("image_emb", lambda: torch.zeros(10_000)), lambda: store.Store(tmp_path).rows("image_emb").put([digest(b"a")], torch.zeros(1, 10_000)),
+                     lambda: store.Store(tmp_path).keep("choice", lambda: pd.DataFrame({"score": np.random.rand(10_000)})),
+                     lambda: store.Store(tmp_path).facts("sizes").put({f"{n}.png": [64, 64] for n in range(10_000)}), lambda: llm.ask([llm.request([("user", "?")])])):
+            with pytest.raises((OSError, LLMError), match="Free some room") as caught: keep()
+            assert str(tmp_path) in str(caught.value)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    whole_store(tmp_path)
+    assert {file.name for file in tmp_path.rglob("*") if not file.is_dir()} <= {"facts.sqlite", "answers.sqlite", "answers.sqlite-wal", "answers.sqlite-shm", "facts.sqlite-journal"}
+
+
+@contextmanager
+def read_only(place, source=None):
+    "A folder in which nothing may be written, with what is in `source`."
+    if os.geteuid():
+        shutil.copytree(source, place) if source else place.mkdir()
+        folders = [place, *(inner for inner in place.rglob("*") if inner.is_dir())]
+        for folder in folders: folder.chmod(0o555)
+        try: yield
+        finally:
+            for folder in folders: folder.chmod(0o755)
+    else:  # modes do not bind root
+        with disk(place, "20m") as remount:
+            if source: shutil.copytree(source, place, dirs_exist_ok=True)
+            remount("ro")
+            yield
+
+
 def test_a_store_that_may_only_be_read(world, undisturbed):
     one = world()
-    with disk(one.store, "20m") as remount:
-        shutil.copytree(undisturbed.store, one.store, dirs_exist_ok=True)
-        remount("ro")
+    with read_only(one.store, undisturbed.store):
         process = one.begin()
         assert process.wait(timeout=300) == 1
         assert f"datadesc: Cannot write in '{one.store}'" in (said := process.log.read_text()) and "DATADESC_STORE" in said and "Traceback" not in said
         assert not one.out.exists()
     shutil.copytree(undisturbed.out, one.out)
-    with disk(one.home/"another", "20m") as remount:
-        remount("ro")
+    with read_only(one.home/"another"):
         assert "nothing to run" in one.end(one.begin(DATADESC_STORE=str(one.home/"another"))), "a finished run needs no store"
 
 
