@@ -6,13 +6,12 @@
 __all__ = ['node_options', 'check_address', 'Cluster', 'engine', 'shared']
 
 # %% ../nbs/4_pages/59_cluster.ipynb #2d516186
-import io, json, logging, os, pickle, shutil, signal, socket, subprocess, sys, tarfile, tempfile, time
+import atexit, io, json, logging, os, pickle, shutil, signal, socket, subprocess, sys, tarfile, tempfile, threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
-
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from . import influence as on_this_machine
 from .batch import Point
-from .cache import Cache, LLMError, Request
+from .cache import Cache, LLMError
 from .data import ImageSet
 from .embed import Encoder
 from .files import local_root
@@ -129,7 +128,10 @@ class Cluster:
         from ray.cluster_utils import Cluster as LocalCluster
         _sweep()
         self.folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")  # Ray's logs and sockets
-        self.local = LocalCluster(initialize_head=True, head_node_args=node_options(max(4, os.cpu_count())) | dict(temp_dir=self.folder))
+        options = node_options(max(4, os.cpu_count())) | dict(temp_dir=self.folder)
+        in_main = threading.current_thread() is threading.main_thread()  # elsewhere Ray cannot watch for signals
+        self.local = LocalCluster(initialize_head=True, head_node_args=options, shutdown_at_exit=in_main)
+        if not in_main: atexit.register(self.close)
         return self.local.address
 
     def __enter__(self): return self
@@ -138,7 +140,7 @@ class Cluster:
 
     def __repr__(self):
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        return f"Cluster of {len(nodes)} nodes, {self._amount('CPU'):.0f} logical CPUs, {self._amount('GPU'):.0f} GPUs"
+        return f"Cluster of {len(nodes)} node{'s' * (len(nodes) > 1)}, {self._amount('CPU'):.0f} logical CPUs, {self._amount('GPU'):.0f} GPUs"
 
     def _amount(self, resource): return self.ray.cluster_resources().get(resource, 0)
 
@@ -150,6 +152,7 @@ class Cluster:
             (_ray_folder()/"ray_current_cluster").unlink(missing_ok=True)
             with suppress(OSError): _ray_folder().rmdir()  # unless others are in it
         if self.folder: shutil.rmtree(self.folder, ignore_errors=True)
+        self.local = self.folder = None
 
 # %% ../nbs/4_pages/59_cluster.ipynb #86739646
 class _Embedder:
@@ -544,7 +547,6 @@ def _token(self: Cluster, root):
     token = root/".datadesc"/f"seen-{os.getpid()}"
     token.parent.mkdir(exist_ok=True)
     token.touch()
-    import atexit
     atexit.register(token.unlink, missing_ok=True)
     return token
 
