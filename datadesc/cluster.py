@@ -140,7 +140,8 @@ class Cluster:
 
     def __repr__(self):
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        return f"Cluster of {len(nodes)} node{'s' * (len(nodes) > 1)}, {self._amount('CPU'):.0f} logical CPUs, {self._amount('GPU'):.0f} GPUs"
+        many = "s" * (len(nodes) > 1)
+        return f"Cluster of {len(nodes)} node{many}, {self._amount('CPU'):.0f} logical CPUs, {self._amount('GPU'):.0f} GPUs"
 
     def _amount(self, resource): return self.ray.cluster_resources().get(resource, 0)
 
