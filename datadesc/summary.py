@@ -136,7 +136,7 @@ def styled(
     "The table with every published row grey and in italics, its names escaped for HTML; figures stay on one line."
     grey = ["color: #888; font-style: italic" if source == _PUBLISHED else "" for _, source in table.index]
     style = typed_table(table.style.format(escape="html")).set_properties(**{"white-space": "nowrap"})
-    return style.apply(lambda column: grey).apply_index(lambda level: grey, axis=0)
+    return style.apply(lambda column: grey).apply_index(lambda level: grey, axis=0) if grey else style
 
 # %% ../nbs/4_pages/60_summary.ipynb #78b2a53c
 def knowledge_pairs(

@@ -108,6 +108,10 @@ def test_only_printed_rows_are_grey(root):
     assert all(("font-style", "italic") in styler.ctx[row, column] for row in grey for column in range(table.shape[1]))
 
 
+def test_tables_without_any_benchmark_are_empty(root):
+    for table in ("zero-shot", "transfer", "selection"): assert "<td" not in styled(counterpart(table, measured(root, []))).to_html()
+
+
 def test_knowledge_is_compared_between_two_runs_of_one_dataset(root):
     write_run(root, "sat_memory_direct", "eurosat", .36, knowledge="none")
     pairs = knowledge_pairs(measured(root, ["meadow", "sat", "sat_memory_direct"]))
