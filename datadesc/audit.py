@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from .head import train_head
@@ -153,20 +154,20 @@ def _mistaken_for(p, y):
 def _label_noise(p, y):
     "(share of wrong labels, factor on the logarithms of p, probability (N,) that each label is wrong) by maximum likelihood."
     log_p, into = p.clamp(min=1e-9).log(), _mistaken_for(p, y).T[y]
-    at = torch.tensor([0., -3.], device=p.device, requires_grad=True)  # the factor is 1, 2 % of the labels are wrong
-    optimizer = torch.optim.LBFGS([at], max_iter=100, line_search_fn="strong_wolfe")
-    def parts():
+    def parts(at):
         q, share = (at[0].exp() * log_p).softmax(1), at[1].sigmoid() / 2
         return share, (1 - share) * q[torch.arange(len(y)), y], share * (q * into).sum(1)
-    def closure():
-        optimizer.zero_grad()
-        _, right, wrong = parts()
-        loss = -(right + wrong).clamp(min=1e-12).log().mean()
-        loss.backward()
-        return loss
-    with torch.enable_grad(): optimizer.step(closure)
-    share, right, wrong = (value.detach() for value in parts())
-    return share.item(), at[0].exp().item(), wrong / (right + wrong).clamp(min=1e-12)
+    def loss(at):
+        at = torch.tensor(at, dtype=p.dtype, device=p.device, requires_grad=True)
+        with torch.enable_grad():
+            _, right, wrong = parts(at)
+            value = -(right + wrong).clamp(min=1e-12).log().mean()
+            value.backward()
+        return value.item(), at.grad.cpu().numpy().astype(float)
+    start, bounds = (0., -3.), [(-4, 4), (-10, 10)]  # factor 1, 2 % of the labels wrong; a few images alone would go on for ever
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=dict(ftol=1e-10, gtol=1e-7)).x
+    share, right, wrong = parts(torch.tensor(best, dtype=p.dtype, device=p.device))
+    return share.item(), float(np.exp(best[0])), wrong / (right + wrong).clamp(min=1e-12)
 
 # %% ../nbs/3_looking/20_audit.ipynb #4b8d7241
 _LOOKS = 5  # that the discovery of one wrong label is worth
