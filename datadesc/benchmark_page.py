@@ -83,6 +83,7 @@ def _study_of(params, run, made):
 def study_of_run(
     run: str | Path,  # folder of a finished run
     params: Mapping,  # its parameters, with the ways to its files from here
+    progress: bool = True,  # show a bar if embedding takes more than a few seconds
 ) -> tuple[Study, "SyntheticDataset | None"]:
     "(the study of the run, made again; the synthetic dataset that it is of, or None). What the store has is not embedded again."
     from datadesc.report import with_influence_of
@@ -90,7 +91,7 @@ def study_of_run(
     image_set, synthetic = load_images(params)
     options = ChoiceOptions(params["form"], params["top_k"], params["diversity"], params["near_duplicate"])
     encoder = load_encoder(params["model"], params["checkpoint"], params["device"])
-    return with_influence_of(Study.of(image_set, encoder, pool, options, store), params, store), synthetic
+    return with_influence_of(Study.of(image_set, encoder, pool, options, store, progress=progress), params, store), synthetic
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #fa3e58fc
 def _templates(superclass):

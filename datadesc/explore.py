@@ -777,7 +777,7 @@ def of_run(
     run = FinishedRun.at(name, root)
     params, words = run.parameters_here(), shlex.split(run.repeat_command())
     if (runs := os.path.relpath(run.root)) != RUNS: words += ["--out", runs]
-    study, _ = study_of_run(run.folder, params)
+    study, _ = study_of_run(run.folder, params, progress=False)  # a bar would stay above the page
     out = out or os.path.relpath(run.folder.with_name(f"{run.name}-review"))
     return cls(study, out, params["dataset"], params["data_root"], words,
                params["corrections"], params["influence_model"] != "linear")
@@ -796,8 +796,7 @@ def _notebook_of(run, folder):
     nbformat.write(notebook, folder/"explore.ipynb")
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
     threads = {"OMP_NUM_THREADS": "1"} if run.result["parameters"]["model"] == "meadow-clip" else {}
-    silent = {"TQDM_DISABLE": "1"}  # a bar of progress would stay above the page
-    spec = dict(argv=command, display_name="this Python", language="python", env=threads | silent)
+    spec = dict(argv=command, display_name="this Python", language="python", env=threads)
     write_text(folder/"kernels"/"python3"/"kernel.json", json.dumps(spec))
     return folder/"explore.ipynb"
 
