@@ -145,6 +145,10 @@ class Cluster:
 
     def _amount(self, resource): return self.ray.cluster_resources().get(resource, 0)
 
+    def _n_nodes(self):
+        "How many nodes can take work."
+        return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in self.ray.nodes())
+
     def close(self) -> None:
         "Leaves the cluster; ends it, and removes its files, if it was started here."
         self.ray.shutdown()
@@ -218,8 +222,7 @@ def _reason(error):
 @patch
 def _n_workers(self: Cluster, on_gpu):
     "How many encoders at once."
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in self.ray.nodes())
-    return self.workers or max(1, int(self._amount("GPU") if on_gpu else self._amount("CPU") - nodes))
+    return self.workers or max(1, int(self._amount("GPU") if on_gpu else self._amount("CPU") - self._n_nodes()))
 
 # %% ../nbs/4_pages/59_cluster.ipynb #121835b8
 _TABLES = 12 * 2**30  # bytes that two tables by class may take, as in `influence`
@@ -379,11 +382,12 @@ def owner(
     self: Cluster,
     path: str | Path | None = None,  # the cache on the disk of the head's node; None: answers.sqlite in its default folder
 ) -> object:
-    "Ray's handle of the actor that owns answers, budget and limits; made by the first process that asks for it."
+    "Ray's handle of the actor that owns answers, budget and limits; made by the first process that asks, alive while the cluster is."
     on_head = {"node:__internal_head__": 0.001} if "node:__internal_head__" in self.ray.cluster_resources() else {}
     actor = self.ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, resources=on_head)(_Owner)
     path = Path(path or local_root()/"answers.sqlite").absolute()
-    return actor.options(name="owner of answers", namespace="datadesc", get_if_exists=True).remote(str(path), uuid4().hex)
+    options = dict(name=f"owner of {path}", namespace="datadesc", get_if_exists=True, lifetime="detached")  # else it ends with its maker
+    return actor.options(**options).remote(str(path), uuid4().hex)
 
 @patch
 def share(
@@ -397,7 +401,8 @@ def share(
         for start in range(0, len(requests), portion):
             try: came, lost, stop = ray.get(owner.ask.remote(options, requests[start:start + portion]))
             except ray.exceptions.RayError as error:
-                raise LLMError(f"The owner of answers is gone ({type(_reason(error)).__name__}: {_reason(error)}): "
+                reason = _reason(error)
+                raise LLMError(f"The owner of answers is gone ({type(reason).__name__}: {reason}): "
                                "run again, what is answered is cached") from None
             answers, failed = answers | came, failed | lost
             if stop: raise stop
@@ -517,8 +522,7 @@ def slots(
     jobs: int | None = None,  # runs at once; None: one per GPU, without GPUs one per node
 ) -> list[tuple[str, dict]]:
     "What `batch.run_batch` takes as slots: Ray hands out the devices."
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in self.ray.nodes())
-    return [("ray", {})] * int(jobs or self._amount("GPU") or nodes)
+    return [("ray", {})] * int(jobs or self._amount("GPU") or self._n_nodes())
 
 @patch
 def launch(
