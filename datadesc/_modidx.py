@@ -447,6 +447,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'datadesc.cluster.Cluster._join': ('4_pages/cluster.html#cluster._join', 'datadesc/cluster.py'),
                                   'datadesc.cluster.Cluster._mean_of_means': ( '4_pages/cluster.html#cluster._mean_of_means',
                                                                                'datadesc/cluster.py'),
+                                  'datadesc.cluster.Cluster._n_nodes': ('4_pages/cluster.html#cluster._n_nodes', 'datadesc/cluster.py'),
                                   'datadesc.cluster.Cluster._n_workers': ('4_pages/cluster.html#cluster._n_workers', 'datadesc/cluster.py'),
                                   'datadesc.cluster.Cluster._start': ('4_pages/cluster.html#cluster._start', 'datadesc/cluster.py'),
                                   'datadesc.cluster.Cluster._token': ('4_pages/cluster.html#cluster._token', 'datadesc/cluster.py'),

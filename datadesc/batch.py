@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-
 from . import runs
 from .files import writable_folder
 from .run_folder import RUNS, RunFailed, RunFolder
