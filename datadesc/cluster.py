@@ -225,8 +225,6 @@ def _n_workers(self: Cluster, on_gpu):
     return self.workers or max(1, int(self._amount("GPU") if on_gpu else self._amount("CPU") - self._n_nodes()))
 
 # %% ../nbs/4_pages/59_cluster.ipynb #121835b8
-_TABLES = 12 * 2**30  # bytes that two tables by class may take, as in `influence`
-
 def _influence_of_block(train, labels, others, options, by_class):
     "(influence of a block of train images, its positive influence on each class (C,))."
     part = on_this_machine.influence(train, labels, *others, **options, by_class=True)
@@ -280,7 +278,7 @@ def influence(
 ) -> Influence:
     "The `influence` of the module of that name, from blocks of train images."
     n_classes = len(checkpoints[0].weight)
-    if by_class is None: by_class = 8 * n_classes * len(train) <= _TABLES
+    if by_class is None: by_class = 8 * n_classes * len(train) <= Influence.MOST_TABLES
     others, options = (val, val_labels, checkpoints), dict(top_k=top_k, memory_mb=memory_mb)
     results, starts = self._in_blocks(_influence_of_block, (train, train_labels), others, options, by_class, n_classes=n_classes)
     return _joined(*zip(*results), starts, min(top_k, len(train)), by_class)

@@ -243,6 +243,7 @@ class Influence:
     positive_by_class: Tensor | None  # (C, N) the same with negative influence as zero; None if not asked for
     positive_mean: Tensor  # (C, D) mean train embedding, weighted by positive influence on the class; NaN where nothing helps it
     class_counts: Tensor  # (C,) validation images per class
+    MOST_TABLES = 12e9  # bytes that the two (C, N) tables may take together unless they are asked for
 
     def __repr__(self):
         return (f"Influence({len(self.self_influence)} train x {len(self.proponents)} validation images, "
@@ -313,10 +314,8 @@ def influence(
     layer = _stack(checkpoints)
     own = layer.weight.new_zeros(len(train))  # the blocks fill it, since they have the errors at hand
     blocks = _blocks(layer, train, train_labels, val, val_labels, memory_mb, own=own)
-    if by_class is None: by_class = 2 * layer.n_classes * own.nbytes <= _MOST_TABLES
+    if by_class is None: by_class = 2 * layer.n_classes * own.nbytes <= Influence.MOST_TABLES
     return collect(blocks, train, val_labels, layer.n_classes, top_k, own, by_class)
-
-_MOST_TABLES = 12e9  # bytes
 
 # %% ../nbs/1_method/30_influence.ipynb #e2837976
 def _class_best(influence, top_k, sign):

@@ -134,7 +134,7 @@ def test_tables_by_class_are_left_out_where_they_are_too_large(world, monkeypatc
     data = images["train"], labels["train"], images["val"], labels["val"], ckpts
     bytes_of_both = 2 * CLASSES * len(images["train"]) * 4
     for limit, by_class, there in ((bytes_of_both, None, True), (bytes_of_both - 1, None, False), (0, True, True), (1e9, False, False)):
-        monkeypatch.setattr(datadesc.influence, "_MOST_TABLES", limit)
+        monkeypatch.setattr(datadesc.influence.Influence, "MOST_TABLES", limit)
         found = influence(*data, by_class=by_class)
         assert (found.by_class is not None) is there and found.positive_mean.isfinite().all()
 
