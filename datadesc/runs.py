@@ -252,14 +252,17 @@ def _changed_code(target, page="report"):
     return [name for name, noted in target.stages(page).items()
             if noted["read"] + noted["made"] and noted["version"] != STAGES[name].version]
 
+def _other_now(target, inputs, page="report"):
+    "The files, or else the code, that the run at `target` would read otherwise now, in words; '' where all is as it was."
+    if different := target.changed_inputs(inputs, page):
+        return f"other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)})"
+    stages = _changed_code(target, page)
+    return f"other code ({', '.join(stages)})" * bool(stages)
+
 def _reads_the_same(target, inputs, page="report"):
     "Whether the run at `target` read the files that lie there now, by the code of now; prints what is different."
-    if different := target.changed_inputs(inputs, page):
-        print(f"{target} was run with other files ({'; '.join(different[:3])}{' ...' * (len(different) > 3)}): running again", flush=True)
-    elif stages := _changed_code(target, page): print(f"{target} was run with other code ({', '.join(stages)}): running again", flush=True)
-    return not different and not stages
-
-def _is_same(target, inputs, page="report"): return not target.changed_inputs(inputs, page) and not _changed_code(target, page)
+    if other := _other_now(target, inputs, page): print(f"{target} was run with {other}: running again", flush=True)
+    return not other
 
 def _stages_line(target, page="report"):
     "What the page at `target` read from the store and what it made, as a line; none where it noted nothing."
@@ -405,10 +408,10 @@ def is_finished(
     target, params, known = _resolve(name_or_path, params, root, notebook, name)
     source, listing = _check_all(name_or_path, target, params, known)
     of_report, of_benchmark = _divided(params, notebook)
-    if not _is_current(target, of_report, _divided(known, notebook)[0]) or not _is_same(target, _inputs(of_report, listing)): return False
+    if not _is_current(target, of_report, _divided(known, notebook)[0]) or _other_now(target, _inputs(of_report, listing)): return False
     if not params.get("benchmark"): return True
     inputs = [path for _, path in input_files(of_benchmark)]
-    return _is_current(target, of_benchmark, _own_parameters(notebook), "benchmark") and _is_same(target, inputs, "benchmark")
+    return _is_current(target, of_benchmark, _own_parameters(notebook), "benchmark") and not _other_now(target, inputs, "benchmark")
 
 # %% ../nbs/4_pages/55_runs.ipynb #2f823cd5
 @dataclass(frozen=True)

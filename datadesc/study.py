@@ -87,12 +87,14 @@ class _Heads:
         return key_of(emb=self.emb, labels=self.labels, n_classes=self.n_classes, centered=self.centered, seed=self.seed,
                       image_influence=self.image_influence)
 
+    @cached_property
+    def _train_key(self): return key_of(x=self.emb["train"], y=self.labels["train"], n_classes=self.n_classes, centered=self.centered)
+
     def _head(self, options):
         options = replace(options, seed=self.seed)
         make = lambda: train_head(self.features["train"], self.labels["train"], self.n_classes, options)
         if self.store is None: return make()
-        train = key_of(x=self.emb["train"], y=self.labels["train"], n_classes=self.n_classes, centered=self.centered)
-        kept = self.store.keep("heads", lambda: _tensors_of_head(make()), train=train, options=options)
+        kept = self.store.keep("heads", lambda: _tensors_of_head(make()), train=self._train_key, options=options)
         return _head_of_tensors(kept, self.emb["train"].device)
 
     @cached_property
