@@ -162,8 +162,9 @@ class Cluster:
 # %% ../nbs/4_pages/59_cluster.ipynb #86739646
 class _Embedder:
     "An actor that embeds blocks of images into the store."
-    def __init__(self, encoder, root, batch_size):
+    def __init__(self, encoder, root, batch_size, redone):
         import ray
+        os.environ["DATADESC_REDO"] = redone
         import_library("open_clip")  # which mends torchvision, before an encoder's classes are looked for
         encoder = pickle.loads(ray.get(encoder))
         device = "cuda" if encoder.device.startswith("cuda") else encoder.device
@@ -195,14 +196,17 @@ def embed_into(
     workers = min(self._n_workers(on_gpu), -(-len(todo) // self.images_each))
     blocks = ray.data.from_blocks([_arrow(todo[i:i + self.images_each]) for i in range(0, len(todo), self.images_each)])
     packed, pool = ray.put(ray.cloudpickle.dumps(encoder)), ray.data.ActorPoolStrategy(size=workers)
-    done = blocks.map_batches(_Embedder, fn_constructor_args=(packed, root, batch_size), batch_size=None, compute=pool,
+    arguments = (packed, root, batch_size, os.environ.get("DATADESC_REDO", ""))
+    done = blocks.map_batches(_Embedder, fn_constructor_args=arguments, batch_size=None, compute=pool,
                               num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0)
     try:
         for block in done.iter_batches(batch_size=None, prefetch_batches=0):
             if block["error"][0]: raise ValueError(block["error"][0])
             store.facts("pixels").put({key: pixels for key, pixels in zip(block["key"], block["pixels"]) if pixels})
     except ray.exceptions.RayError as error: raise _reason(error) from None
-    if lost := encoder.image_rows(store).missing(digests):
+    rows = encoder.image_rows(store)
+    for i in range(0, len(todo), self.images_each): rows.count_as_written(digests[i:i + self.images_each])
+    if lost := rows.missing(digests):
         raise OSError(f"{len(lost)} of {len(digests)} rows are not in '{store.root}': expected a folder that every node sees as this one, "
                       "or an address such as -p store=s3://bucket/prefix, and the same version of datadesc on every node")
 

@@ -342,7 +342,16 @@ def holds(
     keys: Sequence[str],  # those of one `put`
 ) -> bool:
     "Whether a shard of just these keys is kept: one look, whatever the number of shards."
-    return self._shard(keys).exists()
+    shard = self._shard(keys)
+    return shard.exists() and not (self._anew and shard in self._before - _WRITTEN)
+
+@patch
+def count_as_written(
+    self: _Rows,
+    keys: Sequence[str],  # those of one `put` in another process that works for this one
+) -> None:
+    "From now on their shard is read, though rows that were kept before are not."
+    _WRITTEN.add(self._shard(keys))
 
 # %% ../nbs/5_sources/12_store.ipynb #87cec11d
 _NOTED = set()  # (table, key) of what a process has noted that makes its images anew

@@ -172,7 +172,7 @@ def machines(nodes):
     return Cluster(nodes.address, workers=2, images_each=20, rows_each=101)
 
 
-def test_shards_are_embedded_once_and_as_on_one_machine(machines, photos, tmp_path):
+def test_shards_are_embedded_once_and_as_on_one_machine(machines, photos, tmp_path, monkeypatch):
     pytest.importorskip("webdataset", reason="needs webdataset: make test installs it")
     from datadesc import datasets
     images = datasets.load(f"wds:{photos[1]}")
@@ -183,6 +183,10 @@ def test_shards_are_embedded_once_and_as_on_one_machine(machines, photos, tmp_pa
     there.embed_set(images, store=store, embed_into=machines.embed_into, progress=False)
     assert counts(tmp_path/"there.txt") == (240, 240), "the second time all is read"
     assert not images.repeated(store=store, progress=False).size, "and the hashes of pixels are known"
+    for name, new in (("_BEFORE", {}), ("_WRITTEN", set())): monkeypatch.setattr(f"datadesc.store.{name}", new)  # as in a new process
+    monkeypatch.setenv("DATADESC_REDO", "embeddings")
+    again = there.embed_set(images, store=Store(tmp_path/"store"), embed_into=machines.embed_into, progress=False)
+    assert counts(tmp_path/"there.txt") == (480, 240) and torch.equal(again["train"], rows["train"]), "with --redo embeddings all are made anew"
 
 
 def after(n, file, act):
