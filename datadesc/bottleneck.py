@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from .selection import scored_text
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['Concepts', 'Bottleneck']
+__all__ = ['Concepts', 'Bottleneck', 'sparse_layer']
 
 # %% ../nbs/2_evidence/60_bottleneck.ipynb #bf9b7de4
 @dataclass(frozen=True)
@@ -132,3 +133,72 @@ def without(
     weight = self.weight.clone()
     weight[:, rows] = 0
     return replace(self, weight=weight)
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #37c5b3a0
+class _Softmax:
+    "Softmax regression with an elastic net, by accelerated proximal gradient (Beck and Teboulle 2009) with restarts."
+    def __init__(self, x, y, n_classes):
+        self.x, self.target = x, F.one_hot(y, n_classes).to(x.dtype)
+        gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T
+        self.curvature = float(torch.linalg.eigvalsh(gram)[-1]) / (2 * len(x))  # no second derivative of the mean loss is larger
+
+    @property
+    def strongest(self):
+        "The smallest strength at which all weights are zero."
+        return float(((self.target - self.target.mean(0)).T @ self.x / len(self.x)).abs().max())
+
+    def fit(self, weight, bias, l1, l2, mask=None, steps=300, tolerance=.01):
+        "Weight (C, K) and bias (C,) of the minimum, from these; weights outside of the mask stay zero. The bias is not penalised."
+        step, size, ahead, ahead_bias = 1 / (self.curvature + l2), 1., weight, bias
+        for _ in range(steps):
+            error = (torch.addmm(ahead_bias, self.x, ahead.T).softmax(1) - self.target) / len(self.x)
+            new = F.softshrink(ahead - step * (error.T @ self.x + l2 * ahead), step * l1)
+            if mask is not None: new = new * mask
+            new_bias = ahead_bias - step * error.sum(0)
+            back, moved = (ahead - new, ahead_bias - new_bias), (new - weight, new_bias - bias)
+            restart = sum((b * m).sum() for b, m in zip(back, moved)) > 0
+            new_size = 1. if restart else (1 + (1 + 4 * size * size) ** .5) / 2
+            momentum = 0. if restart else (size - 1) / new_size
+            weight, bias, size, ahead, ahead_bias = new, new_bias, new_size, new + momentum * moved[0], new_bias + momentum * moved[1]
+            if max(part.abs().max() for part in back) < tolerance * step * (l1 + l2): break
+        return weight, bias
+
+def _examples(study, concepts, split):
+    "Scores (N, K) and classes (N,) of a split."
+    return concepts.scores(study.image_emb[split]), study.labels[split]
+
+def _path(study, concepts, alpha=.99, factor=.7, most=30):
+    "The softmax regression, and its bottlenecks along falling strengths."
+    (x, y), classes = _examples(study, concepts, "train"), study.classes
+    problem = _Softmax(x, y, len(classes))
+    def fitted():
+        weight, bias = x.new_zeros(len(classes), len(concepts)), x.new_zeros(len(classes))
+        for k in range(1, most + 1):
+            strength = problem.strongest * factor ** k
+            weight, bias = problem.fit(weight, bias, alpha * strength, (1 - alpha) * strength)
+            yield Bottleneck(concepts, classes, weight, bias)
+    return problem, fitted()
+
+def _best(study, bottlenecks):
+    "The bottleneck with the least cross-entropy on the validation images."
+    return min(bottlenecks, key=lambda one: float(F.cross_entropy(one.logits(study.image_emb["val"]), study.labels["val"])))
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #1c9bec83
+def sparse_layer(
+    study: Study,  # its training images are fitted, its validation images tune
+    concepts: Concepts,
+    n: int = 5,  # sentences per class
+) -> Bottleneck:
+    """Softmax regression in which every class decides by at most `n` sentences: elastic net (Oikarinen et al. 2023), then the `n` largest.
+
+    The strength is one that gives `n` to `2 n` sentences per class; the kept weights are refitted. Validation images choose both."""
+    problem, path = _path(study, concepts)
+    candidates, n = [], min(n, len(concepts))
+    for fitted in path:
+        kept, used = fitted.strongest(n), float(fitted.used.float().mean())
+        if used < n: continue
+        mask = (kept.weight != 0).to(kept.weight.dtype)
+        refitted = (problem.fit(kept.weight, kept.bias, 0., l2, mask) for l2 in (.01, .001))
+        candidates += [kept, *(replace(kept, weight=weight, bias=bias) for weight, bias in refitted)]
+        if used >= 2 * n: break
+    return _best(study, candidates or [fitted.strongest(n)])
