@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_typed', 'typed_table', 'image_rows', 'label_issue_gallery', 'tsne_figure', 'proponent_gallery',
            'selections_compared', 'accuracy_bars', 'gain_bars', 'accuracy_curves', 'accuracy_table',
-           'text_class_heatmap', 'checkpoint_bars', 'confusable_gallery']
+           'text_class_heatmap', 'checkpoint_bars', 'confusable_gallery', 'explanation_figure']
 
 # %% ../nbs/3_looking/10_figures.ipynb #97c6a189
 import html, math, re, textwrap, unicodedata
@@ -21,6 +21,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from torch import Tensor
@@ -714,4 +715,52 @@ def confusable_gallery(
             _pair_side(fig, picture, image_set.classes[c], text, auc, left, i * band + .27, side)
     fig.set_label("Confusable classes and the sentences that separate them: " + _listed(
         f"{image_set.classes[a]} and {image_set.classes[b]}" for a, b in zip(pairs.a, pairs.b)))
+    return fig
+
+# %% ../nbs/3_looking/10_figures.ipynb #651f718c
+_FOR, _AGAINST = "#0072B2", "#D55E00"
+
+def _part_row(fig, row, words, pictures, top, scale, left):
+    "Draw one sentence of an explanation: its part as a bar, its words, what it was written about, the images behind it."
+    height, start, width = fig.get_figheight(), left + 1.05, .55 * abs(row.part) / scale
+    about = f"{'fits' if row.score > 0 else 'does not fit'} ({row.score:+.1f}), written about {' '.join(row.about.split())}"
+    about, below = _brief(_then(about, ""), int(17 * (_WIDTH - start - 1.4))), top + .05 + _LINE * (words.count("\n") + 1)
+    place = (left + .42) / _WIDTH, 1 - (top + .2) / height
+    fig.add_artist(Rectangle(place, width / _WIDTH, .15 / height, color=_FOR if row.part > 0 else _AGAINST))
+    fig.text((left + .38) / _WIDTH, 1 - (top + .05) / height, f"{row.part:+.2f}", ha="right", va="top", size=8)
+    fig.text(start / _WIDTH, 1 - (top + .04) / height, words, va="top", size=8.5, linespacing=1.1)
+    fig.text(start / _WIDTH, 1 - below / height, about, va="top", size=7.5, color=_SOFT)
+    _picture_row(fig, pictures[:3], _WIDTH - 1.32, top + .02, .38)
+
+@_drawn
+def explanation_figure(
+    image: object,  # the image that is explained: a path, a `PIL.Image` or an array
+    caption: Sequence[str],  # lines below it
+    names: tuple[str, str],  # the class that it is called, and the one it is compared with
+    rows: pd.DataFrame,  # text, part, score, about: the sentences with their parts in the decision, those for it first
+    pictures: Sequence[Sequence],  # for each row the images behind the sentence
+) -> Figure:
+    "An image, and beside it the sentences that speak for its class and against it, with bars and the images behind each."
+    left, head, is_for = 1.95, .3, (rows["part"] > 0).tolist()
+    words = [_brief(" ".join(text.split()), int(14 * (_WIDTH - left - 2.47)), 4) for text in rows["text"]]
+    heights = [max(.46, _LINE * (text.count("\n") + 3) - .03) for text in words]
+    blocks = [[i for i, that in enumerate(is_for) if that == which] for which in (True, False)]
+    depth = sum(heights) + 2 * head + .15
+    fig = plt.figure(figsize=(_WIDTH, max(depth, 1.9 + .16 * 3 * len(caption)) + .1))
+    plt.close(fig)
+    height = fig.get_figheight()
+    _picture_row(fig, [image], .05, .08, 1.65)
+    under = "\n".join(_brief(" ".join(line.split()), 23, 3) for line in caption)
+    fig.text(.05 / _WIDTH, 1 - 1.82 / height, under, va="top", size=8.5, linespacing=1.2)
+    scale, top = max(rows["part"].abs().max() if len(rows) else 0, 1e-12), .08
+    for block, name, colour in zip(blocks, names, (_FOR, _AGAINST)):
+        heading = _brief(_then(f"speaks for {' '.join(name.split())}", ""), 70)
+        fig.text(left / _WIDTH, 1 - top / height, heading, va="top", weight="bold", color=colour)
+        top += head - .04
+        if not block: fig.text((left + .1) / _WIDTH, 1 - top / height, "no sentence", va="top", size=8.5, color=_SOFT)
+        for i in block:
+            _part_row(fig, rows.iloc[i], words[i], list(pictures[i]), top, scale, left)
+            top += heights[i]
+        top += .12
+    fig.set_label(f"Explanation of an image called {_listed(names[:1])}: sentences that speak for it and for {_listed(names[1:])}")
     return fig
