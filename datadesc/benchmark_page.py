@@ -90,7 +90,7 @@ def study_of_run(
     store, pool = Store(params["store"]), read_file(Path(run)/"tables"/"descriptions.parquet")
     image_set, synthetic = load_images(params)
     options = ChoiceOptions(params["form"], params["top_k"], params["diversity"], params["near_duplicate"])
-    encoder = load_encoder(params["model"], params["checkpoint"], params["device"])
+    encoder = load_encoder(params["model"], params["checkpoint"], params["device"], params["precision"])
     return with_influence_of(Study.of(image_set, encoder, pool, options, store, progress=progress), params, store), synthetic
 
 # %% ../nbs/4_pages/30_benchmark_page.ipynb #fa3e58fc

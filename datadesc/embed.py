@@ -168,15 +168,18 @@ def load_encoder(
     model: str = "ViT-B-32-quickgelu",  # a name of open_clip's, "local-dir:FOLDER" or FOLDER, "hf-hub:OWNER/NAME", "meadow-clip", "offline"
     checkpoint: str | Path | None = None,  # a file of weights, or a tag of published ones; None: an address's own, else OpenAI's
     device: str | None = None,  # "cpu", "cuda", "mps"; None: the best there is
+    precision: str = "float32",  # or "bfloat16", see `Encoder.in_mixed_precision`
 ) -> Encoder:
-    "Load an encoder, frozen, in float32; ValueError for an unknown model or tag and for weights that do not fit."
+    "Load an encoder, frozen; ValueError for an unknown model, tag or precision and for weights that do not fit."
+    if precision not in ("float32", "bfloat16"): raise ValueError(f"precision={precision!r}: expected 'float32' or 'bfloat16'")
     device = pick_device(device)
     with quiet(): clip, preprocess, tokenizer = _open(model, checkpoint)
     clip = clip.eval().requires_grad_(False)
     fingerprint = key_of(layers=repr(clip), preprocess=repr(preprocess), weights=clip.state_dict(), reading=_reading_of(tokenizer))
     dim, name = clip.encode_text(tokenizer(["a"])).shape[1], model.removeprefix("local-dir:").rstrip("/").rsplit("/")[-1]
     logit_scale, centre_images = clip.logit_scale.exp().item(), isinstance(clip, OfflineClip)
-    return Encoder(clip.to(device), preprocess, tokenizer, name, dim, logit_scale, device, fingerprint, centre_images)
+    encoder = Encoder(clip.to(device), preprocess, tokenizer, name, dim, logit_scale, device, fingerprint, centre_images)
+    return encoder.in_mixed_precision() if precision == "bfloat16" else encoder
 
 # %% ../nbs/1_method/15_embed.ipynb #bea477ff
 def _to_unit_length(

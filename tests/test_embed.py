@@ -343,3 +343,9 @@ def test_mixed_precision_changes_rows_by_less_than_a_thousandth():
     assert ((mixed.embed_images(pictures, progress=False) * exact).sum(1) > 1 - 1e-3).all()
     assert mixed.fingerprint != encoder.fingerprint and mixed.in_mixed_precision().mixed
     assert torch.allclose(encoder.embed_images(pictures, progress=False), exact, atol=1e-5)
+
+
+def test_an_encoder_is_loaded_in_either_precision():
+    with pytest.raises(ValueError, match="precision='half': expected 'float32' or 'bfloat16'"): load_encoder("meadow-clip", precision="half")
+    mixed = load_encoder("meadow-clip", device="cpu", precision="bfloat16")
+    assert mixed.mixed and mixed.fingerprint == load_encoder("meadow-clip", device="cpu").in_mixed_precision().fingerprint
