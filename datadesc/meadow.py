@@ -572,7 +572,7 @@ def make_spurious(
     factors = dict(twin_every=3, telling=.5, visible=12, aberrant=.2)
     _check_factors(per_class, **factors)
     rng = np.random.default_rng([seed, 1])
-    species = _species_table(rng, 24, 3, .5, *(["border"] if cue == "margin" else []))
+    species = _species_table(rng, 24, 3, .5, "antennae", *(["border"] if cue == "margin" else []))
     species["cue"] = _cue_of_classes(species, rng)
     if cue == "margin": species["border"] = species["cue"]
     truth = pd.concat([_answers(species, knowledge, rng) for knowledge in _UNKNOWN], ignore_index=True)
