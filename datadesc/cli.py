@@ -6,8 +6,9 @@
 __all__ = ['main']
 
 # %% ../nbs/4_pages/65_cli.ipynb #b904e164
-import csv, io, json, math, os, shlex, sys, textwrap
+import csv, io, json, math, os, re, shlex, sys, textwrap
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -399,6 +400,71 @@ def _explore(
     "Look at a finished run in the browser: judge its sentences, correct its labels, save both for the next run."
     from datadesc import explore
     explore.serve(name, root=out, port=port)
+
+# %% ../nbs/4_pages/65_cli.ipynb #76712f39
+_IMAGE = "An image file, or the split and number of one of the run's images, such as test/12."
+
+def _check_images(words):
+    "`ValueError` for a word that is neither a file nor a split and number."
+    for word in words:
+        if not Path(word).is_file() and not re.fullmatch(r"(train|val|test)/\d+", word):
+            raise ValueError(f"No image '{word}': expected a file, or a split and number such as test/12")
+
+def _pictures(words, image_set):
+    "(image, its label or None) for each word; `ValueError` for what cannot be read. `image_set` loads the run's, if one is asked for."
+    from datadesc.data import open_image
+    return [(open_image(word), None) if Path(word).is_file() else _numbered(image_set(), *word.split("/")) for word in words]
+
+def _numbered(image_set, split, i):
+    "(image, its label) by its number in a split."
+    samples, i = image_set.samples[split], int(i)
+    if i >= len(samples): raise ValueError(f"No image '{split}/{i}': {split} has {len(samples):,} images, numbered from 0")
+    return samples[i][0], image_set.classes[samples[i][1]]
+
+@_app.command(name="classify")
+def _classify(
+    name: Annotated[str, typer.Argument(help="A finished run, as in `datadesc status`, or its folder.")],
+    images: Annotated[list[str], typer.Argument(help=_IMAGE)],
+    out: _Root = _HERE,
+):
+    "What the run's sentence classifier calls an image, with its confidence and the five sentences that decided."
+    from datadesc import runs
+    run = runs.FinishedRun.at(name, out)
+    _check_images(images)
+    from datadesc import explain, plan
+    from datadesc.embed import load_encoder
+    params = run.parameters_here()
+    pictures = _pictures(images, cache(lambda: plan.load_images(params)[0]))
+    classifier = explain.SentenceClassifier.of_run(run)
+    encoder = load_encoder(*(params[key] for key in ("model", "checkpoint", "device", "precision")))
+    for word, emb in zip(images, classifier.embed(encoder, [picture for picture, _ in pictures])):
+        print(f"{word}: {explain.explain(classifier.bottleneck, emb).brief()}")
+
+@_app.command(name="explain")
+def _explain_image(
+    name: Annotated[str, typer.Argument(help="A finished run, as in `datadesc status`, or its folder.")],
+    image: Annotated[str, typer.Argument(help=_IMAGE)],
+    against: _Option(str, "A class to compare with; default: the runner-up.", "--against") = None,
+    out: _Root = _HERE,
+):
+    "Which sentences decided what an image is called, in words, and as a figure: OUT/NAME/explanations/."
+    from datadesc import runs
+    run = runs.FinishedRun.at(name, out)
+    _check_images([image])
+    from datadesc import explain
+    from datadesc.benchmark_page import study_of_run
+    params, other = run.parameters_here(), run.class_names([against])[0] if against else None
+    study = cache(lambda: study_of_run(run.folder, params, progress=False)[0])
+    (picture, label), = _pictures([image], lambda: study().image_set)
+    classifier = explain.SentenceClassifier.of_run(run, study())
+    bottleneck, emb = classifier.bottleneck, classifier.embed(study().encoder, [picture])[0]
+    explanation = explain.explain(bottleneck, emb, against=other and bottleneck.classes.index(other))
+    print(f"{image}{f' (labelled {label})' * bool(label)}: {explanation.words()}")
+    called = re.sub(r"[^\w.-]+", "-", image)[-60:].strip("-.")
+    file = run.folder/"explanations"/f"{called}.png"
+    file.parent.mkdir(exist_ok=True)
+    explanation.figure(study(), bottleneck.concepts, picture, label).savefig(file, dpi=150)
+    _added(run, [file])
 
 # %% ../nbs/4_pages/65_cli.ipynb #c0ecfd54
 @_app.command(name="summary")
