@@ -223,9 +223,11 @@ def _background(
 def draw(
     self: Look,
     rng: np.random.Generator,  # source of randomness
+    scene: Image.Image | None = None,  # what is behind it; default: a soft patch of meadow, sky or earth. Pose and light do not depend on it
 ) -> Image.Image:
     "A picture of one such butterfly (RGB, 64 x 64) in some pose, place and light."
-    insect, scene = _butterfly(self, rng), _background(rng)
+    insect, meadow = _butterfly(self, rng), _background(rng)
+    scene = meadow if scene is None else scene.convert("RGB").resize((_CANVAS, _CANVAS))
     side = int(_CANVAS*rng.uniform(.82, 1.02))
     insect = insect.rotate(float(rng.normal(0, 13)), Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BILINEAR)
     x, y = (_CANVAS - side)//2 + rng.integers(-10, 11, 2)
