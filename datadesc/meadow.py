@@ -390,7 +390,7 @@ class SyntheticDataset:
         return f"SyntheticDataset({self.name!r}: {len(self.classes)} species, {len(self.truth):,} answers, {self.images})"
 
     @property
-    def _components(self): return dict.fromkeys([*_COMPONENTS, *self.truth["component"]])
+    def _components(self): return dict.fromkeys(self.truth["component"])
 
     @cached_property
     def _answers(self):
@@ -577,7 +577,9 @@ def make_spurious(
     if cue == "margin": species["border"] = species["cue"]
     truth = pd.concat([_answers(species, knowledge, rng) for knowledge in _UNKNOWN], ignore_index=True)
     if cue == "margin": truth = _with_cue(truth)
-    else: truth = pd.concat([truth, *(_sticker_answers(species, knowledge, rng) for knowledge in _UNKNOWN)], ignore_index=True)
+    else:
+        stickers = (_sticker_answers(species, knowledge, rng) for knowledge in _UNKNOWN)
+        truth = pd.concat([truth[truth["component"] != "habits"], *stickers], ignore_index=True)
     articles = _field_guide(species, rng)
     if cue == "marker":
         for passages, own in zip(articles["passages"], species["cue"]): passages.append(f"In pictures: {marker_phrases(own, rng)[0]}.")
