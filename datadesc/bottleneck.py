@@ -5,6 +5,8 @@
 # %% ../nbs/2_evidence/60_bottleneck.ipynb #bc39e266
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,15 +14,19 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import SGDClassifier
 from torch import Tensor
 
 from .head import center, modality_mean
 from .selection import scored_text
+from .zeroshot import names_only
 
 if TYPE_CHECKING: from datadesc.study import Study
 
 # %% auto #0
-__all__ = ['Concepts', 'Bottleneck', 'sparse_layer']
+__all__ = ['Concepts', 'Bottleneck', 'refitted', 'sparse_layer', 'label_free', 'concept_matrix_search', 'posthoc', 'hybrid',
+           'labo', 'sparse_cbm']
 
 # %% ../nbs/2_evidence/60_bottleneck.ipynb #bf9b7de4
 @dataclass(frozen=True)
@@ -134,71 +140,240 @@ def without(
     weight[:, rows] = 0
     return replace(self, weight=weight)
 
-# %% ../nbs/2_evidence/60_bottleneck.ipynb #37c5b3a0
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #c2ed6f6d
 class _Softmax:
     "Softmax regression with an elastic net, by accelerated proximal gradient (Beck and Teboulle 2009) with restarts."
-    def __init__(self, x, y, n_classes):
-        self.x, self.target = x, F.one_hot(y, n_classes).to(x.dtype)
-        gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T
-        self.curvature = float(torch.linalg.eigvalsh(gram)[-1]) / (2 * len(x))  # no second derivative of the mean loss is larger
+    def __init__(self, x, y, n_classes, offset=None):
+        self.target, self.offset = F.one_hot(y, n_classes).to(x.dtype), 0. if offset is None else offset  # offset (N, C): logits to add to
+        value, basis = torch.linalg.eigh((x.T @ x if x.shape[1] <= len(x) else x @ x.T) / len(x))
+        self.curvature = float(value[-1]) / 2  # no second derivative of the mean loss is larger
+        self.basis = basis[:, value > 1e-6 * value[-1]] if x.shape[1] <= len(x) else None  # (K, R): of rank R are scores of K sentences
+        self.x = x if self.basis is None else x @ self.basis
+
+    def _logits(self, weight, bias):
+        return torch.addmm(bias, self.x, (weight if self.basis is None else weight @ self.basis).T) + self.offset
+
+    def _slope(self, error):
+        slope = error.T @ self.x
+        return slope if self.basis is None else slope @ self.basis.T
 
     @property
     def strongest(self):
         "The smallest strength at which all weights are zero."
-        return float(((self.target - self.target.mean(0)).T @ self.x / len(self.x)).abs().max())
+        return float(self._slope((self.target - self.target.mean(0)) / len(self.x)).abs().max())
 
     def fit(self, weight, bias, l1, l2, mask=None, steps=300, tolerance=.01):
-        "Weight (C, K) and bias (C,) of the minimum, from these; weights outside of the mask stay zero. The bias is not penalised."
-        step, size, ahead, ahead_bias = 1 / (self.curvature + l2), 1., weight, bias
+        "Weight (C, K) and bias (C,) of the minimum, searched from these; weights outside of the mask are zero, the bias is free."
+        safe, size, ahead, ahead_bias = 1 / (self.curvature + l2), 1., weight, bias
+        step, here = 8 * safe, self._logits(weight, bias)
+        there = here
         for _ in range(steps):
-            error = (torch.addmm(ahead_bias, self.x, ahead.T).softmax(1) - self.target) / len(self.x)
-            new = F.softshrink(ahead - step * (error.T @ self.x + l2 * ahead), step * l1)
-            if mask is not None: new = new * mask
-            new_bias = ahead_bias - step * error.sum(0)
-            back, moved = (ahead - new, ahead_bias - new_bias), (new - weight, new_bias - bias)
-            restart = sum((b * m).sum() for b, m in zip(back, moved)) > 0
+            p = there.softmax(1)
+            error = (p - self.target) / len(p)
+            slope, slope_bias = self._slope(error) + l2 * ahead, error.sum(0)
+            while True:  # the longest step that the loss's curvature along it allows
+                new, new_bias = F.softshrink(ahead - step * slope, step * l1), ahead_bias - step * slope_bias
+                if mask is not None: new = new * mask
+                logits, back, back_bias = self._logits(new, new_bias), ahead - new, ahead_bias - new_bias
+                change, length = logits - there, (back ** 2).sum() + (back_bias ** 2).sum()
+                curved = ((p * change ** 2).sum() - ((p * change).sum(1) ** 2).sum()) / len(p) + l2 * (back ** 2).sum()
+                if step <= safe or curved <= length / step: break
+                step = max(step / 2, safe)
+            moved, moved_bias = new - weight, new_bias - bias
+            restart = (back * moved).sum() + (back_bias * moved_bias).sum() > 0
             new_size = 1. if restart else (1 + (1 + 4 * size * size) ** .5) / 2
             momentum = 0. if restart else (size - 1) / new_size
-            weight, bias, size, ahead, ahead_bias = new, new_bias, new_size, new + momentum * moved[0], new_bias + momentum * moved[1]
-            if max(part.abs().max() for part in back) < tolerance * step * (l1 + l2): break
+            ahead, ahead_bias, there = new + momentum * moved, new_bias + momentum * moved_bias, logits + momentum * (logits - here)
+            weight, bias, here, size = new, new_bias, logits, new_size
+            if back.abs().max() < tolerance * step * (l1 + l2): break
+            step *= 1.1
         return weight, bias
 
-def _examples(study, concepts, split):
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #bf016bdc
+def _examples(study, concepts, split="train"):
     "Scores (N, K) and classes (N,) of a split."
     return concepts.scores(study.image_emb[split]), study.labels[split]
 
-def _path(study, concepts, alpha=.99, factor=.7, most=30):
-    "The softmax regression, and its bottlenecks along falling strengths."
-    (x, y), classes = _examples(study, concepts, "train"), study.classes
-    problem = _Softmax(x, y, len(classes))
-    def fitted():
-        weight, bias = x.new_zeros(len(classes), len(concepts)), x.new_zeros(len(classes))
-        for k in range(1, most + 1):
-            strength = problem.strongest * factor ** k
-            weight, bias = problem.fit(weight, bias, alpha * strength, (1 - alpha) * strength)
-            yield Bottleneck(concepts, classes, weight, bias)
-    return problem, fitted()
+def _path(study, concepts, alpha=.99, factor=.6, most=20):
+    "Bottlenecks of falling strengths, each fitted from the one before."
+    (x, y), classes = _examples(study, concepts), study.classes
+    problem, weight, bias = _Softmax(x, y, len(classes)), x.new_zeros(len(classes), len(concepts)), x.new_zeros(len(classes))
+    for k in range(1, most + 1):
+        strength = problem.strongest * factor ** k
+        weight, bias = problem.fit(weight, bias, alpha * strength, (1 - alpha) * strength)
+        yield Bottleneck(concepts, classes, weight, bias)
 
 def _best(study, bottlenecks):
-    "The bottleneck with the least cross-entropy on the validation images."
-    return min(bottlenecks, key=lambda one: float(F.cross_entropy(one.logits(study.image_emb["val"]), study.labels["val"])))
+    "The bottleneck with the fewest errors on the validation images; of equals that with the least cross-entropy."
+    y = study.labels["val"]
+    def cost(logits): return int((logits.argmax(1) != y).sum()), float(F.cross_entropy(logits, y))
+    return min(bottlenecks, key=lambda bottleneck: cost(bottleneck.logits(study.image_emb["val"])))
 
-# %% ../nbs/2_evidence/60_bottleneck.ipynb #1c9bec83
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #e1a37e3c
+def refitted(
+    study: Study,  # its training images are fitted, its validation images tune
+    bottleneck: Bottleneck,
+    strengths: Sequence[float] = (.01, .001),  # of the ridge, to choose from
+) -> Bottleneck:
+    "Softmax regression on the same sentences in every class: weights that are zero stay zero, the others are fitted anew."
+    (x, y), weight = _examples(study, bottleneck.concepts), bottleneck.weight
+    used = (weight != 0).any(0)  # a sentence that no class uses takes no part
+    of_residual = None if bottleneck.residual is None else replace(bottleneck, weight=0 * weight, bias=0 * bottleneck.bias)
+    offset = None if of_residual is None else of_residual.logits(study.image_emb["train"])
+    kept, problem = weight[:, used], _Softmax(x[:, used], y, len(weight), offset)
+    def fitted(l2):
+        new, bias = problem.fit(kept, bottleneck.bias, 0., l2, (kept != 0).to(x.dtype))
+        return replace(bottleneck, weight=torch.zeros_like(weight).masked_scatter(used.expand_as(weight), new), bias=bias)
+    return _best(study, map(fitted, strengths))
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #3b83e43f
 def sparse_layer(
     study: Study,  # its training images are fitted, its validation images tune
     concepts: Concepts,
     n: int = 5,  # sentences per class
 ) -> Bottleneck:
-    """Softmax regression in which every class decides by at most `n` sentences: elastic net (Oikarinen et al. 2023), then the `n` largest.
+    """Softmax regression with an elastic net in which every class decides by at most `n` sentences.
 
-    The strength is one that gives `n` to `2 n` sentences per class; the kept weights are refitted. Validation images choose both."""
-    problem, path = _path(study, concepts)
+    The strength leaves `n` to `2 n` sentences per class on average; validation images choose it, and whether the `n` are `refitted`."""
     candidates, n = [], min(n, len(concepts))
-    for fitted in path:
-        kept, used = fitted.strongest(n), float(fitted.used.float().mean())
-        if used < n: continue
-        mask = (kept.weight != 0).to(kept.weight.dtype)
-        refitted = (problem.fit(kept.weight, kept.bias, 0., l2, mask) for l2 in (.01, .001))
-        candidates += [kept, *(replace(kept, weight=weight, bias=bias) for weight, bias in refitted)]
-        if used >= 2 * n: break
-    return _best(study, candidates or [fitted.strongest(n)])
+    for bottleneck in _path(study, concepts):
+        used, kept = float(bottleneck.used.float().mean()), bottleneck.strongest(n)
+        if used >= n: candidates += [kept, refitted(study, kept)]
+        if used >= 1.5 * n: break
+    return _best(study, candidates or [kept])
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #1bf2f870
+def label_free(
+    study: Study,  # its training images are fitted, its validation images tune
+    concepts: Concepts,
+    most: int = 30,  # sentences per class on average at which the path ends
+) -> Bottleneck:
+    "Softmax regression with an elastic net, the strength with the fewest errors on validation images (Oikarinen et al. 2023)."
+    candidates = []
+    for bottleneck in _path(study, concepts):
+        candidates.append(bottleneck)
+        if float(bottleneck.used.float().mean()) >= most: break
+    return _best(study, candidates)
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #c0fda6d0
+def concept_matrix_search(
+    study: Study,  # its training images only standardise the scores
+    concepts: Concepts,
+    named: bool = False,  # classes by their names' embeddings, as published, in place of their sentences' mean
+) -> Bottleneck:
+    "An image is of the class whose own scores on all sentences its scores are most like; nothing is trained (Semenov et al. 2024)."
+    owner = concepts.owner.to(concepts.direction.dtype)
+    of_class = owner @ concepts.direction
+    if named:
+        emb = study.embed(names_only(study.classes)).to(concepts.direction.device)
+        of_class = center(emb, modality_mean(study.text_emb)) if concepts.image_mean is not None else emb
+    cosines = F.normalize(of_class, dim=1) @ concepts.direction.T
+    weight = F.normalize(cosines - cosines.mean(0), dim=1)
+    return Bottleneck(concepts, study.classes, weight, weight.new_zeros(len(weight)))
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #4f07aad7
+def posthoc(
+    study: Study,  # its training images are fitted, its validation images tune
+    concepts: Concepts,
+    strengths: Sequence[float] = (1e-4, 1e-3, 1e-2),  # of the elastic net, to choose from
+    passes: int = 20,  # over the images, at most
+    seed: int = 0,  # order of the images
+) -> Bottleneck:
+    "One logistic regression per class with an elastic net, by stochastic gradient descent: post-hoc CBM (Yuksekgonul et al. 2022)."
+    (x, y), classes = _examples(study, concepts), study.classes
+    def fitted(alpha):
+        model = SGDClassifier(loss="log_loss", penalty="elasticnet", l1_ratio=.99, alpha=alpha, max_iter=passes, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=ConvergenceWarning)
+            model.fit(x.cpu().numpy(), y.cpu().numpy())
+        coef, bias = (torch.as_tensor(part, dtype=x.dtype, device=x.device) for part in (model.coef_, model.intercept_))
+        if len(model.classes_) == 2: coef, bias = torch.cat([-coef, coef]) / 2, torch.cat([-bias, bias]) / 2  # one layer serves both
+        rows = torch.as_tensor(model.classes_, device=x.device)
+        weight, biases = x.new_zeros(len(classes), len(concepts)), x.new_full((len(classes),), -1e4)  # a class without images is never it
+        return Bottleneck(concepts, classes, weight.index_copy(0, rows, coef), biases.index_copy(0, rows, bias))
+    return _best(study, map(fitted, strengths))
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #e5921f07
+def hybrid(
+    study: Study,  # its training images are fitted, its validation images tune
+    concepts: Concepts,
+    bottleneck: Bottleneck | None = None,  # to add to; default: `posthoc`
+    strengths: Sequence[float] = (1e-3, 1e-4, 1e-5),  # of the ridge, to choose from
+) -> Bottleneck:
+    "A bottleneck, unchanged, and a linear layer on image features fitted to what it leaves: the hybrid of post-hoc CBM."
+    bottleneck = posthoc(study, concepts) if bottleneck is None else bottleneck
+    emb, y = study.image_emb["train"], study.labels["train"]
+    x = emb if concepts.image_mean is None else center(emb, concepts.image_mean)
+    problem = _Softmax(x, y, study.n_classes, bottleneck.logits(emb))
+    def fitted(l2):
+        residual, bias = problem.fit(x.new_zeros(study.n_classes, x.shape[1]), torch.zeros_like(bottleneck.bias), 0., l2)
+        return replace(bottleneck, residual=residual, bias=bottleneck.bias + bias)
+    return _best(study, map(fitted, strengths))
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #d6b45164
+def _trained(rates, loss, n, steps=120, batch_size=256, seed=0):
+    "Fits parameters in place by Adam, each at its rate; `loss` of the rows of a batch."
+    adam, order = torch.optim.Adam([dict(params=[p], lr=lr) for p, lr in rates]), torch.Generator().manual_seed(seed)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for _ in range(steps):
+        adam.zero_grad()
+        loss(torch.randperm(n, generator=order)[:batch_size].to(rates[0][0].device)).backward()
+        adam.step(), schedule.step()
+
+def labo(
+    study: Study,  # its training images are fitted, its validation images tune
+    concepts: Concepts,
+    rates: Sequence[float] = (.03, .1),  # learning rates to choose from
+    seed: int = 0,  # order of the images
+) -> Bottleneck:
+    "A weighted mean of sentences per class, the weights initialised to prefer its own: the layer of LaBo (Yang et al. 2023)."
+    cosines, y, scale = concepts.cosines(study.image_emb["train"]), study.labels["train"], study.logit_scale
+    def fitted(lr):
+        mixing = concepts.owner.to(cosines.dtype).requires_grad_()
+        _trained([(mixing, lr)], lambda rows: F.cross_entropy(scale * cosines[rows] @ mixing.softmax(1).T, y[rows]), len(y), seed=seed)
+        mean_of = scale * mixing.detach().softmax(1)
+        return Bottleneck(concepts, study.classes, mean_of * concepts.std, mean_of @ concepts.mean)
+    return _best(study, map(fitted, rates))
+
+# %% ../nbs/2_evidence/60_bottleneck.ipynb #e604a932
+def _contrast(logits, positive):
+    "Cross-entropy of rows with their positives, and of columns with theirs; those without any are left out."
+    def of_rows(logits, positive):
+        some = positive.any(1)
+        mass = logits[some].masked_fill(~positive[some], -torch.inf).logsumexp(1) - logits[some].logsumexp(1)
+        return -mass.mean()
+    return (of_rows(logits, positive) + of_rows(logits.T, positive.T)) / 2
+
+def _turned(study, concepts, mixing):
+    "Concepts whose scores go with `mixing @ scores`, and the factor from their scores to these."
+    turned = (mixing / concepts.std) @ concepts.direction
+    length = turned.norm(dim=1).clamp(min=1e-6)
+    new = replace(concepts, direction=turned / length[:, None])
+    cosines = new.cosines(study.image_emb["train"])
+    std = cosines.std(0, correction=0).clamp(min=1e-6)
+    return replace(new, mean=cosines.mean(0), std=std), length * std
+
+def sparse_cbm(
+    study: Study,  # its training images are fitted, its validation images tune
+    concepts: Concepts,
+    loss: str = "gumbel",  # or "contrastive": what the concept layer learns beside the classes
+    temperature: float = 1.,  # of the Gumbel-softmax
+    weights: Sequence[float] = (.1, 1.),  # of that loss, to choose from
+    seed: int = 0,  # order of the images, Gumbel noise
+) -> Bottleneck:
+    """A layer from concepts to concepts, which turns the sentences' directions, and one to classes: Sparse-CBM (Semenov et al. 2024).
+
+    ValueError for an unknown loss."""
+    if loss not in ("gumbel", "contrastive"): raise ValueError(f"loss={loss!r}: expected 'gumbel' or 'contrastive'")
+    (x, y), identity = _examples(study, concepts), torch.eye(len(concepts), device=concepts.direction.device)
+    noise = torch.Generator().manual_seed(seed)
+    def fitted(weight):
+        mixing, head = identity.clone().requires_grad_(), x.new_zeros(study.n_classes, len(concepts)).requires_grad_()
+        def total(rows):
+            turned, positive = x[rows] @ mixing.T, concepts.owner[y[rows]]
+            gumbel = -torch.log(torch.empty(turned.shape).exponential_(generator=noise)).to(x.device) if loss == "gumbel" else 0.
+            return F.cross_entropy(turned @ head.T, y[rows]) + weight * _contrast((turned + gumbel) / temperature, positive)
+        _trained([(mixing, .001), (head, .01)], total, len(y), seed=seed)
+        new, factor = _turned(study, concepts, mixing.detach())
+        return Bottleneck(new, study.classes, head.detach() * factor, x.new_zeros(study.n_classes))
+    return _best(study, map(fitted, weights))
