@@ -17,7 +17,7 @@ OFFLINE = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 # Kernels of this environment come before a kernel of the same name in the user's home.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: demo test crash check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations photographs follow-up readme site
+.PHONY: demo test crash check lab meadow-run summary meadow clip offline-asset evidence prediction small-model ablations photographs follow-up spurious readme site
 
 demo: .venv/ready
 	rm -rf papermill_runs/demo
@@ -103,6 +103,16 @@ follow-up: .venv/ready-dev
 	rm -f papermill_runs/evidence/follow_up*.csv
 	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/follow_up.ipynb nbs/runs/follow_up.ipynb
 	$(BIN)/nbdev-clean --fname nbs/runs/follow_up.ipynb
+
+# Trains a second encoder, which reads stickers, and measures again what a spurious cue does, on eight datasets of each cue; about half an hour.
+spurious: export MALLOC_MMAP_MAX_ := 0
+spurious: export MALLOC_TRIM_THRESHOLD_ := 8589934592
+spurious: .venv/ready-dev
+	mkdir -p build
+	rm -rf papermill_runs/evidence/spurious_*.csv build/spurious
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/train_clip.ipynb build/marked.ipynb -p out ../../build/marked -p start ../../datadesc/assets/clip -p markers .7 -p epochs 4 -p learning_rate 1e-3
+	$(BIN)/papermill --kernel python3 --cwd nbs/runs nbs/runs/spurious.ipynb nbs/runs/spurious.ipynb
+	$(BIN)/nbdev-clean --fname nbs/runs/spurious.ipynb
 
 readme: .venv/ready
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
