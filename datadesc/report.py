@@ -28,6 +28,7 @@ from .attributes import AttributeTable
 from .audit import confusable_pairs, separating_texts, label_issues
 from .labels import apply_corrections, image_path
 from .stats import interval, paired_test
+from .bottleneck import Concepts, sparse_layer
 from .conditions import Measures
 from .decoys import decoy_precision, decoy_summary
 from .calibration import calibrate
@@ -37,6 +38,7 @@ from .data import data_uri, open_image
 from .datasets import split_lists
 from .describe import describe, failed_questions, from_file
 from .differences import Differences
+from .explain import SentenceClassifier, explain, sentence_images
 from .figures import as_typed
 from .files import write_text
 from .llm import LLM
@@ -94,6 +96,8 @@ def _withheld(checked):
     weak = next(c for c in checked if c.name == "classifier")
     if weak.verdict == "warn" and not reasons["labels"]: reasons["labels"] = weak.sentence
     return {part: reason for part, reason in reasons.items() if reason}
+
+_MOST_WORK = 3e7  # training images x sentences x classes: a sparse layer on more takes minutes on one core
 
 @dataclass(frozen=True, eq=False)
 class Findings:
@@ -218,6 +222,15 @@ class Findings:
         "Accuracy of the classifier on the test images of each class (fractions); NaN for a class without any."
         right, labels = torch.as_tensor(self.measures.correct("classifier")).double(), self.measures.labels.cpu()
         return [right[labels == c].mean().item() for c in range(self.study.n_classes)]
+
+    @cached_property
+    def sentence_classifier(self) -> SentenceClassifier | None:
+        "The classifier that decides by the chosen sentences; None where there is none to choose, or fitting it would take minutes."
+        study = self.study
+        if self.chosen.empty or study.n_classes < 2: return None
+        concepts = Concepts.of(study)
+        if len(study.labels["train"]) * len(concepts) * study.n_classes > _MOST_WORK: return None
+        return SentenceClassifier.of(study, sparse_layer(study, concepts), self.params.get("checkpoint"))
 
     @cached_property
     def thumbnail(self) -> "_Pictures":
@@ -569,7 +582,8 @@ def _contents(
     "The table of contents: sections, and every class."
     study = findings.study
     parts = [("classes", "Classes", True), ("labels", "Likely label issues", _has_labels(findings)),
-             ("pairs", "Confused pairs", _has_pairs(findings)), ("provenance", "How this was made", True)]
+             ("pairs", "Confused pairs", _has_pairs(findings)),
+             ("decisions", "Decisions explained", _has_decisions(findings)), ("provenance", "How this was made", True)]
     links = " ".join(f'<a href="#{key}">{words}</a>' for key, words, there in parts if there)
     names = f'<div class="names">{" ".join(_link(study, c) for c in range(study.n_classes))}</div>'
     if study.n_classes > 40: names = _fold(f"All {study.n_classes:,} classes by name", names)
@@ -580,6 +594,9 @@ def _has_labels(findings):
     return judged or len(findings.unjudged) > 0 or findings.clashes.images > 0
 
 def _has_pairs(findings): return "pairs" not in findings.withheld and len(findings.pairs) > 0
+
+def _has_decisions(findings):
+    return not {"sentences", "accuracy"} & set(findings.withheld) and findings.sentence_classifier is not None
 
 # %% ../nbs/4_pages/25_report.ipynb #9fc58f86
 def _images_of_class(findings, c):
@@ -834,6 +851,78 @@ def pair_section(
              "Pairwise AUC of a sentence: how often it fits an image of its class better than an image of the other.</p>")
     return _section(head + "".join(_pair_block(self, pair) for pair in self.pairs.head(_SHOWN_PAIRS).itertuples()))
 
+# %% ../nbs/4_pages/25_report.ipynb #1506f88c
+_KINDS = {"typical": 2, "atypical": 2, "wrong": 3}  # how many images of each are explained
+
+def _explained(bottleneck, image_emb, labels):
+    "(kind, number) of the images that are explained, those of a kind called by different classes."
+    best = bottleneck.logits(image_emb).topk(2, dim=1)
+    called, right = best.indices[:, 0].tolist(), (best.indices[:, 0] == labels).tolist()
+    widest = (best.values[:, 0] - best.values[:, 1]).argsort(descending=True, stable=True).tolist()
+    shown = []
+    for kind, n in _KINDS.items():
+        classes = {}
+        for i in reversed(widest) if kind == "atypical" else widest:
+            if right[i] == (kind != "wrong") and i not in [j for _, j in shown]: classes.setdefault(called[i], i)
+        shown += [(kind, i) for i in list(classes.values())[:n]]
+    return shown
+
+def _part_item(findings, row, largest, images):
+    "A sentence of an explanation: its part as a bar and a number, its words, what it was written about, images behind it."
+    side, fits = "for" if row.part > 0 else "against", "fits" if row.score > 0 else "does not fit"
+    bar = f'<span class="bar {side}" style="width:{3 * abs(row.part) / largest:.2f}rem"></span>'
+    pictures = "".join(findings.thumbnail("train", i, 40) for i in images)
+    about = f'<span class="score">{fits} ({row.score:+.1f}), written about {_shown(row.about)}</span>'
+    return (f'<li><span class="part">{bar}{row.part:+.2f}</span><span class="said">{_shown(row.text)} {about}</span>'
+            f'<span class="proponents">{pictures}</span></li>')
+
+def _decision(findings, kind, i, n=3):
+    "An image with its explanation."
+    study, bottleneck = findings.study, findings.sentence_classifier.bottleneck
+    why, label = explain(bottleneck, study.image_emb["test"][i]), int(study.labels["test"][i])
+    rows = pd.concat(why.strongest(n))
+    behind = sentence_images(study, bottleneck.concepts, rows["row"].tolist(), n=2)
+    items = "".join(_part_item(findings, row, rows["part"].abs().max(), behind[row.row]) for row in rows.itertuples())
+    doubtful = findings.suspects is not None and ((findings.suspects.split == "test") & (findings.suspects.image == i)).any()
+    issue = ' (<a href="#labels">a likely label issue</a>)' * bool(doubtful)
+    words = (f"{kind.capitalize()}: called {_link(study, why.c)} ({_percent(why.confidence)}), labelled {_link(study, label)}{issue}; "
+             f"what speaks for it, and for {_link(study, why.against)} ({_percent(float(why.probability[why.against]))}):")
+    picture = _figure(findings.thumbnail("test", i), f"<code>test/{i}</code> {_shown(study.classes[label])}")
+    return f'<div class="suspect">{picture}<div class="why"><p>{words}</p><ul class="parts">{items}</ul></div></div>'
+
+def _decision_legend(findings, called):
+    "What is explained, how good it is, and how to read it."
+    m, name = findings.measures, html.escape(shlex.quote(Path(findings.out).resolve().name))
+    right, same = ((called == of.to(called.device)).cpu().numpy() for of in (m.labels, m.scores["classifier"].argmax(1)))
+    low, high = interval(right)
+    return (f"<p>A second classifier, which decides each class by at most five of all the chosen sentences, calls {_percent(right.mean())} "
+            f"of the test images as they are labelled (95 % interval {_percent(low)} to {_percent(high)}); the linear classifier on "
+            f"embeddings {_percent(m.accuracy('classifier'))}. The two agree on {_percent(same.mean())} of the images. "
+            "What follows explains the second.</p>"
+            '<p class="counts">Typical: called as labelled by the widest margin; atypical: by the narrowest; wrong: called another class. '
+            "Beside each sentence its part in the difference between the two classes: positive for the class that the image is called, "
+            "negative for the other. An image fits a sentence if its score is above the mean of the training images (0; their standard "
+            "deviation is 1). What speaks for a class is what the encoder reads, which need not be what is there. "
+            f"Any image: <code>datadesc explain {name} test/0</code>, <code>datadesc classify {name} FILE</code>.</p>")
+
+@patch
+def decision_section(
+    self: Findings,
+) -> HTML:
+    "Typical, atypical and wrong test images with the sentences that decided; the reason where that is withheld or would take long."
+    head = '<h2 id="decisions">Why these images were called that</h2>'
+    reason = next((self.withheld[part] for part in ("sentences", "accuracy") if part in self.withheld), None)
+    if reason: return _section(head + _withheld_box("Decisions are not explained.", reason))
+    if self.sentence_classifier is None:
+        if self.chosen.empty: return HTML("")
+        name = html.escape(shlex.quote(Path(self.out).resolve().name))
+        return _section(f"{head}<p>A classifier on so many sentences and images takes minutes and is not fitted here: "
+                        f"<code>datadesc explain {name} test/0</code> does it.</p>")
+    bottleneck, emb, labels = self.sentence_classifier.bottleneck, self.study.image_emb["test"], self.study.labels["test"]
+    called = bottleneck.logits(emb).argmax(1)
+    blocks = "".join(_decision(self, kind, i) for kind, i in _explained(bottleneck, emb, labels))
+    return _section(head + _decision_legend(self, called) + blocks)
+
 # %% ../nbs/4_pages/25_report.ipynb #1fa89689
 _LIBRARIES = ("datadesc", "torch", "open_clip_torch", "numpy", "pandas", "scikit-learn")
 
@@ -970,7 +1059,8 @@ def provenance(
     study, notes = self.study, _image_notes(self)
     params = [(name, "" if value is None else value) for name, value in self.params.items() if name != "store"]
     beside = ["descriptions.json", "classes.md", *["suspects.csv"] * (self.suspects is not None),
-              *["left_out.txt"] * bool(study.image_set.skipped), "result.json"]
+              *["left_out.txt"] * bool(study.image_set.skipped), *[SentenceClassifier.FILE] * (self.sentence_classifier is not None),
+              "result.json"]
     stages = ", ".join(f"{html.escape(stage)} {s:.1f}" for stage, s in seconds.items())
     centred = ", all images centred on the mean of the training images" if study.encoder.centre_images else ""
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in beside)
@@ -1071,6 +1161,7 @@ def write_files(
     usable = study.pool[study.pool.flag == ""].groupby("class_id")
     results.write_lists(out, {study.classes[c]: list(rows.text) for c, rows in usable if not self.undescribed[c]}, study.image_set.skipped)
     result.write_classes(out)
+    if self.sentence_classifier is not None: self.sentence_classifier.write(out/SentenceClassifier.FILE)
     store = Store(self.params["store"])
     store.count("descriptions", *(int(llm.costs.total(kind)) for kind in ("cached", "calls")))
     RunFolder(out).note_stages(store.uses)

@@ -50,7 +50,7 @@ def findings_of(names, tmp_path, spread=.6, counts=(10, 8, 12), model="toy-clip"
     def picture(i): return np.full((30, 40, 3), 37 * i % 255, dtype=np.uint8)
     study.image_set = ImageSet("toy <i>", tuple(names), {split: [(picture(i), c) for i, c in enumerate(y.tolist())] for split, y in labels.items()}, skipped=("bad.jpg: <no> image",))
     study.encoder = SimpleNamespace(name="toy-clip", device="cpu", dim=D, tokenizer=Tokenizer(), preprocess="none", model=torch.nn.Linear(2, 2),
-                                    centre_images=False)
+                                    centre_images=False, fingerprint="toy")
     params = dict(dataset="toy", model=model, form=form, data_root=None, store="/secret")
     return report.Findings(study, report._Sentences(pool, LLM("nobody")), params, tmp_path)
 
