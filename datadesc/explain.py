@@ -5,7 +5,7 @@
 # %% ../nbs/3_looking/60_explain.ipynb #89c008b6
 from __future__ import annotations
 
-import json
+import json, re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -98,7 +98,9 @@ def _row_of(concepts, text):
     raise ValueError(f"No sentence '{text}' in this bottleneck" + (f": did you mean '{near[0]}'?" if near else ""))
 
 # %% ../nbs/3_looking/60_explain.ipynb #af450ff8
-def _in_line(text): return " ".join(printable(str(text)).split())
+def _in_line(text):
+    "The text in one line, without characters that steer a terminal."
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", printable(str(text))).split())
 
 def _sentence_line(row):
     "A sentence with its part, whether the image fits it, and what it was written about."
