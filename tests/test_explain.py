@@ -11,11 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from bs4 import BeautifulSoup
 from safetensors.torch import load_file, save_file
 
-from datadesc import cli, explain, meadow, runs
+from datadesc import cli, explain, meadow, report, runs
 from datadesc.bottleneck import Bottleneck, Concepts
 from datadesc.explain import Edit, SentenceClassifier, deletions, edit_effect, edited
+
+from test_report import TEXTS, findings_of
 
 NAMES = ("Ash", "Elm & Oak", "<b>Yew</b>")
 
@@ -198,3 +201,35 @@ def test_a_run_without_sentences_and_a_broken_file(datadesc, place):
     finally:
         file.write_bytes(kept)
         table.write_bytes(chosen)
+
+
+def decisions(findings): return BeautifulSoup(findings.decision_section().data, "html.parser")
+
+
+def test_the_section_shows_other_peoples_text_as_text(tmp_path):
+    names = ["<script>alert(1)</script>", "$a$ & 'b'", "שלום", "a\nb", "x" * 90]
+    texts = [f"<img src=x onerror=alert({i})> \x1b[2J “{i}” $x^{i}$" for i in range(5 * TEXTS)]
+    findings = findings_of(names, tmp_path, spread=1.5, texts=texts)
+    page = decisions(findings)
+    assert findings.withheld == {} and {block.p.text.split(":")[0] for block in page.select(".suspect")} == {"Typical", "Atypical", "Wrong"}
+    assert not page.select("script") and all(image["src"].startswith("data:image/") and image["alt"] for image in page.select("img"))
+    assert "<img src=x onerror=alert(" in page.select_one(".said bdi").text
+    assert all(0 <= float(bar["style"].removeprefix("width:").removesuffix("rem")) <= 3 for bar in page.select(".bar"))
+    b, labels = findings.sentence_classifier.bottleneck, findings.study.labels["test"]
+    right = (b.logits(findings.study.image_emb["test"]).argmax(1) == labels).float().mean()
+    assert f"calls {100 * right:.0f}\N{NO-BREAK SPACE}% of the test images" in page.p.text
+    for block in page.select(".suspect"):
+        i = int(block.code.text.split("/")[1])
+        one = explain.explain(b, findings.study.image_emb["test"][i])
+        assert (block.p.text.split(":")[0] == "Wrong") == (one.c != int(labels[i]))
+        assert [float(part.text) for part in block.select(".part")] == [round(part, 2) for rows in one.strongest(3) for part in rows.part]
+    assert page.select_one("h2")["id"] == "decisions" and 'href="#decisions"' in findings.first_screen().data
+
+
+def test_the_section_where_nothing_can_be_explained(tmp_path, monkeypatch):
+    near_chance = findings_of(["a", "b", "c"], tmp_path, spread=60.)
+    assert near_chance.withheld and "Decisions are not explained." in decisions(near_chance).text and 'href="#decisions"' not in near_chance.first_screen().data
+    monkeypatch.setattr(report, "_MOST_WORK", 10)
+    large = findings_of([f"kind {i}" for i in range(5)], tmp_path, spread=1.5)
+    assert "takes minutes and is not fitted here" in decisions(large).text and large.sentence_classifier is None
+    assert SentenceClassifier.FILE not in large.provenance({}).data
