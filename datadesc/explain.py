@@ -245,6 +245,18 @@ class SentenceClassifier:
 
     def __repr__(self): return f"SentenceClassifier({self.bottleneck}, encoder {self.encoder!r})"
 
+_MOST_WORK = 3e7  # training images x sentences x classes: a layer on more takes minutes on one core
+
+@patch(cls_method=True)
+def layer_of(
+    cls: SentenceClassifier,
+    study: Study,  # whose chosen sentences are its concepts
+) -> Bottleneck | None:
+    "The layer that pages explain by, `sparse_layer`; None where no sentence is chosen, or fitting it would take minutes."
+    texts, n_classes = study.texts(), study.n_classes
+    if texts.empty or n_classes < 2 or len(study.labels["train"]) * len(texts) * n_classes > _MOST_WORK: return None
+    return sparse_layer(study, Concepts.of(study, texts))
+
 @patch(cls_method=True)
 def of(
     cls: SentenceClassifier,

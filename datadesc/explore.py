@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from .audit import confusable_pairs, label_issues, pairwise_auc, separating_texts
 from .data import data_uri, open_image
 from .describe import flagged
+from .explain import SentenceClassifier, explain as explained
 from .files import write_text
 from .head import center, modality_mean
 from .influence import influence
@@ -29,7 +30,7 @@ from .labels import image_paths, read_corrections
 from .names import composed, plain
 from .results import write_suspects
 from .run_folder import RUNS
-from .selection import ChoiceOptions, choose, excluded, ift, proponent_images
+from .selection import ChoiceOptions, choose, excluded, ift, proponent_images, scored_text
 from .sets import choose_set
 from .study import Study
 from .zeroshot import class_means, names_only
@@ -133,6 +134,9 @@ class Explorer:
 
     @cached_property
     def _text_mean(self): return modality_mean(self.study.text_emb)
+
+    @cached_property
+    def _layer(self): return SentenceClassifier.layer_of(self.study)
 
     @cached_property
     def _half_studies(self): return _halves(self.study)
@@ -377,7 +381,8 @@ def image(
     i: int,  # its number in the split
     n: int = 6,  # images of each kind
 ) -> dict:
-    "What speaks for an image: sentences (by cosine), proponents and opponents (training images), predicted and suggested class."
+    """What speaks for an image: sentences (by cosine), proponents and opponents (training images), predicted and suggested class,
+    and `why`: what a classifier on sentences calls it, against which class, and the parts of the sentences; None without one."""
     study, x = self.study, self.study.features[split][i]
     issue, chosen = self._issues[split].loc[i], (self.choice().rank > 0).nonzero()[0]
     may = torch.tensor([not self.excluded[t] and self.marks.get(t) != "rejected" for t in range(len(self.pool))], device=x.device)
@@ -387,7 +392,17 @@ def image(
     return self._item(split, i) | dict(
         kind="image", large=self._thumbnail(split, i, 300), sentences=said, proponents=best, opponents=worst, influence_note=note,
         predicted=int(_predicted(study, chosen, study.image_emb[split][i:i + 1])[0]) if len(chosen) else None,
-        suggested=int(issue["suggested"]), likely=bool(issue["likely"]), corrected=self.labels.get((split, i)))
+        why=self._why(study.image_emb[split][i]), suggested=int(issue["suggested"]), likely=bool(issue["likely"]),
+        corrected=self.labels.get((split, i)))
+
+@patch
+def _why(self: Explorer, emb, n=4):
+    "called and against (class, probability), and the strongest sentences for and against: t, text, part, score, about."
+    if self._layer is None: return None
+    why, row_of = explained(self._layer, emb), dict(zip(scored_text(self.study.pool)[::-1], range(len(self.study.pool))[::-1]))
+    rows = [row for side in why.strongest(n) for row in side.drop(columns="row").to_dict("records")]
+    return dict(called=why.c, confidence=why.confidence, against=why.against, against_confidence=float(why.probability[why.against]),
+                sentences=[row | dict(t=row_of[row["text"]]) for row in rows])
 
 @patch
 def _influential(self: Explorer, split, i, n):
@@ -736,12 +751,12 @@ def _prepare(self: _Session):
     "Computes scores, choices, accuracies and thumbnails before anybody asks, and shows on the page what was missing."
     e, self.background = self.explorer, True
     keys = sorted(((form, k) for form in e.forms for k in _TOP_K), key=lambda key: (key[0] != e.form, key[1] != e.top_k))
-    tasks = [(e.held_out, ())] + [(e.make_scores, (form,)) for form in e.forms]
+    tasks = [(e.held_out, ()), (lambda: e._layer, ())] + [(e.make_scores, (form,)) for form in e.forms]
     tasks += [(e.choice, key) for key in keys if key[0] == e.form] + [(self._warm, (c,)) for c in range(e.study.n_classes)]
     tasks += [(e.choice, key) for key in keys] + [(e.held_out, key) for key in keys]
     for n, (task, arguments) in enumerate(tasks):
         task(*arguments)  # fills caches alone: a click need not wait for it
-        if n in (0, len(e.forms)): self._refresh()
+        if n in (0, 1 + len(e.forms)): self._refresh()
 
 @patch
 def _warm(self: _Session, c):

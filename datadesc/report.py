@@ -28,7 +28,6 @@ from .attributes import AttributeTable
 from .audit import confusable_pairs, separating_texts, label_issues
 from .labels import apply_corrections, image_path
 from .stats import interval, paired_test
-from .bottleneck import Concepts, sparse_layer
 from .conditions import Measures
 from .decoys import decoy_precision, decoy_summary
 from .calibration import calibrate
@@ -96,8 +95,6 @@ def _withheld(checked):
     weak = next(c for c in checked if c.name == "classifier")
     if weak.verdict == "warn" and not reasons["labels"]: reasons["labels"] = weak.sentence
     return {part: reason for part, reason in reasons.items() if reason}
-
-_MOST_WORK = 3e7  # training images x sentences x classes: a sparse layer on more takes minutes on one core
 
 @dataclass(frozen=True, eq=False)
 class Findings:
@@ -226,11 +223,8 @@ class Findings:
     @cached_property
     def sentence_classifier(self) -> SentenceClassifier | None:
         "The classifier that decides by the chosen sentences; None where there is none to choose, or fitting it would take minutes."
-        study = self.study
-        if self.chosen.empty or study.n_classes < 2: return None
-        concepts = Concepts.of(study)
-        if len(study.labels["train"]) * len(concepts) * study.n_classes > _MOST_WORK: return None
-        return SentenceClassifier.of(study, sparse_layer(study, concepts), self.params.get("checkpoint"))
+        layer = SentenceClassifier.layer_of(self.study)
+        return None if layer is None else SentenceClassifier.of(self.study, layer, self.params.get("checkpoint"))
 
     @cached_property
     def thumbnail(self) -> "_Pictures":

@@ -14,9 +14,10 @@ from PIL import Image
 from bs4 import BeautifulSoup
 from safetensors.torch import load_file, save_file
 
-from datadesc import cli, explain, meadow, report, runs
+from datadesc import cli, explain, meadow, runs
 from datadesc.bottleneck import Bottleneck, Concepts
 from datadesc.explain import Edit, SentenceClassifier, deletions, edit_effect, edited
+from datadesc.explore import Explorer
 
 from test_report import TEXTS, findings_of
 
@@ -229,7 +230,16 @@ def test_the_section_shows_other_peoples_text_as_text(tmp_path):
 def test_the_section_where_nothing_can_be_explained(tmp_path, monkeypatch):
     near_chance = findings_of(["a", "b", "c"], tmp_path, spread=60.)
     assert near_chance.withheld and "Decisions are not explained." in decisions(near_chance).text and 'href="#decisions"' not in near_chance.first_screen().data
-    monkeypatch.setattr(report, "_MOST_WORK", 10)
+    monkeypatch.setattr(explain, "_MOST_WORK", 10)
     large = findings_of([f"kind {i}" for i in range(5)], tmp_path, spread=1.5)
     assert "takes minutes and is not fitted here" in decisions(large).text and large.sentence_classifier is None
     assert SentenceClassifier.FILE not in large.provenance({}).data
+
+
+def test_the_explorer_shows_the_same_explanation(tmp_path):
+    study = findings_of([f"kind {i}" for i in range(5)], tmp_path, spread=1.5).study
+    explorer = Explorer(study, tmp_path)
+    shown, one = explorer.image("test", 3)["why"], explain.explain(SentenceClassifier.layer_of(study), study.image_emb["test"][3])
+    assert (shown["called"], shown["against"]) == (one.c, one.against) and json.dumps(shown)
+    assert [(row["text"], row["part"]) for row in shown["sentences"]] == [(row.text, row.part) for rows in one.strongest(4) for row in rows.itertuples()]
+    assert all(study.pool.scored_text[row["t"]] == row["text"] for row in shown["sentences"])

@@ -284,8 +284,19 @@ function render({model, el}) {
       h("div", {class: "dd-strip"}, h("h4", {}, "Sentences that speak for it"), h("ol", {class: "dd-for"}, d.sentences.map(s => h("li", {},
         h("button", {type: "button", class: s.c === d.c ? "" : "dd-foreign", onclick: () => detailOf({do: "sentence", t: s.t})},
           h("span", {}, number(s.value)), h("span", {}, bdi(short(s.text, 160)), s.c === d.c ? null : h("small", {}, " (", bdi(short(names[s.c], 40)), ")"))))))),
+      ...(d.why ? [decision(d.why)] : []),
       strip("Training images that teach it", d.influence_note || "proponents: highest influence on the loss of this image", d.proponents),
       strip("Training images that mislead", "opponents: lowest influence on the loss of this image", d.opponents)];
+  }
+
+  function decision(why) {
+    const signed = value => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+    const row = s => h("li", {}, h("button", {type: "button", onclick: () => detailOf({do: "sentence", t: s.t})}, h("span", {}, signed(s.part)),
+      h("span", {}, bdi(short(s.text, 160)), h("small", {}, ` ${s.score > 0 ? "fits" : "does not fit"}, about `, bdi(short(s.about, 60))))));
+    return h("div", {class: "dd-strip"}, h("h4", {title: "Parts of sentences in the decision of a second classifier, which decides each class by at most five of the chosen sentences"}, "Sentences that decide"),
+      h("p", {class: "dd-none"}, "A classifier on sentences calls it ", bdi(short(names[why.called], 50)), ` (${percent(why.confidence)}). What speaks for it (+), and for `,
+        bdi(short(names[why.against], 50)), ` (${percent(why.against_confidence)}) (−):`),
+      why.sentences.length ? h("ol", {class: "dd-for"}, why.sentences.map(row)) : h("p", {class: "dd-none"}, "no sentence"));
   }
 
   // ------------------------------------------------------------------ two classes
