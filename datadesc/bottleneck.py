@@ -190,9 +190,9 @@ class _Softmax:
         return weight, bias
 
 # %% ../nbs/2_evidence/60_bottleneck.ipynb #bf016bdc
-def _examples(study, concepts, split="train"):
-    "Scores (N, K) and classes (N,) of a split."
-    return concepts.scores(study.image_emb[split]), study.labels[split]
+def _examples(study, concepts):
+    "Scores (N, K) and classes (N,) of the training images."
+    return concepts.scores(study.image_emb["train"]), study.labels["train"]
 
 def _path(study, concepts, alpha=.99, factor=.6, most=20):
     "Bottlenecks of falling strengths, each fitted from the one before."
@@ -234,7 +234,7 @@ def sparse_layer(
 ) -> Bottleneck:
     """Softmax regression with an elastic net in which every class decides by at most `n` sentences.
 
-    The strength leaves `n` to `2 n` sentences per class on average; validation images choose it, and whether the `n` are `refitted`."""
+    The strength leaves `n` or somewhat more per class on average; validation images choose it, and whether the `n` are `refitted`."""
     candidates, n = [], min(n, len(concepts))
     for bottleneck in _path(study, concepts):
         used, kept = float(bottleneck.used.float().mean()), bottleneck.strongest(n)
