@@ -49,7 +49,7 @@ def lines(benchmarked):
 
 def test_everything_is_there(result):
     page = {f"{page}.{kind}" for page in ("report", "benchmark") for kind in ("ipynb", "html")} | {"result.json", "benchmark.json"}
-    assert page | {".datadesc-inputs-benchmark", ".datadesc-run", ".datadesc-stages-benchmark", ".datadesc-stages-report", "descriptions.json", "suspects.csv", "classes.md", "tables", "figures"} == {f.name for f in result.iterdir()}
+    assert page | {".datadesc-inputs-benchmark", ".datadesc-run", ".datadesc-stages-benchmark", ".datadesc-stages-report", "descriptions.json", "suspects.csv", "classes.md", "sentence_classifier.safetensors", "tables", "figures"} == {f.name for f in result.iterdir()}
     tables = {"descriptions", "articles", "questions", "benchmark_questions", "ift", "accuracies", "suspects"}
     assert {f.name for f in (result/"tables").iterdir()} == {f"{name}.parquet" for name in tables}
     for figure in (result/"figures").glob("*.png"):
