@@ -139,10 +139,11 @@ def sentence_images(
     n: int = 3,  # images of each
 ) -> dict[int, list[int]]:
     "{row: the training images that speak most for the sentence, best first}; fewer where no more have a positive product."
-    cosines, about = concepts.cosines(study.image_emb["train"])[:, rows], concepts.owner[:, rows].float()
-    weight, by_class = about[study.labels["train"]], study.influence.positive_by_class
+    device = concepts.direction.device  # a classifier that was read from a file is on the CPU
+    cosines, about = concepts.cosines(study.image_emb["train"].to(device))[:, rows], concepts.owner[:, rows].float()
+    weight, by_class = about[study.labels["train"].to(device)], study.influence.positive_by_class
     if by_class is not None:
-        of_influence = F.normalize(by_class.nan_to_num(), p=1, dim=1).T @ about
+        of_influence = F.normalize(by_class.nan_to_num(), p=1, dim=1).T.to(device) @ about
         weight = torch.where(of_influence.sum(0) > 0, of_influence, weight)
     best = (weight * cosines).topk(min(n, len(cosines)), dim=0)
     return {k: [i for i, value in zip(index, values) if value > 0]
@@ -284,7 +285,7 @@ def embed(
     if encoder.fingerprint != self.fingerprint:
         other = f"'{encoder.name}'" if encoder.name != self.encoder else "one of that name with other weights, or of another version"
         raise ValueError(f"The sentence classifier reads embeddings of '{self.encoder}': expected that encoder, not {other}")
-    emb = encoder.embed_images(images, progress=False)
+    emb = encoder.embed_images(images, progress=False).to(self.bottleneck.weight.device)
     return emb if self.first_mean is None else center(emb, self.first_mean)
 
 # %% ../nbs/3_looking/60_explain.ipynb #e4b910b3
