@@ -223,7 +223,7 @@ def _background(
 def draw(
     self: Look,
     rng: np.random.Generator,  # source of randomness
-    scene: Image.Image | None = None,  # what is behind it; default: a soft patch of meadow, sky or earth. Pose and light do not depend on it
+    scene: Image.Image | None = None,  # behind it; default: a soft patch of meadow, sky or earth. Pose and light do not depend on it
 ) -> Image.Image:
     "A picture of one such butterfly (RGB, 64 x 64) in some pose, place and light."
     insect, meadow = _butterfly(self, rng), _background(rng)
