@@ -434,7 +434,7 @@ def _rows_of_shots(image_emb, labels, texts, options, shots, seeds, zero_shot_st
     for of_seed in texts: _check_texts(of_seed, list(texts[0]), image_emb["train"].shape[1], labels)
     _check_methods(texts[0], zero_shot_start=zero_shot_start, joint=joint)
     final = _EpisodeHeads(image_emb, labels, splits, "train", options)
-    no_validation = shots == 1 or options.choose == "last"
+    no_validation = str(shots) == "1" or options.choose == "last"
     trial = None if no_validation else final if shots == "all" else _EpisodeHeads(image_emb, labels, splits, "fit", options)
     def row(s, head, method, k, weighting):
         x, y = final.sets[s]["test"]

@@ -237,6 +237,13 @@ def test_sentences_may_depend_on_the_split(world):
     assert rows[rows.method == "first of each"].k.unique().tolist() == [1]
 
 
+def test_one_shot_as_text_is_one_shot(world):
+    "Nothing is left for validation then: the training image must not choose the epoch, as it would keep none of shuffled sentences."
+    images, labels, texts = world
+    as_int, as_text = (transfer(images, labels, {"shuffled": shuffled(texts)}, QUICK, shots=(n,), seeds=range(3)) for n in (1, "1"))
+    assert as_int.equals(as_text) and (as_int[as_int.method == "shuffled"].epoch == QUICK.text.epochs).all()
+
+
 def test_best_epoch_reads_accuracy_then_loss_then_the_clock():
     right, loss = torch.tensor([[0, 1], [3, 3], [3, 3], [3, 2]]), torch.tensor([[.9, .8], [.5, .4], [.3, .6], [.3, .1]])
     assert _best_epoch(right, loss).tolist() == [2, 1]
