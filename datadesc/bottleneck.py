@@ -14,8 +14,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import SGDClassifier
 from torch import Tensor
 
 from .head import center, modality_mean
@@ -280,6 +278,8 @@ def posthoc(
     seed: int = 0,  # order of the images
 ) -> Bottleneck:
     "One logistic regression per class with an elastic net, by stochastic gradient descent: post-hoc CBM (Yuksekgonul et al. 2022)."
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import SGDClassifier
     (x, y), classes = _examples(study, concepts), study.classes
     def fitted(alpha):
         model = SGDClassifier(loss="log_loss", penalty="elasticnet", l1_ratio=.99, alpha=alpha, max_iter=passes, random_state=seed)

@@ -180,7 +180,8 @@ def test_a_link_unfolds_a_class_here_and_on_the_pages_beside(browser, tmp_path, 
     if beside:
         for name, n in dict(_ON_THIS_PAGE=29, _PER_PAGE=12).items(): monkeypatch.setattr(report, name, n)
     findings = findings_of([f"kind {i}" for i in range(30)], tmp_path, counts=(2, 1, 1), spread=.2)
-    sections = [findings.first_screen(), findings.class_section(), findings.label_section(), findings.pair_section(), findings.provenance({"images": 1.})]
+    sections = [findings.first_screen(), findings.class_section(), findings.label_section(), findings.decision_section(), findings.pair_section(),
+                findings.provenance({"images": 1.})]
     (tmp_path / "report.html").write_text(report._page("toy", "<h1>toy</h1>" + "".join(section.data for section in sections)), encoding="utf-8")
     with Watched(browser, (tmp_path / "report.html").as_uri(), width=WIDTHS[1]) as watched:
         page, card = watched.page, watched.page.locator("details.card[open]")

@@ -218,7 +218,7 @@ def test_an_image_that_cannot_be_read_is_an_answer_and_not_tried_on_every_node(m
     from datadesc import cluster
     (tmp_path/"a.png").write_bytes(b"no picture")
     packed = machines.ray.put(machines.ray.cloudpickle.dumps(toy_encoder(tmp_path/"n.txt")))
-    actor = getattr(cluster, "_Embedder")(packed, str(tmp_path/"store"), 64)
+    actor = getattr(cluster, "_Embedder")(packed, str(tmp_path/"store"), 64, "")
     [error] = actor({"digest": ["0" * 32], "image": [pickle.dumps(str(tmp_path/"a.png"))]})["error"]
     assert error.startswith("Cannot read image") and "a.png" in error
 
