@@ -42,12 +42,20 @@ class Concepts:
     def __repr__(self): return f"Concepts({len(self)} sentences about {len(self.owner)} classes)"
 
 @patch
+def features(
+    self: Concepts,
+    image_emb: Tensor,  # (N, D) as embedded
+) -> Tensor:  # (N, D)
+    "Images (N, D) in the space of the directions: centred, unless the study is not."
+    return image_emb if self.image_mean is None else center(image_emb, self.image_mean)
+
+@patch
 def cosines(
     self: Concepts,
     image_emb: Tensor,  # (N, D) as embedded
 ) -> Tensor:  # (N, K)
     "Cosines (N, K) of images and sentences, both centred."
-    return (image_emb if self.image_mean is None else center(image_emb, self.image_mean)) @ self.direction.T
+    return self.features(image_emb) @ self.direction.T
 
 @patch
 def scores(
@@ -57,7 +65,26 @@ def scores(
     "Concept scores (N, K): the cosines, standardised by those of the training images."
     return (self.cosines(image_emb) - self.mean) / self.std
 
+@patch
+def standardised(
+    self: Concepts,
+    image_emb: Tensor,  # (N, D) as embedded
+) -> Concepts:
+    "The concepts with scores of mean 0 and standard deviation 1 on these images."
+    cosines = self.cosines(image_emb)
+    return replace(self, mean=cosines.mean(0), std=cosines.std(0, correction=0).clamp(min=1e-6))
+
 # %% ../nbs/2_evidence/60_bottleneck.ipynb #a8923a6e
+@patch(cls_method=True)
+def directions(
+    cls: Concepts,
+    study: Study,  # whose pool's mean is subtracted, unless it is not centred
+    texts: Sequence[str],  # K texts
+) -> Tensor:  # (K, D)
+    "Features (K, D) of any texts, in the space of a study's concepts."
+    emb = study.embed(list(texts)).to(study.image_emb["train"].device)
+    return center(emb, modality_mean(study.text_emb)) if study.options.centered else emb
+
 @patch(cls_method=True)
 def of(
     cls: Concepts,
@@ -70,12 +97,10 @@ def of(
     at, distinct = pd.factorize(scored_text(texts))
     owner = torch.zeros(study.n_classes, len(distinct), dtype=torch.bool)
     owner[torch.tensor(texts["class_id"].to_numpy(copy=True)), torch.from_numpy(at)] = True
-    emb, train, centered = study.embed(list(distinct)), study.image_emb["train"], study.options.centered
-    direction = center(emb.to(train.device), modality_mean(study.text_emb)) if centered else emb.to(train.device)
-    image_mean = modality_mean(train) if centered else None
-    cosines = (center(train, image_mean) if centered else train) @ direction.T
-    std = cosines.std(0, correction=0).clamp(min=1e-6)
-    return cls(tuple(distinct), owner.to(train.device), direction, image_mean, cosines.mean(0), std)
+    train, direction = study.image_emb["train"], cls.directions(study, distinct)
+    image_mean = modality_mean(train) if study.options.centered else None
+    mean, std = direction.new_zeros(len(distinct)), direction.new_ones(len(distinct))
+    return cls(tuple(distinct), owner.to(train.device), direction, image_mean, mean, std).standardised(train)
 
 # %% ../nbs/2_evidence/60_bottleneck.ipynb #713d2264
 @dataclass(frozen=True)
@@ -103,9 +128,7 @@ def logits(
 ) -> Tensor:  # (N, C)
     "Class scores (N, C) of images."
     logits = self.concepts.scores(image_emb) @ self.weight.T + self.bias
-    if self.residual is None: return logits
-    mean = self.concepts.image_mean
-    return logits + (image_emb if mean is None else center(image_emb, mean)) @ self.residual.T
+    return logits if self.residual is None else logits + self.concepts.features(image_emb) @ self.residual.T
 
 @patch
 def contributions(
@@ -262,9 +285,7 @@ def concept_matrix_search(
     "An image is of the class whose own scores on all sentences its scores are most like; nothing is trained (Semenov et al. 2024)."
     owner = concepts.owner.to(concepts.direction.dtype)
     of_class = owner @ concepts.direction
-    if named:
-        emb = study.embed(names_only(study.classes)).to(concepts.direction.device)
-        of_class = center(emb, modality_mean(study.text_emb)) if concepts.image_mean is not None else emb
+    if named: of_class = concepts.directions(study, names_only(study.classes))
     cosines = F.normalize(of_class, dim=1) @ concepts.direction.T
     weight = F.normalize(cosines - cosines.mean(0), dim=1)
     return Bottleneck(concepts, study.classes, weight, weight.new_zeros(len(weight)))
@@ -303,7 +324,7 @@ def hybrid(
     "A bottleneck, unchanged, and a linear layer on image features fitted to what it leaves: the hybrid of post-hoc CBM."
     bottleneck = posthoc(study, concepts) if bottleneck is None else bottleneck
     emb, y = study.image_emb["train"], study.labels["train"]
-    x = emb if concepts.image_mean is None else center(emb, concepts.image_mean)
+    x = concepts.features(emb)
     problem = _Softmax(x, y, study.n_classes, bottleneck.logits(emb))
     def fitted(l2):
         residual, bias = problem.fit(x.new_zeros(study.n_classes, x.shape[1]), torch.zeros_like(bottleneck.bias), 0., l2)
@@ -348,10 +369,8 @@ def _turned(study, concepts, mixing):
     "Concepts whose scores go with `mixing @ scores`, and the factor from their scores to these."
     turned = (mixing / concepts.std) @ concepts.direction
     length = turned.norm(dim=1).clamp(min=1e-6)
-    new = replace(concepts, direction=turned / length[:, None])
-    cosines = new.cosines(study.image_emb["train"])
-    std = cosines.std(0, correction=0).clamp(min=1e-6)
-    return replace(new, mean=cosines.mean(0), std=std), length * std
+    new = replace(concepts, direction=turned / length[:, None]).standardised(study.image_emb["train"])
+    return new, length * new.std
 
 def sparse_cbm(
     study: Study,  # its training images are fitted, its validation images tune

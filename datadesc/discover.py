@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .bottleneck import Concepts
 from .head import center, modality_mean
+from .selection import scored_text
 
 if TYPE_CHECKING: from datadesc.study import Study
 
@@ -114,13 +115,10 @@ def discover(
 # %% ../nbs/3_looking/62_discover.ipynb #81ecfa74
 def _text_directions(study, texts):
     "Distinct texts, and their centred embeddings (K, D); default: the pool's sentences that may be chosen."
-    if texts is None:
-        concepts = Concepts.of(study, study.pool[study.pool["flag"] == ""])
-        return list(concepts.texts), concepts.direction
+    if texts is None: texts = scored_text(study.pool[study.pool["flag"] == ""])
     if not len(texts): raise ValueError("texts: expected at least one to name directions by")
     texts = list(dict.fromkeys(texts))
-    emb = study.embed(texts).to(study.image_emb["train"].device)
-    return texts, center(emb, modality_mean(study.text_emb)) if study.options.centered else emb
+    return texts, Concepts.directions(study, texts)
 
 def name_directions(
     directions: Directions,  # what `discover` returned

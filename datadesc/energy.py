@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .bottleneck import Concepts
-from .head import center, row_blocks
+from .head import row_blocks
 
 if TYPE_CHECKING: from datadesc.study import Study
 
@@ -48,9 +48,8 @@ class EnergyModel:
 @patch
 def _parts(self: EnergyModel, image_emb):
     "Minus the class energy (N, C) and minus the concept energy (N, K) of present concepts."
-    mean = self.concepts.image_mean
-    features = image_emb if mean is None else center(image_emb, mean)
-    return features @ self.class_weight.T + self.class_bias, self.concepts.scores(image_emb) * self.score_weight + self.score_bias
+    of_class = self.concepts.features(image_emb) @ self.class_weight.T + self.class_bias
+    return of_class, self.concepts.scores(image_emb) * self.score_weight + self.score_bias
 
 @patch
 def energy(

@@ -99,7 +99,4 @@ def restandardised(
     image_emb: Tensor,  # (N, D) as embedded: some images of the new kind, of all classes
 ) -> Bottleneck:
     "The bottleneck whose concept scores are standardised by these images in place of the training images."
-    concepts = bottleneck.concepts
-    cosines = concepts.cosines(image_emb)
-    new = replace(concepts, mean=cosines.mean(0), std=cosines.std(0, correction=0).clamp(min=1e-6))
-    return replace(bottleneck, concepts=new)
+    return replace(bottleneck, concepts=bottleneck.concepts.standardised(image_emb))
