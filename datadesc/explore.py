@@ -139,6 +139,11 @@ class Explorer:
     def _layer(self): return SentenceClassifier.layer_of(self.study)
 
     @cached_property
+    def _row_of(self):
+        "The first row of the pool with a scored text."
+        return dict(zip(scored_text(self.study.pool)[::-1], range(len(self.study.pool))[::-1]))
+
+    @cached_property
     def _half_studies(self): return _halves(self.study)
 
     @cached_property
@@ -399,10 +404,10 @@ def image(
 def _why(self: Explorer, emb, n=4):
     "called and against (class, probability), and the strongest sentences for and against: t, text, part, score, about."
     if self._layer is None: return None
-    why, row_of = explained(self._layer, emb), dict(zip(scored_text(self.study.pool)[::-1], range(len(self.study.pool))[::-1]))
+    why = explained(self._layer, emb)
     rows = [row for side in why.strongest(n) for row in side.drop(columns="row").to_dict("records")]
     return dict(called=why.c, confidence=why.confidence, against=why.against, against_confidence=float(why.probability[why.against]),
-                sentences=[row | dict(t=row_of[row["text"]]) for row in rows])
+                sentences=[row | dict(t=self._row_of[row["text"]]) for row in rows])
 
 @patch
 def _influential(self: Explorer, split, i, n):
