@@ -129,8 +129,11 @@ def _photograph(
     aberrant: float = .2,  # share of individuals that differ from their species
 ) -> bytes:
     "A picture of one butterfly of the species as JPEG bytes."
-    file = io.BytesIO()
-    _individual(look, rng, aberrant).draw(rng).save(file, "JPEG", quality=85, subsampling=0)
+    return _jpeg(_individual(look, rng, aberrant).draw(rng))
+
+def _jpeg(picture):
+    "The picture as JPEG bytes."
+    picture.save(file := io.BytesIO(), "JPEG", quality=85, subsampling=0)
     return file.getvalue()
 
 def _looks_of(
@@ -523,8 +526,7 @@ def _spurious_photographs(
                 colours = [c for c in _CUE_COLOURS if cue == "marker" or c not in (one.base, one.accent)]
                 cues[split].append(colour := _shown_cue(species["cue"][i], colours, strength if split != "test" else None, rng))
                 picture = replace(one, border=colour).draw(rng) if cue == "margin" else add_marker(one.draw(rng), colour, rng)
-                picture.save(file := io.BytesIO(), "JPEG", quality=85, subsampling=0)
-                jpegs[f"{split}/{name}/{j:03}.jpg"] = file.getvalue()
+                jpegs[f"{split}/{name}/{j:03}.jpg"] = _jpeg(picture)
     return jpegs, cues
 
 # %% ../nbs/5_sources/35_meadow.ipynb #6c16faea
@@ -572,10 +574,11 @@ def make_spurious(
     factors = dict(twin_every=3, telling=.5, visible=12, aberrant=.2)
     _check_factors(per_class, **factors)
     rng = np.random.default_rng([seed, 1])
-    species = _species_table(rng, 24, 3, .5, "antennae", *(["border"] if cue == "margin" else []))
+    free = ["antennae", *["border"] * (cue == "margin")]
+    species = _species_table(rng, 24, factors["twin_every"], factors["telling"], *free)
     species["cue"] = _cue_of_classes(species, rng)
     if cue == "margin": species["border"] = species["cue"]
-    truth = pd.concat([_answers(species, knowledge, rng) for knowledge in _UNKNOWN], ignore_index=True)
+    truth = pd.concat([_answers(species, knowledge, rng, factors["visible"]) for knowledge in _UNKNOWN], ignore_index=True)
     if cue == "margin": truth = _with_cue(truth)
     else:
         stickers = (_sticker_answers(species, knowledge, rng) for knowledge in _UNKNOWN)
