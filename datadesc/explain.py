@@ -21,7 +21,7 @@ from torch import Tensor
 from .bottleneck import Bottleneck, Concepts, sparse_layer
 from .files import whole
 from .head import center, modality_mean
-from .names import printable
+from .names import nearest_name, printable
 
 if TYPE_CHECKING:
     from datadesc.embed import Encoder
@@ -205,8 +205,8 @@ def edited(
     weight = bottleneck.weight.clone()
     for edit in edits:
         if edit.name is not None and edit.name not in bottleneck.classes:
-            near = get_close_matches(edit.name, bottleneck.classes, 1)
-            raise ValueError(f"No class '{edit.name}' in this bottleneck" + (f": did you mean '{near[0]}'?" if near else ""))
+            near = nearest_name(edit.name, bottleneck.classes)
+            raise ValueError(f"No class '{edit.name}' in this bottleneck" + f": did you mean '{near}'?" * bool(near))
         of_class = slice(None) if edit.name is None else bottleneck.classes.index(edit.name)
         weight[of_class, _row_of(bottleneck.concepts, edit.text)] = edit.weight
     return replace(bottleneck, weight=weight)
